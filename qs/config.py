@@ -1,0 +1,307 @@
+"""Every setting, once: frozen dataclasses from which flags, presets and JSON are derived.
+
+A field carries its help sentence; `parse` turns the fields into command-line flags (`--no-x` for
+booleans), `Config.to_json` / `from_json` write and read the run folder's `config.json`. Symbols are
+those of the paper: n thought tokens, m true tokens ahead, K thoughts per position.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a Mistral, read from the checkpoint's own `config.json` or `params.json`.
+
+    Attributes:
+        dim, layers, heads, kv_heads, head_dim, hidden_dim: sizes (D, -, H, G, d, inner width).
+        window: sliding window in tokens, or None.
+        max_positions: longest row in tokens that the checkpoint was made for.
+        tied: whether the head is the embedding.
+        pad_id: id of padding, or None where the tokenizer has none.
+        thought_ids: rows of the embedding that stand for thought marks in the released Quiet-STaR
+            layout. They are not text: never encoded, never sampled.
+    """
+
+    vocab_size: int
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden_dim: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    window: int | None = None
+    max_positions: int = 32768
+    tied: bool = False
+    bos_id: int | None = 1
+    eos_id: int | None = 2
+    pad_id: int | None = None
+    thought_ids: tuple[int, ...] = ()
+
+    @property
+    def forbidden(self) -> tuple[int, ...]:
+        """Ids that a thought never holds: BOS, padding and the thought marks."""
+        return tuple(sorted({i for i in (self.bos_id, self.pad_id, *self.thought_ids)} - {None}))
+
+
+def setting(default: Any, help: str) -> Any:
+    """A field with its help sentence."""
+    return field(default=default, metadata={"help": help})
+
+
+def at_least(config: Any, **limits: float) -> None:
+    """Raise ValueError naming the first flag below its limit (or not a number)."""
+    for name, limit in limits.items():
+        value = getattr(config, name)
+        if not value >= limit:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {limit}, got {value}")
+
+
+def above(config: Any, **limits: float) -> None:
+    """Raise ValueError naming the first flag not above its limit (or not a number)."""
+    for name, limit in limits.items():
+        value = getattr(config, name)
+        if not value > limit:
+            raise ValueError(f"--{name.replace('_', '-')} must be above {limit}, got {value}")
+
+
+@dataclass(frozen=True)
+class ThoughtConfig:
+    """What a thought is, how it is mixed in and what it is rewarded for."""
+
+    thoughts: int = setting(12, "n: sampled tokens in one thought, start and end not counted")
+    ahead: int = setting(4, "m: true tokens ahead that a thought is judged on")
+    samples: int = setting(2, "K: thoughts sampled at each position")
+    beta: float = setting(1e6, "weight of the policy loss")
+    base_weight: float = setting(
+        0.5, "share of the base NLL in the likelihood loss; the rest is talk"
+    )
+    baseline: Literal["mean", "none"] = setting(
+        "mean", "REINFORCE baseline: the mean reward of a position's own K thoughts, or none"
+    )
+    keep_negative: bool = setting(False, "also push down thoughts that are below the baseline")
+    sample_temperature: float = setting(1.0, "temperature thoughts are sampled at; 0 is greedy")
+    policy_temperature: float = setting(3.0, "temperature of log p in the policy loss")
+    mix_weight: Literal["linear", "sigmoid"] = setting(
+        "linear", "mixing weight: unbounded and 0 at the start, or bounded to (0, 1)"
+    )
+    mix_space: Literal["output", "probability"] = setting(
+        "output", "mix outputs (equals mixing logits) or probabilities (needs sigmoid)"
+    )
+    embedding_scale: float = setting(
+        100.0, "start and end vectors are stored divided by this, so that Adam moves them faster"
+    )
+    start_text: str = setting("---", "text whose embedding the start vector begins from")
+    end_text: str = setting("---", "text whose embedding the end vector begins from")
+    anchors: Literal["all", "random", "uncertain"] = setting(
+        "all", "positions that think: all, a random share, or where the base model is least sure"
+    )
+    anchor_share: float = setting(1.0, "share of a row's positions that think")
+
+    def __post_init__(self) -> None:
+        at_least(self, thoughts=0, ahead=1, samples=1, beta=0, sample_temperature=0)
+        above(self, policy_temperature=0, embedding_scale=0, anchor_share=0)
+        if not 0 <= self.base_weight <= 1:
+            raise ValueError(f"--base-weight is a share in [0, 1], got {self.base_weight}")
+        if self.anchor_share > 1:
+            raise ValueError(f"--anchor-share is a share in (0, 1], got {self.anchor_share}")
+        if self.anchors == "all" and self.anchor_share != 1:
+            raise ValueError(
+                f"--anchor-share {self.anchor_share} needs --anchors random or uncertain"
+            )
+        if self.beta > 0 and self.baseline == "mean" and self.samples < 2:
+            raise ValueError(
+                "--samples 1 leaves the mean baseline nothing to compare with (every advantage "
+                "is 0): use --samples 2 or more, --baseline none, or --beta 0"
+            )
+        if self.beta > 0 and self.thoughts == 0:
+            raise ValueError("--thoughts 0 leaves REINFORCE no token to reward: pass --beta 0")
+        if self.beta > 0 and self.sample_temperature == 0:
+            raise ValueError(
+                "--sample-temperature 0 (greedy) makes all K thoughts equal and every advantage "
+                "0: sample above 0, or pass --beta 0"
+            )
+        if self.mix_space == "probability" and self.mix_weight != "sigmoid":
+            raise ValueError("--mix-space probability needs --mix-weight sigmoid")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = setting(1e-6, "learning rate of the language model")
+    mixer_lr: float = setting(1e-6, "learning rate of the mixing head")
+    thought_lr: float = setting(1e-6, "learning rate of the stored start and end vectors")
+    warmup: int = setting(20, "steps over which the learning rates rise from 0")
+    decay: Literal["constant", "cosine"] = setting("constant", "learning rate after the warm-up")
+    weight_decay: float = setting(0.001, "AdamW weight decay of matrices")
+    clip: float = setting(1.0, "largest global gradient norm")
+
+    def __post_init__(self) -> None:
+        at_least(self, lr=0, mixer_lr=0, thought_lr=0, warmup=0, weight_decay=0)
+        above(self, clip=0)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What is trained on what, where, and for how long."""
+
+    objective: Literal["quiet", "plain"] = setting(
+        "quiet", "quiet: Quiet-STaR; plain: next-token training of the same model"
+    )
+    data: str = setting("tiny", "folder made by `python -m qs.data prepare`, or its name in data/")
+    weights: str = setting("tiny", "folder of a checkpoint or a run, or its name in weights/")
+    seq: int = setting(256, "T: tokens in a row")
+    batch: int = setting(8, "rows in one optimiser step")
+    micro_batch: int = setting(0, "rows computed at a time (0: all); changes memory, not results")
+    steps: int = setting(100, "optimiser steps")
+    seed: int = setting(0, "seed of data order, thoughts and new parameters")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is one")
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "arithmetic; auto: bfloat16 on CUDA, float32 on CPU. Weights are kept in float32"
+    )
+    compile: bool | None = setting(None, "torch.compile every layer; by default on CUDA only")
+    recompute: bool = setting(False, "recompute layers in the backward pass to save memory")
+    save_every: int = setting(0, "steps between checkpoints (0: only at the end)")
+    grad_norms_every: int = setting(
+        1, "steps between measurements of each loss term's gradient norm (0: never)"
+    )
+    eval_rows: int = setting(32, "held-out rows evaluated before and after (0: none)")
+    out: str = setting("runs", "folder that run folders are made in")
+
+    def __post_init__(self) -> None:
+        at_least(self, seq=2, batch=1, micro_batch=0, steps=1, save_every=0)
+        at_least(self, grad_norms_every=0, eval_rows=0, seed=0)
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise ValueError(
+                f"--micro-batch {self.micro_batch} does not divide --batch {self.batch}"
+            )
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    thought: ThoughtConfig = field(default_factory=ThoughtConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.run.objective == "quiet" and self.thought.ahead >= self.run.seq:
+            raise ValueError(
+                f"--ahead {self.thought.ahead} does not fit in rows of --seq {self.run.seq} tokens:"
+                " no thought would have its m true tokens; lower --ahead or raise --seq"
+            )
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """Nested plain values, for `json.dump`."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(values: dict[str, dict[str, Any]]) -> Config:
+        """Read back `to_json`.
+
+        Raises:
+            ValueError: names of groups or settings that do not exist or are missing.
+        """
+        groups = {}
+        check_names("config", values, GROUPS)
+        for name, group in GROUPS.items():
+            check_names(f"config.{name}", values[name], {f.name for f in dataclasses.fields(group)})
+            groups[name] = group(**values[name])
+        return Config(**groups)
+
+    def to_args(self) -> list[str]:
+        """The flags that make this config from any preset."""
+        args = []
+        for group in (self.thought, self.optim, self.run):
+            for f in dataclasses.fields(group):
+                value, flag = getattr(group, f.name), f.name.replace("_", "-")
+                if isinstance(value, bool):
+                    args.append(f"--{flag}" if value else f"--no-{flag}")
+                elif value is not None:
+                    args.append(f"--{flag}={value}")
+        return args
+
+
+GROUPS = {"thought": ThoughtConfig, "optim": OptimConfig, "run": RunConfig}
+
+PRESETS = {
+    "tiny": Config(),
+    "published": Config(thought=ThoughtConfig(thoughts=9)),
+}
+
+
+def parse(argv: list[str], parser: argparse.ArgumentParser, preset: str = "tiny") -> Config:
+    """Read settings from the command line, on top of `--preset`.
+
+    Args:
+        argv: arguments without the program's name.
+        parser: holds the program's description and any flags of its own; every setting is added.
+        preset: name in PRESETS used when `--preset` is not given.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+    add_flags(parser, preset)
+    given = vars(parser.parse_args(argv))
+    start = PRESETS[given["preset"]]
+    groups = {}
+    for name, group in GROUPS.items():
+        names = {f.name for f in dataclasses.fields(group)} & given.keys()
+        groups[name] = dataclasses.replace(getattr(start, name), **{n: given[n] for n in names})
+    return Config(**groups)
+
+
+def add_flags(parser: argparse.ArgumentParser, preset: str) -> None:
+    """Add `--preset` and one flag for every setting; an absent flag leaves no trace."""
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), default=preset, help=f"start from (default {preset})"
+    )
+    for name, group in GROUPS.items():
+        section = parser.add_argument_group(f"{name}: {(group.__doc__ or '').rstrip('.').lower()}")
+        hints = typing.get_type_hints(group)
+        for f in dataclasses.fields(group):
+            values = {key: getattr(getattr(c, name), f.name) for key, c in PRESETS.items()}
+            shown = ", ".join(f"{key} {value}" for key, value in values.items())
+            if len(set(values.values())) == 1:
+                shown = str(f.default)
+            section.add_argument(
+                "--" + f.name.replace("_", "-"),
+                default=argparse.SUPPRESS,
+                help=f"{f.metadata['help']} [{shown}]".replace("%", "%%"),
+                **_argument(hints[f.name]),
+            )
+
+
+def _argument(hint: Any) -> dict[str, Any]:
+    """argparse's keywords for a field of this type."""
+    if get_origin(hint) in (types.UnionType, typing.Union):
+        hint = next(part for part in get_args(hint) if part is not type(None))
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(hint) is Literal:
+        return {"choices": get_args(hint)}
+    return {"type": hint, "metavar": {int: "N", float: "X", str: "TEXT"}[hint]}
+
+
+def check_names(where: str, found: typing.Iterable[str], expected: typing.Iterable[str]) -> None:
+    """Strict both ways.
+
+    Raises:
+        ValueError: what is missing and what is unexpected.
+    """
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or extra:
+        raise ValueError(
+            f"{where}: {len(missing)} missing ({', '.join(missing) or 'none'}), "
+            f"{len(extra)} unexpected ({', '.join(extra) or 'none'})"
+        )

@@ -1,0 +1,256 @@
+"""Quiet-STaR, one step, stage by stage. Read this file first.
+
+    1. base    one causal pass over the text
+    2. think   after every anchor, K thoughts sampled from the model itself (no gradient)
+    3. score   text and all branches in one packed pass; each thought is judged on m true tokens
+    4. mix     the prediction after the thought is mixed into the prediction without it
+    5. losses  NLL of base and mixed predictions, and REINFORCE on the thought's tokens
+
+Given the thoughts a step is a deterministic function of tokens and parameters, which is what lets
+tests compare values and gradients with running every branch alone.
+
+Source: Quiet-STaR (arXiv:2403.09629), section 4 and algorithm 1.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from qs.attention import Dense, Flex, Structured
+from qs.config import ThoughtConfig
+from qs.losses import Terms, linear_nll, reinforce, rewards, targets_ahead
+from qs.masks import Layout, block_mask, dense_mask, every_position, one_document
+from qs.mixing import MixingHead, mix_nll, mix_outputs, mixing_weight
+from qs.model import Mistral
+from qs.thoughts import prefill, sample
+
+
+class Step(NamedTuple):
+    """What one step computed, position by position. NLL and rewards in nats.
+
+    Attributes:
+        nll_base: (B, T) NLL of x[t+1] without thoughts; 0 where it does not count.
+        nll_mix: (B, A, K, m) NLL of x[t+i] after thought k; 0 where it does not count.
+        log_p: (B, A, K) log-probability of each thought at the policy temperature.
+        reward: (B, A, K) what each thought earned.
+        weight: (B, A, K, m) mixing weights.
+        base_valid: (B, T) and
+        valid: (B, A, m) which targets count.
+        anchors: (B, A) positions that thought.
+        thoughts: (B, A, K, n) tokens thought.
+    """
+
+    nll_base: Tensor
+    nll_mix: Tensor
+    log_p: Tensor
+    reward: Tensor
+    weight: Tensor
+    base_valid: Tensor
+    valid: Tensor
+    anchors: Tensor
+    thoughts: Tensor
+
+
+class QuietStar(nn.Module):
+    """A Mistral that thinks: the model, two learned vectors and the mixing head.
+
+    Args:
+        model: the language model.
+        config: what a thought is.
+        attention: realisation of the visibility rule in the packed pass: "structured", "flex" (fast
+            on CUDA under torch.compile) or "dense" (the oracle).
+    """
+
+    def __init__(self, model: Mistral, config: ThoughtConfig, attention: str = "structured"):
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.attention = attention
+        self.start = nn.Parameter(torch.zeros(model.config.dim))
+        self.end = nn.Parameter(torch.zeros(model.config.dim))
+        self.mixer = MixingHead(model.config.dim)
+
+    @torch.no_grad()
+    def initialise(self, start_ids: list[int], end_ids: list[int]) -> None:
+        """Begin the start and end vectors from the mean embedding of some tokens (of `---`)."""
+        for vector, ids in ((self.start, start_ids), (self.end, end_ids)):
+            rows = self.model.tok_embeddings.weight[ids]
+            vector.copy_(rows.mean(0) / self.config.embedding_scale)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        documents: Tensor | None = None,
+        counted: Tensor | None = None,
+        anchors: Tensor | None = None,
+        thoughts: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        fixed_weight: float | None = None,
+    ) -> Step:
+        """One step: base, think, score, mix.
+
+        Args:
+            tokens: (B, T) ids.
+            documents: (B, T) document of each position, -1 for padding; None: one document a row.
+            counted: (B, T) True where a token counts as a target; None: everywhere.
+            anchors: (B, A) positions that think; None: as `config.anchors` says.
+            thoughts: (B, A, K, n) tokens to use instead of sampling; needs `anchors` unless all
+                positions think.
+            generator: on the CPU; source of sampled thoughts and random anchors.
+            fixed_weight: mixing weight to use instead of the head's (1: always the thought).
+
+        Raises:
+            ValueError: thoughts of a wrong shape.
+        """
+        config = self.config
+        if documents is None:
+            documents = one_document(tokens)
+        if thoughts is None:
+            with torch.no_grad():
+                outputs, cache = prefill(self.model, tokens, documents)
+                if anchors is None:
+                    anchors = self.choose_anchors(tokens, outputs, generator)
+                shape = (*anchors.shape, config.samples, config.thoughts)
+                uniforms = torch.rand(shape, generator=generator, dtype=torch.float64)
+                thoughts = sample(
+                    self.model,
+                    self.start * config.embedding_scale,
+                    Layout(documents, anchors, config.samples, config.thoughts),
+                    cache,
+                    uniforms,
+                    config.sample_temperature,
+                    self.model.config.forbidden,
+                )
+                del outputs, cache
+        elif anchors is None:
+            anchors = every_position(tokens)
+        if thoughts.shape[:2] != anchors.shape:
+            raise ValueError(
+                f"thoughts {tuple(thoughts.shape)} do not fit {tuple(anchors.shape)} anchors: "
+                "expected (B, A, K, n)"
+            )
+        base, branch = self.score(tokens, documents, anchors, thoughts)
+        return self.judge(tokens, documents, counted, anchors, thoughts, base, branch, fixed_weight)
+
+    def choose_anchors(
+        self, tokens: Tensor, outputs: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """(B, A) positions that think, in order, by `config.anchors`; outputs are (B, T, D)."""
+        if self.config.anchors == "all":
+            return every_position(tokens)
+        A = max(1, round(tokens.shape[1] * self.config.anchor_share))
+        if self.config.anchors == "random":
+            order = torch.rand(tokens.shape, generator=generator).to(tokens.device)
+        else:
+            log_p = torch.stack([self.model.logits(row).log_softmax(-1) for row in outputs])
+            order = -(log_p.exp() * log_p).sum(-1)  # entropy in nats
+        return order.topk(A, 1).indices.sort(1).values
+
+    def score(
+        self, tokens: Tensor, documents: Tensor, anchors: Tensor, thoughts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Text and every branch in one packed pass.
+
+        A branch is `<start>, z_1..z_n, <end>, x[t+1]..x[t+m-1]`: the true tokens, not the model's.
+
+        Returns:
+            base (B, T, D) outputs of the text, branch (B, A, K, n + m + 1, D) outputs of the
+            branches.
+        """
+        (B, A, K, n), T, m = thoughts.shape, tokens.shape[1], self.config.ahead
+        layout = Layout(documents, anchors, K, n + m + 1)
+        scale, window = self.config.embedding_scale, self.model.config.window
+        text = self.model.embed(tokens)  # (B, T, D)
+        start, end = (
+            (vector * scale).to(text.dtype).expand(B, A, K, 1, -1)
+            for vector in (self.start, self.end)
+        )
+        forced = anchors[:, :, None] + torch.arange(1, m, device=tokens.device)  # (B, A, m - 1)
+        forced = tokens.gather(1, forced.clamp(max=T - 1).flatten(1)).view(B, A, 1, m - 1)
+        branches = torch.cat(
+            [
+                start,
+                self.model.embed(thoughts),
+                end,
+                self.model.embed(forced.expand(-1, -1, K, -1)),
+            ],
+            dim=3,
+        )
+        slots = layout.packed
+        if self.attention == "structured":
+            attend = Structured.of(layout, window)
+        elif self.attention == "flex":
+            attend = Flex(block_mask(slots, window))
+        else:
+            attend = Dense(dense_mask(slots, slots, window))
+        x = torch.cat([text, branches.flatten(1, 3)], 1)  # (B, S, D)
+        outputs = self.model(x, slots.position, attend)
+        return outputs[:, :T], outputs[:, T:].unflatten(1, (A, K, n + m + 1))
+
+    def judge(
+        self,
+        tokens: Tensor,
+        documents: Tensor,
+        counted: Tensor | None,
+        anchors: Tensor,
+        thoughts: Tensor,
+        base: Tensor,
+        branch: Tensor,
+        fixed_weight: float | None = None,
+    ) -> Step:
+        """Mix, and take the NLL of the true tokens with and without thoughts (see `Step`)."""
+        config, head = self.config, self.model.head
+        (B, A, K, n), T, m = thoughts.shape, tokens.shape[1], config.ahead
+        wide = torch.promote_types(base.dtype, torch.float32)
+
+        targets, base_valid = targets_ahead(tokens, documents, every_position(tokens), 1, counted)
+        base_valid = base_valid.squeeze(2)
+        nll_base = linear_nll(base, head, targets.squeeze(2)).where(base_valid, 0.0)
+
+        targets, valid = targets_ahead(tokens, documents, anchors, m, counted)
+        later = anchors[:, :, None] + torch.arange(m, device=tokens.device)  # predicts x[t+i+1]
+        later = later.clamp(max=T - 1).flatten(1)
+        base_later = base.gather(1, later[..., None].expand(-1, -1, base.shape[2]))
+        base_later = base_later.view(B, A, 1, m, -1).expand(-1, -1, K, -1, -1).to(wide)
+        nll_later = nll_base.gather(1, later).view(B, A, m)
+        after = branch[..., n + 1 :, :].to(wide)  # (B, A, K, m, D): at <end>, x[t+1], ..
+
+        score = self.mixer(base_later, after)
+        weight = mixing_weight(score, config.mix_weight)
+        if fixed_weight is not None:
+            weight = torch.full_like(weight, fixed_weight)
+            score = torch.special.logit(weight)
+        targets = targets[:, :, None].expand(-1, -1, K, -1)
+        if config.mix_space == "probability":
+            plain = linear_nll(base_later, head, targets)
+            nll_mix = mix_nll(plain, linear_nll(after, head, targets), score)
+        else:
+            nll_mix = linear_nll(mix_outputs(base_later, after, weight), head, targets)
+        nll_mix = nll_mix.where(valid[:, :, None], 0.0)
+
+        log_p = -linear_nll(
+            branch[..., :n, :],
+            head,
+            thoughts,
+            config.policy_temperature,
+            self.model.config.forbidden,
+        ).sum(-1)
+        reward = rewards(nll_later, nll_mix, valid)
+        return Step(nll_base, nll_mix, log_p, reward, weight, base_valid, valid, anchors, thoughts)
+
+
+def loss_terms(step: Step, config: ThoughtConfig) -> Terms:
+    """The sums of a step's loss terms; divide by the counts of the whole batch (`Terms.means`)."""
+    policy = step.nll_base.new_zeros(())
+    if config.beta > 0:
+        policy = reinforce(step.log_p, step.reward, config.baseline, config.keep_negative)
+    return Terms(step.nll_base.sum(), step.nll_mix.sum((0, 1, 2)), policy)
+
+
+def total_loss(means: Terms, config: ThoughtConfig) -> Tensor:
+    """base_weight * base + (1 - base_weight) * talk + beta * policy, of the means of the terms."""
+    likelihood = config.base_weight * means.base + (1 - config.base_weight) * means.talk
+    return likelihood + config.beta * means.policy

@@ -1,0 +1,122 @@
+"""The sampler: after every anchor, K hidden thoughts of n tokens each, all in parallel.
+
+The text is read once and its keys and values are kept. Then n passes follow, each of one slot for
+every branch: `<start>`, z_1, .., z_{n-1} go in, and z_1, .., z_n are drawn from what comes out. A
+thought sees the text up to its anchor and itself. Nothing here has a gradient.
+
+Randomness is one uniform number for each token of each thought, drawn at once from the caller's
+generator and turned into a token by inverting the cumulative distribution. So a thought depends on
+its own numbers only, not on what is sampled beside it.
+
+Source: Quiet-STaR (arXiv:2403.09629), section 4.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qs.attention import BranchStep, Prefill, new_cache
+from qs.losses import LOGITS_AT_ONCE
+from qs.masks import Layout, dense_mask, over_own, over_text
+from qs.model import Mistral
+
+
+def draw(logits: Tensor, uniform: Tensor, temperature: float, forbidden: Sequence[int]) -> Tensor:
+    """One token a row.
+
+    Args:
+        logits: (N, V).
+        uniform: (N,) numbers in [0, 1), float64.
+        temperature: 0 takes the likeliest token, whatever `uniform` is.
+        forbidden: ids that are never drawn.
+
+    Returns:
+        (N,) ids.
+    """
+    allowed = torch.ones(logits.shape[1], dtype=torch.bool)
+    allowed[list(forbidden)] = False
+    ids = allowed.nonzero().squeeze(1).to(logits.device)
+    logits = logits[:, ids]
+    if temperature == 0:
+        return ids[logits.argmax(1)]
+    total = (logits / temperature).softmax(1).cumsum(1)
+    mass = total[:, -1:]
+    below = torch.nextafter(mass, torch.zeros_like(mass))  # so that some entry is always above
+    point = (uniform[:, None].to(mass.dtype) * mass).minimum(below)
+    return ids[torch.searchsorted(total, point, right=True).squeeze(1)]
+
+
+def prefill(model: Mistral, tokens: Tensor, documents: Tensor) -> tuple[Tensor, list]:
+    """Read the text once.
+
+    Args:
+        model: the language model.
+        tokens, documents: (B, T).
+
+    Returns:
+        outputs (B, T, D) and the cache: keys and values (B, T, G, d) of each layer.
+    """
+    config = model.config
+    text = Layout(documents, documents[:, :0], 1, 0).text
+    x = model.embed(tokens)
+    cache = new_cache(config.layers, tuple(tokens.shape), config.kv_heads, config.head_dim, x)
+    return model(x, text.position, Prefill(dense_mask(text, text, config.window)), cache), cache
+
+
+@torch.no_grad()
+def sample(
+    model: Mistral,
+    start: Tensor,
+    layout: Layout,
+    cache: list,
+    uniforms: Tensor,
+    temperature: float = 1.0,
+    forbidden: Sequence[int] = (),
+) -> Tensor:
+    """Sample every thought of every anchor.
+
+    Args:
+        model: the language model.
+        start: (D,) embedding of `<start>`.
+        layout: documents and anchors; its branch length is not used.
+        cache: of the text, as `prefill` returns it.
+        uniforms: (B, A, K, n) numbers in [0, 1), float64.
+        temperature: 0 is greedy.
+        forbidden: ids that a thought never holds.
+
+    Returns:
+        (B, A, K, n) token ids.
+    """
+    B, A, K, n = uniforms.shape
+    if n == 0:
+        return torch.empty((B, A, K, 0), dtype=torch.int64, device=start.device)
+    config = model.config
+    text, branches = layout.text, Layout(layout.documents, layout.anchors, K, n).branches
+    text_masks = over_text(branches, text, config.window)  # (B, A, n, T)
+    one = branches.map(lambda x: x[:, :, :1])
+    own_masks = over_own(one, one, config.window)  # (B, A, 1, n, n)
+    own = new_cache(config.layers, (B, A, K, n), config.kv_heads, config.head_dim, cache[0][0])
+    both = [(*text_entry, *own_entry) for text_entry, own_entry in zip(cache, own, strict=True)]
+
+    uniforms = uniforms.to(start.device)
+    rows = max(1, LOGITS_AT_ONCE // config.vocab_size)
+    x = start.to(model.compute_dtype).expand(B, A * K, -1)
+    drawn = []
+    for depth in range(n):
+        at = slice(depth, depth + 1)
+        attend = BranchStep(
+            depth=torch.tensor([depth + 1], device=start.device),
+            text_mask=text_masks[:, :, at],
+            own_mask=own_masks[:, :, :, at],
+        )
+        positions = branches.position[..., depth].reshape(B, A * K)
+        outputs = model(x, positions, attend, both).flatten(0, 1)  # (B A K, D)
+        numbers = uniforms[..., depth].flatten()
+        pieces = zip(outputs.split(rows), numbers.split(rows), strict=True)
+        tokens = torch.cat([draw(model.logits(o), u, temperature, forbidden) for o, u in pieces])
+        drawn.append(tokens.view(B, A, K))
+        x = model.embed(tokens).view(B, A * K, -1)
+    return torch.stack(drawn, -1)
