@@ -14,13 +14,15 @@ Source: Quiet-STaR (arXiv:2403.09629), section 4 and algorithm 1.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from qs.attention import Dense, Flex, Structured
-from qs.config import ThoughtConfig
+from qs.config import Config, ThoughtConfig
 from qs.losses import Terms, linear_nll, reinforce, rewards, targets_ahead
 from qs.masks import Layout, block_mask, dense_mask, every_position, one_document
 from qs.mixing import MixingHead, mix_nll, mix_outputs, mixing_weight
@@ -80,6 +82,12 @@ class QuietStar(nn.Module):
             rows = self.model.tok_embeddings.weight[ids]
             vector.copy_(rows.mean(0) / self.config.embedding_scale)
 
+    def with_settings(self, **changes) -> QuietStar:
+        """The same parameters under other settings of thought (another length, temperature, ..)."""
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, **changes)
+        return other
+
     def forward(
         self,
         tokens: Tensor,
@@ -109,22 +117,7 @@ class QuietStar(nn.Module):
         if documents is None:
             documents = one_document(tokens)
         if thoughts is None:
-            with torch.no_grad():
-                outputs, cache = prefill(self.model, tokens, documents)
-                if anchors is None:
-                    anchors = self.choose_anchors(tokens, outputs, generator)
-                shape = (*anchors.shape, config.samples, config.thoughts)
-                uniforms = torch.rand(shape, generator=generator, dtype=torch.float64)
-                thoughts = sample(
-                    self.model,
-                    self.start * config.embedding_scale,
-                    Layout(documents, anchors, config.samples, config.thoughts),
-                    cache,
-                    uniforms,
-                    config.sample_temperature,
-                    self.model.config.forbidden,
-                )
-                del outputs, cache
+            anchors, thoughts = self.think(tokens, documents, anchors, generator)
         elif anchors is None:
             anchors = every_position(tokens)
         if thoughts.shape[:2] != anchors.shape:
@@ -135,19 +128,56 @@ class QuietStar(nn.Module):
         base, branch = self.score(tokens, documents, anchors, thoughts)
         return self.judge(tokens, documents, counted, anchors, thoughts, base, branch, fixed_weight)
 
-    def choose_anchors(
-        self, tokens: Tensor, outputs: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        """(B, A) positions that think, in order, by `config.anchors`; outputs are (B, T, D)."""
-        if self.config.anchors == "all":
-            return every_position(tokens)
-        A = max(1, round(tokens.shape[1] * self.config.anchor_share))
-        if self.config.anchors == "random":
-            order = torch.rand(tokens.shape, generator=generator).to(tokens.device)
-        else:
-            log_p = torch.stack([self.model.logits(row).log_softmax(-1) for row in outputs])
-            order = -(log_p.exp() * log_p).sum(-1)  # entropy in nats
-        return order.topk(A, 1).indices.sort(1).values
+    @torch.no_grad()
+    def think(
+        self,
+        tokens: Tensor,
+        documents: Tensor,
+        anchors: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Stages 1 and 2: read the text, choose who thinks, sample their thoughts.
+
+        Numbers are drawn row after row, so that splitting a batch draws the same ones.
+
+        Args:
+            tokens, documents: (B, T).
+            anchors: (B, A) positions that think; None: as `config.anchors` says.
+            generator: on the CPU.
+
+        Returns:
+            anchors (B, A) and thoughts (B, A, K, n).
+        """
+        config, (B, T) = self.config, tokens.shape
+        A = max(1, round(T * config.anchor_share)) if anchors is None else anchors.shape[1]
+        orders, uniforms = [], []
+        for _ in range(B):
+            if anchors is None and config.anchors == "random":
+                orders.append(torch.rand(T, generator=generator))
+            shape = (A, config.samples, config.thoughts)
+            uniforms.append(torch.rand(shape, generator=generator, dtype=torch.float64))
+
+        outputs, cache = prefill(self.model, tokens, documents)
+        if anchors is None and config.anchors == "all":
+            anchors = every_position(tokens)
+        elif anchors is None:
+            if config.anchors == "random":
+                order = torch.stack(orders).to(tokens.device)
+            else:
+                log_p = (self.model.logits(row).log_softmax(-1) for row in outputs)
+                order = -torch.stack([(row.exp() * row).sum(-1) for row in log_p])  # entropy, nats
+            anchors = order.topk(A, 1).indices.sort(1).values
+        layout = Layout(documents, anchors, config.samples, config.thoughts)
+        thoughts = sample(
+            self.model,
+            self.start * config.embedding_scale,
+            layout,
+            cache,
+            torch.stack(uniforms),
+            config.sample_temperature,
+            self.model.config.forbidden,
+        )
+        return anchors, thoughts
 
     def score(
         self, tokens: Tensor, documents: Tensor, anchors: Tensor, thoughts: Tensor
@@ -250,7 +280,9 @@ def loss_terms(step: Step, config: ThoughtConfig) -> Terms:
     return Terms(step.nll_base.sum(), step.nll_mix.sum((0, 1, 2)), policy)
 
 
-def total_loss(means: Terms, config: ThoughtConfig) -> Tensor:
-    """base_weight * base + (1 - base_weight) * talk + beta * policy, of the means of the terms."""
-    likelihood = config.base_weight * means.base + (1 - config.base_weight) * means.talk
-    return likelihood + config.beta * means.policy
+def term_weights(config: Config) -> Terms:
+    """What each mean of the terms weighs in the loss; plain training is the base term alone."""
+    thought = config.thought
+    if config.run.objective == "plain":
+        return Terms(1.0, 0.0, 0.0)
+    return Terms(thought.base_weight, 1 - thought.base_weight, thought.beta)
