@@ -1,0 +1,203 @@
+"""Text to token ids and back through a sentencepiece model, and training of such a model.
+
+Thought tokens are not part of text: start and end of a thought are vectors of the model, so no
+string encodes to them, and no string encodes to BOS, EOS or padding either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+
+MODEL_FILE = "tokenizer.model"
+# U+2581 stands for a space inside sentencepiece's pieces; in a text it comes back as a space.
+_SPACE = "\u2581"
+
+
+class Tokenizer:
+    """A sentencepiece model; `Tokenizer.load(folder)` makes one.
+
+    `decode(encode(text)) == text` for every text without U+2581 (sentencepiece's own mark for a
+    space) if the model normalises nothing, as Mistral's and those of `train_tokenizer` do.
+    """
+
+    def __init__(self, model: bytes, origin: str = MODEL_FILE) -> None:
+        """Build from the bytes of a sentencepiece model file.
+
+        Args:
+            model: what the file `tokenizer.model` holds.
+            origin: where the bytes come from, for messages.
+
+        Raises:
+            ValueError: if they are no sentencepiece model.
+        """
+        try:
+            if not model:  # sentencepiece takes empty bytes for "load nothing" and goes on
+                raise RuntimeError
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError:
+            raise ValueError(
+                f"{origin}: expected a sentencepiece model, found {len(model):,} bytes that are "
+                "none; get the file again (a Git LFS pointer is not the model)"
+            ) from None
+        self.hash: str = hashlib.sha256(model).hexdigest()
+        self.vocab_size: int = self._model.get_piece_size()
+        self.bos_id: int | None = _present(self._model.bos_id())
+        self.eos_id: int | None = _present(self._model.eos_id())
+        self.pad_id: int | None = _present(self._model.pad_id())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """Read `tokenizer.model` of a folder.
+
+        Raises:
+            ValueError: if the file is missing, unreadable or no sentencepiece model.
+        """
+        path = Path(folder) / MODEL_FILE
+        try:
+            model = path.read_bytes()
+        except OSError as error:
+            raise ValueError(
+                f"{path}: expected a readable sentencepiece model, found: {error.strerror}; give "
+                f"the folder that holds {MODEL_FILE}"
+            ) from None
+        return cls(model, str(path))
+
+    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
+        """Token ids of a text, all below `vocab_size`; `<s>` and the like are plain characters.
+
+        Args:
+            text: any text.
+            bos, eos: put the begin-of-text id before, the end-of-text id after.
+
+        Raises:
+            ValueError: if the text is not valid Unicode, or the model has no such special id.
+        """
+        if (bos and self.bos_id is None) or (eos and self.eos_id is None):
+            raise ValueError(
+                f"expected a tokenizer with BOS and EOS, found BOS {self.bos_id}, EOS "
+                f"{self.eos_id}; encode without them or use another tokenizer"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"expected valid Unicode, found half a surrogate pair at character {error.start}; "
+                "repair the text"
+            ) from None
+        ids = self._model.encode(text)
+        return [self.bos_id] * bos + ids + [self.eos_id] * eos
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids; BOS and EOS are no text; bytes that are no UTF-8 give U+FFFD.
+
+        Raises:
+            ValueError: if an id is not in the vocabulary (the rows of thought tokens are not).
+        """
+        return self._model.decode([self._known(i) for i in ids])
+
+    def piece(self, token: int) -> str:
+        """One token, readable: spaces and newlines as they are, a byte above 127 as `<0xE2>`.
+
+        Raises:
+            ValueError: if the id is not in the vocabulary.
+        """
+        piece = self._model.id_to_piece(self._known(token))
+        if self._model.is_byte(token):
+            value = int(piece[3:-1], 16)
+            return chr(value) if value < 128 else piece
+        return piece.replace(_SPACE, " ")
+
+    def _known(self, token: int) -> int:
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(
+                f"expected token ids from 0 to {self.vocab_size - 1}, found {token}; is this text "
+                "of another tokenizer, or a thought token (those are not text)?"
+            )
+        return int(token)
+
+
+def _present(token: int) -> int | None:
+    return None if token < 0 else token
+
+
+def train_tokenizer(
+    texts: Iterable[str], out: str | Path, vocab_size: int, limit: int = 100_000_000
+) -> Tokenizer:
+    """Train a BPE model with byte fallback and write it to `out/tokenizer.model`.
+
+    Same texts, same bytes. Ids: 0 unknown (never met, thanks to byte fallback), 1 BOS, 2 EOS,
+    3 newline, 256 bytes, then merges. Newline is a symbol of its own, because sentencepiece would
+    otherwise take it for a letter and merge it into words. Nothing is normalised.
+
+    Args:
+        texts: documents, read only as far as `limit` goes.
+        out: folder, made if missing; a model that is there is replaced.
+        vocab_size: number of tokens, the 260 that are always there included.
+        limit: characters of text to learn from, all of which are held in memory.
+
+    Raises:
+        ValueError: if the corpus is too small for the vocabulary, or has too many characters.
+    """
+    sample, left = [], limit
+    for text in texts:
+        sample.append(text[:left])
+        left -= len(text)
+        if left <= 0:
+            break
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sample),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            split_digits=True,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            user_defined_symbols=["\n"],
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            character_coverage=0.9995,  # the rarest characters of large corpora are spelt in bytes
+            max_sentence_length=2
+            ** 30,  # longer "sentences" would be skipped, and ours are documents
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(_why_not(str(error), vocab_size, sum(map(len, sample)))) from None
+    path = Path(out) / MODEL_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    with aside.open("wb") as file:
+        file.write(model.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    return Tokenizer(model.getvalue(), str(path))
+
+
+def _why_not(error: str, vocab_size: int, characters: int) -> str:
+    """One sentence of ours for each way in which sentencepiece refuses to train."""
+    found = f"{characters:,} characters of text"
+    if high := re.search(r"too high.*<= (\d+)", error):
+        return (
+            f"expected a corpus large enough for {vocab_size} tokens, found {found}; "
+            f"give more text or --vocab {high[1]} at most"
+        )
+    if low := re.search(r"required_chars\. \d+ vs (\d+)", error):
+        return (
+            f"expected a vocabulary of at least {low[1]} tokens (bytes, special tokens and the "
+            f"characters of the corpus), found {vocab_size}; give --vocab {int(low[1]) + 1} or more"
+        )
+    if "sentences_.empty" in error:
+        return f"expected a corpus with words, found {found}; give more text"
+    return f"sentencepiece cannot train {vocab_size} tokens on {found}: {' '.join(error.split())}"
