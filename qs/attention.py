@@ -50,26 +50,27 @@ def joined_attention(
         (B, A, K, Q, H, d)
     """
     B, A, K, Q, H, d = q.shape
-    groups = text[0].shape[2]
+    T, groups, L = text[0].shape[1], text[0].shape[2], own[0].shape[3]
     shared = H // groups
     grouped = q.unflatten(4, (groups, shared)) * d**-0.5  # (B, A, K, Q, G, H/G, d)
 
     flat = grouped.permute(0, 4, 5, 1, 2, 3, 6).reshape(B, groups, shared * A * K * Q, d)
     text_keys, text_values = (x.transpose(1, 2) for x in text)  # (B, G, T, d)
-    over_text = (flat @ text_keys.transpose(2, 3)).view(B, groups, shared, A, K, Q, -1)
+    over_text = (flat @ text_keys.transpose(2, 3)).view(B, groups, shared, A, K, Q, T)
     hidden = ~text_mask[:, None, None, :, None]
     over_text = over_text.masked_fill(hidden, -torch.inf)
 
     near = grouped.permute(0, 4, 1, 2, 5, 3, 6).reshape(B, groups, A, K, shared * Q, d)
     own_keys, own_values = (x.permute(0, 4, 1, 2, 3, 5) for x in own)  # (B, G, A, K, L, d)
-    over_own = (near @ own_keys.transpose(4, 5)).view(B, groups, A, K, shared, Q, -1)
+    over_own = (near @ own_keys.transpose(4, 5)).view(B, groups, A, K, shared, Q, L)
     over_own = over_own.permute(0, 1, 4, 2, 3, 5, 6).masked_fill(
         ~own_mask[:, None, None], -torch.inf
     )
 
-    T = over_text.shape[-1]
     weights = torch.cat([over_text, over_own], -1).softmax(-1)  # (B, G, H/G, A, K, Q, T + L)
-    out = weights[..., :T].reshape(B, groups, -1, T) @ text_values  # (B, G, H/G A K Q, d)
+    out = (
+        weights[..., :T].reshape(B, groups, shared * A * K * Q, T) @ text_values
+    )  # (B, G, H/G A K Q, d)
     out = out.view(B, groups, shared, A, K, Q, d)
     mine = weights[..., T:].permute(0, 1, 3, 4, 2, 5, 6).flatten(4, 5) @ own_values
     out = out + mine.view(B, groups, A, K, shared, Q, d).permute(0, 1, 4, 2, 3, 5, 6)

@@ -113,7 +113,6 @@ class QuietStar(nn.Module):
         Raises:
             ValueError: thoughts of a wrong shape.
         """
-        config = self.config
         if documents is None:
             documents = one_document(tokens)
         if thoughts is None:
@@ -244,7 +243,7 @@ class QuietStar(nn.Module):
         later = anchors[:, :, None] + torch.arange(m, device=tokens.device)  # predicts x[t+i+1]
         later = later.clamp(max=T - 1).flatten(1)
         base_later = base.gather(1, later[..., None].expand(-1, -1, base.shape[2]))
-        base_later = base_later.view(B, A, 1, m, -1).expand(-1, -1, K, -1, -1).to(wide)
+        base_later = base_later.view(B, A, 1, m, base.shape[2]).expand(-1, -1, K, -1, -1).to(wide)
         nll_later = nll_base.gather(1, later).view(B, A, m)
         after = branch[..., n + 1 :, :].to(wide)  # (B, A, K, m, D): at <end>, x[t+1], ..
 

@@ -1,0 +1,152 @@
+"""From settings and folders to a model that is ready to run: device, dtype, weights, tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from qs.config import Config, ModelConfig, RunConfig, ThoughtConfig
+from qs.model import Mistral
+from qs.model_config import read_config, read_settings
+from qs.quiet import QuietStar
+from qs.tensors import load_into
+from qs.tokenizer import Tokenizer
+
+STORED = ("embedding_scale", "mix_weight", "mix_space")  # settings that weights depend on
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how to compute.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        dtype: of the arithmetic; weights are float32.
+        compile: torch.compile every layer.
+        attention: realisation of the visibility rule in the packed pass.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    compile: bool
+    attention: str
+
+    def __str__(self) -> str:
+        name = "CPU"
+        if self.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.device)
+        return (
+            f"{name}, {str(self.dtype).removeprefix('torch.')} arithmetic, float32 weights, "
+            f"{self.attention} attention, {'compiled' if self.compile else 'eager'}"
+        )
+
+
+def choose_placement(config: RunConfig) -> Placement:
+    """Decide device, dtype and kernels; the caller prints the choice.
+
+    Raises:
+        ValueError: CUDA asked for where there is none.
+    """
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise ValueError(
+            f"--device cuda: this machine shows no CUDA device to PyTorch {torch.__version__}; "
+            "use --device cpu, or install a CUDA build of PyTorch"
+        )
+    cuda = there if config.device == "auto" else config.device == "cuda"
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
+        config.dtype, torch.bfloat16 if cuda else torch.float32
+    )
+    if cuda and dtype == torch.bfloat16:
+        # bfloat16 values are exact in TF32: the float32 head and mixer lose nothing by it
+        torch.set_float32_matmul_precision("high")
+    compiled = cuda if config.compile is None else config.compile
+    return Placement(
+        device=torch.device("cuda" if cuda else "cpu"),
+        dtype=dtype,
+        compile=compiled,
+        attention="flex" if cuda and compiled else "structured",
+    )
+
+
+def check_fits(model: ModelConfig, tokenizer: Tokenizer, config: Config, folder: Path) -> None:
+    """Refuse a tokenizer or a row length that the model was not made for.
+
+    Raises:
+        ValueError: what was expected and found.
+    """
+    text_ids = model.vocab_size - len(model.thought_ids)
+    if tokenizer.vocab_size not in (text_ids, model.vocab_size):
+        raise ValueError(
+            f"{folder}: the model has {text_ids} text tokens, its tokenizer.model "
+            f"{tokenizer.vocab_size}; take both from the same checkpoint"
+        )
+    thought, seq = config.thought, config.run.seq
+    branch = thought.thoughts + thought.ahead + 1 if config.run.objective != "plain" else 0
+    if seq + branch > model.max_positions:
+        raise ValueError(
+            f"--seq {seq} (and {branch} positions of a thought) exceeds the {model.max_positions} "
+            f"positions that {folder} was made for: lower --seq, --thoughts or --ahead"
+        )
+
+
+def load(
+    folder: Path,
+    config: ThoughtConfig,
+    placement: Placement,
+    seed: int = 0,
+    recompute: bool = False,
+) -> tuple[QuietStar, Tokenizer]:
+    """Read a checkpoint (Hugging Face, Mistral's own, or Quiet-STaR) into a QuietStar.
+
+    Start vector, end vector and mixing head are taken from the checkpoint if it has them and made
+    new otherwise (from `config.start_text`, `config.end_text` and `seed`). Stored start and end
+    vectors are rescaled if `config.embedding_scale` differs from the checkpoint's.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or its mixing head was trained for another mixing.
+    """
+    shape = read_config(folder)
+    tokenizer = Tokenizer.load(folder)
+    with torch.device("meta"):  # every parameter is read from the checkpoint
+        model = Mistral(shape, placement.dtype, recompute)
+    model.to_empty(device=placement.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        quiet = QuietStar(model, config, placement.attention).to(placement.device)
+    extras = {n: p.data for n, p in quiet.named_parameters() if not n.startswith("model.")}
+    if load_into(folder, {n: p.data for n, p in model.named_parameters()}, extras):
+        stored = read_settings(folder) or {}
+        published = dataclasses.asdict(ThoughtConfig())
+        trained = {key: stored.get(key, published[key]) for key in STORED}
+        for key in ("mix_weight", "mix_space"):
+            if trained[key] != getattr(config, key):
+                raise ValueError(
+                    f"{folder}: its mixing head was trained with --{key.replace('_', '-')} "
+                    f"{trained[key]}, got {getattr(config, key)}"
+                )
+        for vector in (quiet.start, quiet.end):
+            vector.data.mul_(trained["embedding_scale"] / config.embedding_scale)
+    else:
+        start, end = (first_tokens(tokenizer, t) for t in (config.start_text, config.end_text))
+        quiet.initialise(start, end)
+    if placement.compile:
+        for layer in model.layers:
+            layer.compile(dynamic=False)
+    return quiet, tokenizer
+
+
+def first_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a short text, without the bare space that sentencepiece may put before it.
+
+    Raises:
+        ValueError: the text has no tokens.
+    """
+    ids = tokenizer.encode(text)
+    ids = [i for i in ids if tokenizer.decode([i]).strip()] or ids
+    if not ids:
+        raise ValueError("--start-text and --end-text must not be empty")
+    return ids

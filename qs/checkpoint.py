@@ -1,0 +1,197 @@
+"""Runs on disk: a folder with `config.json`, `log.jsonl`, `step_*/` and results.
+
+A `step_*` folder is a checkpoint in the layout of `qs/weights.py` (float32 weights, tokenizer) plus
+`optimizer.safetensors` and `trainer.json`. Everything is written aside, flushed and renamed, so
+that what bears its final name is complete. safetensors and JSON only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qs.config import Config, check_names
+
+CONFIG, LOG, TRAINER, OPTIMIZER = (
+    "config.json",
+    "log.jsonl",
+    "trainer.json",
+    "optimizer.safetensors",
+)
+
+
+def flush(path: Path) -> None:
+    """Force a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps(value, indent=1) + "\n")
+    flush(aside)
+    aside.replace(path)
+    flush(path.parent)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; is {path.parent} a run folder?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected JSON, found something damaged ({error})") from None
+
+
+def new_run(out: str | Path, name: str, config: Config) -> Path:
+    """Make `out/name` (or `name-2`, `name-3`, ...) and write its `config.json`."""
+    number = 1
+    while True:
+        run = Path(out) / (name if number == 1 else f"{name}-{number}")
+        try:
+            run.mkdir(parents=True)
+            break
+        except FileExistsError:
+            number += 1
+    write_json(run / CONFIG, config.to_json())
+    return run
+
+
+def read_config(run: Path) -> Config:
+    """Settings of a run.
+
+    Raises:
+        ValueError: not a run folder, or written by another version.
+    """
+    return Config.from_json(read_json(run / CONFIG))
+
+
+def save_step(run: Path, step: int, write: Callable[[Path], None]) -> Path:
+    """Make `run/step_NNNNNN` whole or not at all; `write` fills it."""
+    final = run / f"step_{step:06d}"
+    aside = run / f".{final.name}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    write(aside)
+    for path in aside.iterdir():
+        flush(path)
+    flush(aside)
+    if final.exists():  # the same step of the same run: equal, and the old one is complete
+        shutil.rmtree(aside)
+        return final
+    aside.rename(final)
+    flush(run)
+    return final
+
+
+def newest_step(run: Path) -> Path:
+    """The last complete checkpoint of a run.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = [p for p in Path(run).glob("step_*") if re.fullmatch(r"step_\d{6,}", p.name)]
+    if not found:
+        raise ValueError(
+            f"{run}: no checkpoint (step_*/) to go on from; start the run again with "
+            f"`python train.py` and the settings in {Path(run) / CONFIG}"
+        )
+    return max(found, key=lambda p: int(p.name.removeprefix("step_")))
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
+) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors: `exp_avg/NAME`, `step/NAME`, ..."""
+    return {
+        f"{key}/{names[parameter]}": value.detach().cpu().contiguous()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def save_optimizer(
+    folder: Path, optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
+) -> None:
+    """Write `optimizer.safetensors`; `names` maps each parameter to its name."""
+    save_file(optimizer_tensors(optimizer, names), folder / OPTIMIZER)
+
+
+def load_optimizer(
+    folder: Path, optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
+) -> None:
+    """Read `optimizer.safetensors` back into an optimiser that has not stepped yet.
+
+    Raises:
+        ValueError: tensors missing or unexpected.
+    """
+    path = folder / OPTIMIZER
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; resume needs a checkpoint written by train.py")
+    stored = load_file(path)
+    if not stored:  # saved before the first step
+        return
+    keys = ("step", "exp_avg", "exp_avg_sq")
+    expected = {
+        f"{key}/{names[parameter]}"
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        for key in keys
+    }
+    check_names(str(path), stored, expected)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = {key: stored[f"{key}/{names[parameter]}"] for key in keys}
+            for key in keys[1:]:
+                state[key] = state[key].to(parameter.device)
+            optimizer.state[parameter] = state
+
+
+class Log:
+    """`log.jsonl`: one JSON object a line, appended and flushed as it is written."""
+
+    def __init__(self, run: Path):
+        self.path = run / LOG
+
+    def cut(self, step: int) -> None:
+        """Drop what was logged after `step`, so that a resumed log equals an uninterrupted one."""
+        if not self.path.is_file():
+            return
+        kept = [r for r in self.records() if r.get("step", 0) <= step]
+        aside = self.path.with_name(LOG + ".tmp")
+        aside.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        flush(aside)
+        aside.replace(self.path)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """All whole lines; a line cut short by a kill is left out."""
+        found = []
+        for line in self.path.read_text().splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return found

@@ -1,0 +1,83 @@
+"""What a person at a terminal reads: the progress bar's numbers and the closing table."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qs.tasks import TextScore
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that CUDA held, or the largest resident size of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def summary(record: dict[str, float]) -> str:
+    """The progress bar's numbers: losses and reward in nats, w the mixing weight, g gradients."""
+    shown = {
+        "loss": "loss",
+        "nll_base": "base",
+        "nll_talk": "talk",
+        "policy": "policy",
+        "reward": "reward",
+        "weight_mean": "w",
+        "weight_std": "+-",
+        "grad_norm": "g",
+        "grad_norm_base": "g_base",
+        "grad_norm_talk": "g_talk",
+        "grad_norm_policy": "g_policy",
+        "tokens_per_second": "tok/s",
+        "thought_tokens_per_second": "thought tok/s",
+    }
+    parts = [f"{short} {record[key]:.3g}" for key, short in shown.items() if key in record]
+    return " ".join([*parts, f"{record['memory_bytes'] / 2**30:.1f} GiB"])
+
+
+def environment(device: str) -> dict[str, Any]:
+    """First line of the log: what this run was made by and on."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+        )
+        commit = done.stdout.strip() or None
+    except FileNotFoundError:  # no git on this machine
+        commit = None
+    return {
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def table(before: TextScore | None, after: TextScore | None) -> str:
+    """The closing table."""
+    if before is None or after is None:
+        return "no held-out text was evaluated (--eval-rows 0, or an empty held-out split)"
+    lines = [
+        f"held-out text, {after.tokens:,} tokens, nats a token",
+        f"{'':24}{'before':>12}{'after':>12}{'change':>12}",
+    ]
+    rows = [("without thoughts", before.nll_base, after.nll_base)]
+    if before.nll_mix is not None and after.nll_mix is not None:
+        rows.append(("with thoughts", before.nll_mix, after.nll_mix))
+        rows.append(("gain by thinking", before.gain, after.gain))
+        rows.append(("  95 % interval, +-", before.gain_interval, after.gain_interval))
+        rows.append(("mixing weight", before.weight, after.weight))
+    for name, first, last in rows:
+        change = "" if name.startswith("  ") else f"{last - first:+12.4f}"
+        lines.append(f"{name:24}{first:12.4f}{last:12.4f}{change}")
+    return "\n".join(lines)

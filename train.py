@@ -1,0 +1,278 @@
+"""Train a language model to think before it speaks (Quiet-STaR, arXiv:2403.09629).
+
+    python train.py                                    the bundled model and text, on a laptop
+    python train.py --data owm --weights mistral-7b --preset published --thoughts 16
+    python train.py --objective plain --data NAME --weights weights/NAME    next-token training
+    python train.py --resume runs/NAME                 go on from its last checkpoint
+
+--data is a folder made by `python -m qs.data prepare`, --weights a folder in the layout of Hugging
+Face, Mistral or Quiet-STaR, or a run. Everything a run makes is in its folder under runs/: settings
+(config.json), a line for each step (log.jsonl), checkpoints (step_*/) and results (results.json).
+Ctrl-C finishes the step, saves and says how to go on. In brackets: the value that a preset gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from qs import checkpoint, weights
+from qs.build import STORED, Placement, check_fits, choose_placement, load
+from qs.config import Config, parse
+from qs.data import resolve as resolve_data
+from qs.quiet import QuietStar
+from qs.report import environment, peak_memory, summary, table
+from qs.shards import TokenDataset, Windows, sequential
+from qs.tasks import TextScore, text_score
+from qs.tokenizer import Tokenizer
+from qs.training import make_optimizer, step_generator, train_step
+
+SKIPS_ALLOWED = 10  # steps in a row whose loss or gradient is not finite
+OUT_OF_MEMORY = (
+    "out of memory: lower --micro-batch (the batch stays the same), --seq, --thoughts or --samples,"
+    " or pass --recompute"
+)
+
+
+@dataclasses.dataclass
+class State:
+    """Where a run stands: what a checkpoint holds beside parameters and optimiser."""
+
+    step: int = 0
+    epoch: int = 0
+    index: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
+class Run:
+    """One training run: its folder, model, data and optimiser."""
+
+    def __init__(self, folder: Path, config: Config, start: Path, say: Callable[[str], None]):
+        """Load everything; `start` is the folder that weights (and optimiser) come from."""
+        self.folder, self.config = folder, config
+        self.placement = choose_placement(config.run)
+        data = resolve_data(config.run.data)
+        self.train, self.heldout = TokenDataset(data), TokenDataset(data, "heldout")
+        self.quiet, self.tokenizer = load_model(start, config, self.placement)
+        for split in (self.train, self.heldout):
+            split.check_tokenizer(self.tokenizer)
+        self.tokenizer_file = start / "tokenizer.model"
+        self.windows = Windows(self.train, config.run.seq, config.run.seed)
+        self.optimizer = make_optimizer(self.quiet, config.optim)
+        self.names = {p: name for name, p in self.quiet.named_parameters()}
+        self.state = State()
+        self.log = checkpoint.Log(folder)
+        self.stop: signal.Signals | None = None
+        say(f"model   {start}: {sum(p.numel() for p in self.quiet.parameters()):,} parameters")
+        say(f"data    {data}: {self.train.tokens:,} tokens, {self.heldout.tokens:,} held out")
+        say(f"device  {self.placement}")
+
+    def move(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """A batch's tokens and documents on the device."""
+        device = self.placement.device
+        return batch.tokens.to(device), batch.documents.to(device)
+
+    def evaluate(self, label: str) -> TextScore | None:
+        """NLL of held-out text, with and without thoughts; None if there is nothing to do."""
+        run = self.config.run
+        if not run.eval_rows or not self.heldout.tokens:
+            return None
+        rows = run.micro_batch or run.batch
+        batches = list(sequential(self.heldout, run.seq, rows, run.eval_rows))
+
+        def bar() -> Iterator[tuple[Tensor, Tensor]]:
+            for batch in tqdm(batches, desc=f"held-out text, {label}", leave=False):
+                yield self.move(batch)
+
+        generator = step_generator(run.seed, 0)
+        return text_score(self.quiet, bar(), generator, think=run.objective != "plain")
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment."""
+
+        def write(folder: Path) -> None:
+            quiet = self.quiet
+            named = {n: p.detach() for n, p in quiet.named_parameters()}
+            settings = {key: getattr(self.config.thought, key) for key in STORED}
+            plain = self.config.run.objective == "plain"
+            weights.save(
+                folder,
+                quiet.model.config,
+                {n.removeprefix("model."): p for n, p in named.items() if n.startswith("model.")},
+                None if plain else {n: p for n, p in named.items() if not n.startswith("model.")},
+                None if plain else settings,
+                layout="hf" if plain else "quietstar",
+            )
+            (folder / "tokenizer.model").write_bytes(self.tokenizer_file.read_bytes())
+            checkpoint.save_optimizer(folder, self.optimizer, self.names)
+            checkpoint.write_json(folder / checkpoint.TRAINER, dataclasses.asdict(self.state))
+
+        return checkpoint.save_step(self.folder, self.state.step, write)
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a checkpoint whose weights are loaded already."""
+        checkpoint.load_optimizer(folder, self.optimizer, self.names)
+        stored = checkpoint.read_json(folder / checkpoint.TRAINER)
+        checkpoint.check_names(str(folder / checkpoint.TRAINER), stored, vars(self.state))
+        self.state = State(**stored)
+        self.log.cut(self.state.step)
+
+    def go(self) -> None:
+        """Train until the last step, or until SIGINT or SIGTERM.
+
+        Raises:
+            ValueError: too many steps in a row were not finite.
+        """
+        run, state = self.config.run, self.state
+        with tqdm(total=run.steps, initial=state.step, unit="step", desc="training") as bar:
+            while state.step < run.steps and self.stop is None:
+                record = self.one_step()
+                bar.set_postfix_str(summary(record))
+                bar.update()
+                if state.skipped_in_a_row >= SKIPS_ALLOWED:
+                    saved = sorted(self.folder.glob("step_*"))
+                    good = f"the last good checkpoint is {saved[-1]}" if saved else "none was saved"
+                    raise ValueError(
+                        f"{SKIPS_ALLOWED} steps in a row had a loss or gradient that is not finite "
+                        f"(last: step {state.step}); {good}; lower --lr or use --dtype float32"
+                    )
+                if run.save_every and state.step % run.save_every == 0:
+                    self.save()
+        if not (run.save_every and state.step % run.save_every == 0):
+            self.save()
+
+    def one_step(self) -> dict[str, float]:
+        """One optimiser step, logged."""
+        run, state, began = self.config.run, self.state, time.perf_counter()
+        batch, position = self.windows.batch((state.epoch, state.index), run.batch)
+        every = run.grad_norms_every
+        measure = bool(every) and state.step % every == 0 and run.objective != "plain"
+        record = train_step(
+            self.quiet, self.optimizer, *self.move(batch), self.config, state.step, measure
+        )
+        state.step += 1
+        state.epoch, state.index = position
+        state.skipped += int(record["skipped"])
+        state.skipped_in_a_row = state.skipped_in_a_row + 1 if record["skipped"] else 0
+        seconds = time.perf_counter() - began
+        record = (
+            {"step": state.step} | record | {"tokens_per_second": run.batch * run.seq / seconds}
+        )
+        if run.objective != "plain":
+            thought, anchors = (
+                self.config.thought,
+                max(1, round(run.seq * self.config.thought.anchor_share)),
+            )
+            sampled = run.batch * anchors * thought.samples * thought.thoughts
+            record["thought_tokens_per_second"] = sampled / seconds
+        record["memory_bytes"] = peak_memory(self.placement.device)
+        self.log.write(record)
+        return record
+
+
+def load_model(start: Path, config: Config, placement: Placement) -> tuple[QuietStar, Tokenizer]:
+    """Read the model and refuse what does not fit it."""
+    run = config.run
+    quiet, tokenizer = load(start, config.thought, placement, run.seed, run.recompute)
+    check_fits(quiet.model.config, tokenizer, config, start)
+    return quiet, tokenizer
+
+
+def settings(argv: list[str]) -> tuple[Config | None, Path | None]:
+    """The command line: new settings, or the run folder to resume.
+
+    Raises:
+        ValueError: a setting is out of range, or given beside --resume.
+    """
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--resume", metavar="RUN", help="run folder to go on with, as it was set")
+    if any(arg == "--resume" or arg.startswith("--resume=") for arg in argv):
+        given, others = parser.parse_known_args(argv)
+        if others:
+            raise ValueError(
+                f"--resume takes every setting from {given.resume}/config.json; drop {others[0]}"
+            )
+        return None, Path(given.resume)
+    return parse(argv, parser), None
+
+
+def train(argv: list[str]) -> int:
+    """Build, train, evaluate, report. Returns the exit status."""
+    config, folder = settings(argv)
+    if folder is not None:
+        config = checkpoint.read_config(folder)
+        start = checkpoint.newest_step(folder)
+        run = Run(folder, config, start, print)
+        run.restore(start)
+        print(f"resume  {start}: {run.state.step} of {config.run.steps} steps done")
+    else:
+        start = weights.resolve(config.run.weights)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        name = f"{stamp}-{config.run.objective}-{Path(config.run.data).name}"
+        folder = Path(config.run.out) / name
+        run = Run(folder, config, start, print)
+        run.folder = folder = checkpoint.new_run(config.run.out, name, config)
+        run.log = checkpoint.Log(folder)
+        run.log.write(environment(str(run.placement)))
+        before = run.evaluate("before")
+        checkpoint.write_json(folder / "before.json", before and dataclasses.asdict(before))
+    print(f"run     {folder}")
+
+    def ask_to_stop(number: int, frame: Any) -> None:
+        run.stop = signal.Signals(number)
+        signal.signal(number, signal.SIG_DFL)  # a second one stops at once
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask_to_stop)
+    run.go()
+    if run.stop is not None:
+        print(
+            f"stopped by {run.stop.name} after {run.state.step} of {config.run.steps} steps, saved;"
+            f" go on with: python train.py --resume {folder}"
+        )
+        return 128 + run.stop
+    after = run.evaluate("after")
+    stored = checkpoint.read_json(folder / "before.json")
+    before = stored and TextScore(**stored)
+    results = {"before": stored, "after": after and dataclasses.asdict(after)}
+    checkpoint.write_json(folder / "results.json", results | {"skipped": run.state.skipped})
+    print("\n" + table(before, after))
+    if run.state.skipped:
+        print(f"{run.state.skipped} steps were skipped: their loss or gradient was not finite")
+    print(f"\nrun folder: {folder} (settings, log.jsonl, checkpoint, results.json)")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: `train`, with one line instead of a traceback for what a person can mend."""
+    try:
+        return train(sys.argv[1:] if argv is None else argv)
+    except torch.OutOfMemoryError:
+        print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # what PyTorch's CPU allocator says
+            raise
+        print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
