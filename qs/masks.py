@@ -188,7 +188,7 @@ def block_mask(slots: Slots, window: int | None = None, block: int = 128) -> Blo
     pad = -size % block
 
     def bounds(x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        big = torch.iinfo(torch.int64).max
+        big = 2**53  # F.pad goes through float64, and differences of bounds must not overflow
         low, high = (x, x) if keep is None else (x.where(keep, big), x.where(keep, -big))
         low = torch.nn.functional.pad(low, (0, pad), value=big).unflatten(1, (-1, block))
         high = torch.nn.functional.pad(high, (0, pad), value=-big).unflatten(1, (-1, block))

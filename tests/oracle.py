@@ -1,0 +1,266 @@
+"""The oracle: Mistral and Quiet-STaR as slow obvious code, one branch at a time, token by token.
+
+Keys and values are python lists, attention is plain causal attention over what has been read so
+far, a sliding window counts entries back. Nothing of `qs` is used except the settings' names, so
+that no rule is checked against itself. Everything is differentiable in the parameters given.
+
+Each document of a row is read on its own from position 0; a branch continues from what its
+document holds up to its anchor. Padding (document -1) is read like a document and never judged.
+"""
+
+from __future__ import annotations
+
+import cmath
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from qs.config import ModelConfig, ThoughtConfig
+
+Parameters = dict[str, Tensor]
+ZERO = torch.zeros((), dtype=torch.float64)
+
+
+def forbidden(shape: ModelConfig) -> set[int]:
+    """Ids that no thought may hold."""
+    return {i for i in (shape.bos_id, shape.pad_id) if i is not None} | set(shape.thought_ids)
+
+
+def normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of one vector."""
+    return weight * x / ((x * x).sum() / len(x) + eps) ** 0.5
+
+
+def turn(x: Tensor, position: int, theta: float) -> Tensor:
+    """Rotary embedding of one head: x[i] + j x[i + d/2] times exp(j position theta^(-2 i / d))."""
+    half = len(x) // 2
+    angles = [position * theta ** (-2 * i / len(x)) for i in range(half)]
+    turned = torch.complex(x[:half], x[half:]) * torch.tensor(
+        [cmath.exp(1j * a) for a in angles], dtype=torch.complex128
+    )
+    return torch.cat([turned.real, turned.imag])
+
+
+class Reader:
+    """A Mistral that has read some tokens. `read` one more; `fork` to go on in two ways."""
+
+    def __init__(self, parameters: Parameters, shape: ModelConfig):
+        self.parameters, self.shape = parameters, shape
+        self.keys = [[] for _ in range(shape.layers)]  # [layer][token][head] -> (d,)
+        self.values = [[] for _ in range(shape.layers)]
+
+    def fork(self) -> Reader:
+        other = Reader(self.parameters, self.shape)
+        other.keys = [list(entries) for entries in self.keys]
+        other.values = [list(entries) for entries in self.values]
+        return other
+
+    def read(self, x: Tensor) -> Tensor:
+        """(D,) embedding of the next token -> (D,) output."""
+        shape, position = self.shape, len(self.keys[0])
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            p = {
+                name.removeprefix(f"model.layers.{layer}."): value
+                for name, value in self.parameters.items()
+            }
+            h = normalise(x, p["attention_norm.weight"], shape.norm_eps)
+            query = (p["attention.wq.weight"] @ h).split(shape.head_dim)
+            key = (p["attention.wk.weight"] @ h).split(shape.head_dim)
+            keys.append([turn(one, position, shape.rope_theta) for one in key])
+            values.append((p["attention.wv.weight"] @ h).split(shape.head_dim))
+            first = 0 if shape.window is None else max(0, len(keys) - shape.window)
+            heads = []
+            for head in range(shape.heads):
+                group = head // (shape.heads // shape.kv_heads)
+                turned = turn(query[head], position, shape.rope_theta)
+                near = torch.stack([key[group] for key in keys[first:]])
+                weights = likelihood(near @ turned / math.sqrt(shape.head_dim))
+                heads.append(weights @ torch.stack([value[group] for value in values[first:]]))
+            x = x + p["attention.wo.weight"] @ torch.cat(heads)
+            h = normalise(x, p["ffn_norm.weight"], shape.norm_eps)
+            gate = p["feed_forward.w1.weight"] @ h
+            inner = gate / (1 + (-gate).exp()) * (p["feed_forward.w3.weight"] @ h)
+            x = x + p["feed_forward.w2.weight"] @ inner
+        return normalise(x, self.parameters["model.norm.weight"], shape.norm_eps)
+
+
+def likelihood(logits: Tensor) -> Tensor:
+    """Softmax of one vector."""
+    weights = (logits - logits.detach().max()).exp()
+    return weights / weights.sum()
+
+
+def logits(parameters: Parameters, output: Tensor) -> Tensor:
+    """(D,) output -> (V,) logits, head tied or not."""
+    head = parameters.get("model.output.weight", parameters["model.tok_embeddings.weight"])
+    return head @ output
+
+
+def nll(parameters: Parameters, output: Tensor, target: int) -> Tensor:
+    """NLL in nats of a token under an output."""
+    return -likelihood(logits(parameters, output))[target].log()
+
+
+def log_p(scores: Tensor, token: int, temperature: float, never: set[int]) -> Tensor:
+    """Log-probability in nats of a token, where some tokens cannot occur."""
+    kept = [i for i in range(len(scores)) if i not in never]
+    return likelihood(scores[kept] / temperature)[kept.index(token)].log()
+
+
+def pick(scores: list[float], uniform: float, temperature: float, never: set[int]) -> int:
+    """The token at which the running sum of probabilities passes `uniform`; 0: the likeliest."""
+    kept = [i for i in range(len(scores)) if i not in never]
+    if temperature == 0:
+        return max(kept, key=lambda i: scores[i])
+    top = max(scores[i] for i in kept)
+    mass = [math.exp((scores[i] - top) / temperature) for i in kept]
+    running, point = 0.0, uniform * math.fsum(mass)
+    for i, part in zip(kept, mass, strict=True):
+        running += part
+        if running > point:
+            return i
+    return kept[-1]
+
+
+def mixer(parameters: Parameters, base: Tensor, thought: Tensor) -> Tensor:
+    """Score of one mixing."""
+    x = torch.cat([base, thought])
+    for layer in (0, 2):
+        x = parameters[f"mixer.{layer}.weight"] @ x + parameters[f"mixer.{layer}.bias"]
+        x = x * (x > 0)
+    return (parameters["mixer.4.weight"] @ x)[0]
+
+
+@dataclass
+class Answer:
+    """What a step should find. Keys are (b, t), (b, a, k) or (b, a, k, i - 1); only what counts."""
+
+    base: dict = field(default_factory=dict)
+    """(b, t) -> (D,) output of the text."""
+    branch: dict = field(default_factory=dict)
+    """(b, a, k) -> n + m + 1 outputs (D,), fewer at the row's end."""
+    nll_base: dict = field(default_factory=dict)
+    nll_mix: dict = field(default_factory=dict)
+    weight: dict = field(default_factory=dict)
+    reward: dict = field(default_factory=dict)
+    log_p: dict = field(default_factory=dict)
+    terms: tuple = ()
+    """base, talk, policy: means."""
+    loss: Tensor | None = None
+
+
+def read_text(
+    parameters: Parameters, shape: ModelConfig, tokens: Tensor, documents: Tensor
+) -> tuple[dict, dict]:
+    """Read every document on its own.
+
+    Returns:
+        (b, t) -> output (D,), and (b, t) -> Reader that stopped after t.
+    """
+    outputs, stopped = {}, {}
+    for b, row in enumerate(tokens.tolist()):
+        readers = {}
+        for t, token in enumerate(row):
+            document = int(documents[b, t])
+            reader = readers.setdefault(document, Reader(parameters, shape))
+            outputs[b, t] = reader.read(parameters["model.tok_embeddings.weight"][token])
+            stopped[b, t] = reader.fork()
+    return outputs, stopped
+
+
+def think(
+    reader: Reader, start: Tensor, uniforms: list[float], temperature: float
+) -> tuple[list[int], list[Tensor]]:
+    """One thought, one token at a time: its tokens, and the logits each was drawn from."""
+    parameters, reader = reader.parameters, reader.fork()
+    x, tokens, seen = start, [], []
+    for uniform in uniforms:
+        seen.append(logits(parameters, reader.read(x)))
+        tokens.append(pick(seen[-1].tolist(), uniform, temperature, forbidden(reader.shape)))
+        x = parameters["model.tok_embeddings.weight"][tokens[-1]]
+    return tokens, seen
+
+
+def mean(values: list[Tensor], count: int) -> Tensor:
+    """A sum over a count; 0 of nothing."""
+    return sum(values, ZERO) / max(count, 1)
+
+
+def judge(
+    parameters: Parameters,
+    shape: ModelConfig,
+    config: ThoughtConfig,
+    tokens: Tensor,
+    documents: Tensor,
+    counted: Tensor,
+    anchors: Tensor,
+    thoughts: Tensor,
+    fixed_weight: float | None = None,
+) -> Answer:
+    """One whole step, given the thoughts; arguments as of `QuietStar.forward`."""
+    answer, m, n = Answer(), config.ahead, thoughts.shape[3]
+    rows, embeddings = tokens.tolist(), parameters["model.tok_embeddings.weight"]
+    answer.base, stopped = read_text(parameters, shape, tokens, documents)
+
+    def counts(b: int, t: int, later: int) -> bool:
+        """Is the token at `later` one that position t may be judged on?"""
+        inside = later < len(rows[b])
+        return inside and documents[b, t] == documents[b, later] != -1 and bool(counted[b, later])
+
+    for b, row in enumerate(rows):
+        for t in range(len(row)):
+            if counts(b, t, t + 1):
+                answer.nll_base[b, t] = nll(parameters, answer.base[b, t], row[t + 1])
+
+    for b, a, k in torch.cartesian_prod(*map(torch.arange, thoughts.shape[:3])).tolist():
+        row, t, reader = rows[b], int(anchors[b, a]), stopped[b, int(anchors[b, a])].fork()
+        thought = thoughts[b, a, k].tolist()
+        start, end = (parameters[name] * config.embedding_scale for name in ("start", "end"))
+        slots = [start, *(embeddings[i] for i in thought), end]
+        slots += [embeddings[i] for i in row[t + 1 : t + m]]
+        outputs = answer.branch[b, a, k] = [reader.read(x) for x in slots]
+
+        chosen = [ZERO]
+        for output, token in zip(outputs, thought, strict=False):
+            scores = logits(parameters, output)
+            chosen.append(log_p(scores, token, config.policy_temperature, forbidden(shape)))
+        answer.log_p[b, a, k] = sum(chosen)
+
+        gains = []
+        for i in range(1, m + 1):
+            if not counts(b, t, t + i):
+                continue
+            plain, after, target = answer.base[b, t + i - 1], outputs[n + i], row[t + i]
+            score = mixer(parameters, plain, after)
+            w = score if config.mix_weight == "linear" else 1 / (1 + (-score).exp())
+            if fixed_weight is not None:
+                w = ZERO + fixed_weight
+            if config.mix_space == "output":
+                mixed = nll(parameters, (1 - w) * plain + w * after, target)
+            else:
+                p_plain, p_after = ((-nll(parameters, x, target)).exp() for x in (plain, after))
+                mixed = -((1 - w) * p_plain + w * p_after).log()
+            answer.weight[b, a, k, i - 1] = w
+            answer.nll_mix[b, a, k, i - 1] = mixed
+            gains.append((answer.nll_base[b, t + i - 1] - mixed).item())
+        if len(gains) == m:
+            answer.reward[b, a, k] = sum(gains)
+
+    talk = []
+    for i in range(m):
+        parts = [value for key, value in answer.nll_mix.items() if key[3] == i]
+        talk.append(mean(parts, len(parts)))
+    policy = []
+    for (b, a, k), own in answer.reward.items():
+        others = [value for key, value in answer.reward.items() if key[:2] == (b, a)]
+        advantage = own - (sum(others) / len(others) if config.baseline == "mean" else 0)
+        if advantage > 0 or config.keep_negative:
+            policy.append(-advantage * answer.log_p[b, a, k])
+    base = mean(list(answer.nll_base.values()), len(answer.nll_base))
+    answer.terms = (base, mean(talk, m), mean(policy, len(answer.reward) * n))
+    answer.loss = config.base_weight * base + (1 - config.base_weight) * answer.terms[1]
+    if config.beta > 0:
+        answer.loss = answer.loss + config.beta * answer.terms[2]
+    return answer
