@@ -8,6 +8,7 @@ decoding with a static cache. All take grouped queries: q (B, S, H, d), k and v 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,16 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         enable_gqa=True,
     )
     return out.transpose(1, 2)
+
+
+def textbook_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """What `masked_attention` computes, written out: the stock Mistral code's own arithmetic."""
+    shared = q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(shared, 2), v.repeat_interleave(shared, 2)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
+    weights = scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
+    return (weights @ v).transpose(1, 2)
 
 
 def joined_attention(
@@ -79,12 +90,12 @@ def joined_attention(
 
 @dataclass(frozen=True)
 class Dense:
-    """Attention under a boolean mask (B, S, S)."""
+    """Attention under a boolean mask (B, S, S): the oracle."""
 
     mask: Tensor
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, ...] | None) -> Tensor:
-        return masked_attention(q, k, v, self.mask)
+        return textbook_attention(q, k, v, self.mask)
 
 
 @dataclass(frozen=True)

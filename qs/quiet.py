@@ -127,6 +127,30 @@ class QuietStar(nn.Module):
         base, branch = self.score(tokens, documents, anchors, thoughts)
         return self.judge(tokens, documents, counted, anchors, thoughts, base, branch, fixed_weight)
 
+    def draw(
+        self, B: int, T: int, generator: torch.Generator | None, anchors: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The random numbers of B rows, row after row: splitting a batch draws the same ones.
+
+        Args:
+            B, T: rows and positions.
+            generator: on the CPU.
+            anchors: A where positions are given; None: as `config.anchors` says.
+
+        Returns:
+            (B, T) numbers that order random anchors ((B, 0) if none are drawn), and (B, A, K, n)
+            float64 numbers that thoughts are sampled by, all in [0, 1).
+        """
+        config = self.config
+        ordered = T if anchors is None and config.anchors == "random" else 0
+        A = max(1, round(T * config.anchor_share)) if anchors is None else anchors
+        orders = torch.empty(B, ordered)
+        uniforms = torch.empty((B, A, config.samples, config.thoughts), dtype=torch.float64)
+        for row in range(B):
+            orders[row].uniform_(generator=generator)
+            uniforms[row].uniform_(generator=generator)
+        return orders, uniforms
+
     @torch.no_grad()
     def think(
         self,
@@ -137,8 +161,6 @@ class QuietStar(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Stages 1 and 2: read the text, choose who thinks, sample their thoughts.
 
-        Numbers are drawn row after row, so that splitting a batch draws the same ones.
-
         Args:
             tokens, documents: (B, T).
             anchors: (B, A) positions that think; None: as `config.anchors` says.
@@ -147,32 +169,26 @@ class QuietStar(nn.Module):
         Returns:
             anchors (B, A) and thoughts (B, A, K, n).
         """
-        config, (B, T) = self.config, tokens.shape
-        A = max(1, round(T * config.anchor_share)) if anchors is None else anchors.shape[1]
-        orders, uniforms = [], []
-        for _ in range(B):
-            if anchors is None and config.anchors == "random":
-                orders.append(torch.rand(T, generator=generator))
-            shape = (A, config.samples, config.thoughts)
-            uniforms.append(torch.rand(shape, generator=generator, dtype=torch.float64))
-
+        config = self.config
+        count = None if anchors is None else anchors.shape[1]
+        orders, uniforms = self.draw(*tokens.shape, generator, count)
         outputs, cache = prefill(self.model, tokens, documents)
         if anchors is None and config.anchors == "all":
             anchors = every_position(tokens)
         elif anchors is None:
             if config.anchors == "random":
-                order = torch.stack(orders).to(tokens.device)
+                order = orders.to(tokens.device)
             else:
                 log_p = (self.model.logits(row).log_softmax(-1) for row in outputs)
                 order = -torch.stack([(row.exp() * row).sum(-1) for row in log_p])  # entropy, nats
-            anchors = order.topk(A, 1).indices.sort(1).values
+            anchors = order.topk(uniforms.shape[1], 1).indices.sort(1).values
         layout = Layout(documents, anchors, config.samples, config.thoughts)
         thoughts = sample(
             self.model,
             self.start * config.embedding_scale,
             layout,
             cache,
-            torch.stack(uniforms),
+            uniforms,
             config.sample_temperature,
             self.model.config.forbidden,
         )
