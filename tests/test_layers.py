@@ -1,0 +1,132 @@
+"""layers: a module imports only modules of earlier layers; nothing in qs/ imports a script."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = [  # earlier ones first: the layers of the design, cut finer where it puts two in one
+    "config masks mixing distributed tokenizer view documents shards",
+    "losses attention model model_config checkpoint data synthetic",
+    "tensors thoughts",
+    "weights quiet",
+    "build training generate",
+    "tasks",
+    "report star",
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
+RUNTIME = {"torch", "numpy", "sentencepiece", "safetensors", "tqdm"} | set(sys.stdlib_module_names)
+EXTRAS = {"pyarrow"}  # inside functions only: optional
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+UNSAFE_CALLS = {"eval", "exec", "torch.load", "torch.save"}
+
+MODULES = sorted((ROOT / "qs").rglob("*.py"))
+SCRIPTS = sorted(ROOT.glob("*.py"))
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(node: ast.AST) -> Iterator[str]:
+    """Dotted names of everything imported anywhere under a node."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports inside qs name the package"
+            if child.module == "qs":
+                yield from (f"qs.{alias.name}" for alias in child.names)
+            else:
+                yield child.module
+
+
+def imports_at_start(tree: ast.Module) -> Iterator[str]:
+    """Like `imports`, without what functions import when they are called."""
+    waiting = [tree]
+    while waiting:
+        for child in ast.iter_child_nodes(waiting.pop()):
+            if isinstance(child, (ast.Import, ast.ImportFrom)):
+                yield from imports(child)
+            elif not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+                waiting.append(child)
+
+
+def packages(names: Iterator[str]) -> set[str]:
+    return {name.split(".")[0] for name in names} - {"qs"}
+
+
+def unsafe(tree: ast.Module) -> list[str]:
+    """What in a file could run code found in data."""
+    found = [name for name in packages(imports(tree)) if name in UNSAFE_MODULES]
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Name, ast.Attribute)) and ast.unparse(node) in UNSAFE_CALLS:
+            found.append(ast.unparse(node))
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            found.append("allow_pickle")
+    return found
+
+
+def test_there_is_something_to_check():
+    assert {"config", "masks", "quiet"} <= {path.stem for path in MODULES}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_module_imports_only_modules_of_earlier_layers(path: Path):
+    if path.stem == "__init__":
+        assert not list(imports(tree_of(path)))
+        return
+    assert path.parent == ROOT / "qs", "qs is flat"
+    assert path.stem in RANK, f"give qs/{path.name} its layer in tests/test_layers.py"
+    for name in imports(tree_of(path)):
+        if name.split(".")[0] == "qs":
+            other = name.split(".")[1]
+            assert other in RANK, f"{path.name} imports {name}"
+            assert RANK[other] < RANK[path.stem], f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=lambda path: path.stem)
+def test_nothing_imports_a_script(path: Path):
+    scripts = {script.stem for script in SCRIPTS} | {"train", "evaluate"}
+    assert not packages(imports(tree_of(path))) & scripts
+
+
+@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=lambda path: path.stem)
+def test_only_the_declared_dependencies_are_imported(path: Path):
+    tree = tree_of(path)
+    assert packages(imports_at_start(tree)) <= RUNTIME
+    assert packages(imports(tree)) <= RUNTIME | EXTRAS
+
+
+@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=lambda path: path.stem)
+def test_nothing_is_unpickled_or_evaluated(path: Path):
+    assert not unsafe(tree_of(path))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "x = eval(text)",
+        "exec(text)",
+        "torch.load(path)",
+        "load = torch.load",
+        "numpy.load(path, allow_pickle=True)",
+    ],
+)
+def test_unpickling_and_evaluating_would_be_found(line: str):
+    assert unsafe(ast.parse(line))
+    assert not unsafe(ast.parse("model.eval()\nnumpy.load(path)"))
+
+
+def test_imports_would_be_found_wherever_they_are():
+    text = "import a.b\nfrom qs import c\nif x:\n    import d\ndef f():\n    from qs.e import g\n"
+    tree = ast.parse(text)
+    assert set(imports(tree)) == {"a.b", "qs.c", "d", "qs.e"}
+    assert set(imports_at_start(tree)) == {"a.b", "qs.c", "d"}
