@@ -81,3 +81,16 @@ def table(before: TextScore | None, after: TextScore | None) -> str:
         change = "" if name.startswith("  ") else f"{last - first:+12.4f}"
         lines.append(f"{name:24}{first:12.4f}{last:12.4f}{change}")
     return "\n".join(lines)
+
+
+def score_lines(score: TextScore) -> list[str]:
+    """One score, a line each."""
+    lines = [f"held-out text, {score.tokens:,} tokens, nats a token"]
+    lines.append(f"{'without thoughts':24}{score.nll_base:12.4f}")
+    if score.nll_mix is not None:
+        lines.append(f"{'with thoughts':24}{score.nll_mix:12.4f}")
+        lines.append(
+            f"{'gain by thinking':24}{score.gain:12.4f} +- {score.gain_interval:.4f} (95 %)"
+        )
+        lines.append(f"{'mixing weight':24}{score.weight:12.4f}")
+    return lines

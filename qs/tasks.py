@@ -12,6 +12,14 @@ from torch import Tensor
 
 from qs.quiet import QuietStar
 
+ONE_THOUGHT = {  # everywhere, judged on the next token
+    "ahead": 1,
+    "samples": 1,
+    "beta": 0.0,
+    "baseline": "none",
+    "anchors": "all",
+    "anchor_share": 1.0,
+}
 NORMAL_95 = 1.959964  # half-width of a 95 % interval in standard errors
 
 
@@ -56,9 +64,7 @@ def text_score(
     Raises:
         ValueError: no token can be scored.
     """
-    quiet = quiet.with_settings(
-        ahead=1, samples=1, beta=0.0, baseline="none", anchors="all", anchor_share=1.0
-    )
+    quiet = quiet.with_settings(**ONE_THOUGHT)
     rows: list[Tensor] = []  # of (tokens, nll_base, nll_mix, weight) sums
     for tokens, documents in batches:
         if think:
@@ -97,3 +103,64 @@ def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> float:
         return math.inf
     residual = sums - sums.sum() / total * counts
     return NORMAL_95 * math.sqrt(units / (units - 1) * float((residual**2).sum())) / float(total)
+
+
+@dataclass(frozen=True)
+class Helped:
+    """One token and what thinking before it did.
+
+    Attributes:
+        gain: nll_base - nll_mix of the token, in nats.
+        weight: mixing weight.
+        context, thought: ids before the token (a few), and of the thought.
+        target: the token.
+    """
+
+    gain: float
+    weight: float
+    context: list[int]
+    target: int
+    thought: list[int]
+
+
+@torch.no_grad()
+def most_helped(
+    quiet: QuietStar,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    generator: torch.Generator,
+    count: int,
+    context: int = 16,
+) -> tuple[list[Helped], list[Helped]]:
+    """The tokens that one sampled thought before them helped most and hurt most.
+
+    Args:
+        quiet, batches, generator: as for `text_score`, which thinks the same thoughts.
+        count: how many of each.
+        context: tokens before each that are kept.
+    """
+    quiet = quiet.with_settings(**ONE_THOUGHT)
+    found: list[Helped] = []
+    for tokens, documents in batches:
+        step = quiet(tokens, documents, generator=generator)
+        valid = step.valid[..., 0]
+        gain = (step.nll_base - step.nll_mix[:, :, 0, 0]).where(valid, 0.0)
+        flat = gain.flatten()
+        ends = {*flat.topk(min(count, len(flat))).indices.tolist()}
+        ends |= {*flat.topk(min(count, len(flat)), largest=False).indices.tolist()}
+        for row, t in (divmod(i, tokens.shape[1]) for i in sorted(ends)):
+            if valid[row, t]:
+                first = max(0, t + 1 - context)
+                same = documents[row, first : t + 1] == documents[row, t]
+                found.append(
+                    Helped(
+                        gain=gain[row, t].item(),
+                        weight=step.weight[row, t, 0, 0].item(),
+                        context=tokens[row, first : t + 1][same].tolist(),
+                        target=tokens[row, t + 1].item(),
+                        thought=step.thoughts[row, t, 0].tolist(),
+                    )
+                )
+        found.sort(key=lambda item: -item.gain)
+        found = found[:count] + found[max(count, len(found) - count) :]
+    best = [item for item in found[:count] if item.gain > 0]
+    return best, [item for item in reversed(found[-count:]) if item.gain < 0]

@@ -1,0 +1,95 @@
+"""Several processes (torchrun), each with a share of every batch and of every parameter (FSDP2).
+
+    torchrun --nproc-per-node 8 train.py --data owm --weights mistral-7b --batch 8
+
+Each rank takes its rows of the global batch, sums are divided by counts of the whole batch, and
+random numbers are those of one process: the number of ranks changes nothing but speed and memory.
+Without torchrun there is one rank and nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: `rank` of `count`, `local` on its machine."""
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+
+def start(device: torch.device) -> Ranks:
+    """Join the processes that torchrun started, if it did.
+
+    Args:
+        device: where tensors will live; decides NCCL or gloo, and each rank's CUDA device.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return Ranks()
+    ranks = Ranks(*(int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    if device.type == "cuda":
+        torch.cuda.set_device(ranks.local)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return ranks
+
+
+def finish() -> None:
+    """Leave the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def shard(module: nn.Module, layers: Iterable[nn.Module], methods: Iterable[str] = ()) -> None:
+    """Split every parameter over the ranks, gathered layer by layer while it is needed.
+
+    Args:
+        module: the root, one call of which is one training step.
+        layers: submodules that are gathered on their own.
+        methods: names of the root's methods that run its layers besides `forward`.
+    """
+    if not dist.is_initialized():
+        return
+    kind = "cuda" if torch.cuda.is_available() and dist.get_backend() == "nccl" else "cpu"
+    mesh = init_device_mesh(kind, (dist.get_world_size(),))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    for name in methods:
+        register_fsdp_forward_method(module, name)
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum over all ranks."""
+    if dist.is_initialized():
+        x = x.clone()
+        dist.all_reduce(x)
+    return x
+
+
+def whole(x: Tensor) -> Tensor:
+    """A parameter, gradient norm or optimiser state in full; every rank must take part."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def like(x: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, split as `parameter` is."""
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(x, parameter.device_mesh, parameter.placements)
+    return x.to(parameter.device)
