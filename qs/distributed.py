@@ -35,6 +35,9 @@ class Ranks:
         return self.rank == 0
 
 
+ALONE = Ranks()
+
+
 def start(device: torch.device) -> Ranks:
     """Join the processes that torchrun started, if it did.
 
@@ -42,7 +45,7 @@ def start(device: torch.device) -> Ranks:
         device: where tensors will live; decides NCCL or gloo, and each rank's CUDA device.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return Ranks()
+        return ALONE
     ranks = Ranks(*(int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
     if device.type == "cuda":
         torch.cuda.set_device(ranks.local)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qs.config import Config, OptimConfig
+from qs.distributed import ALONE, Ranks, total, whole
 from qs.losses import Terms, count_terms, targets_ahead
 from qs.masks import every_position
 from qs.quiet import QuietStar, Step, loss_terms, term_weights
@@ -67,9 +68,19 @@ class Part(NamedTuple):
 
 
 def think(
-    quiet: QuietStar, tokens: Tensor, documents: Tensor, config: Config, generator: torch.Generator
+    quiet: QuietStar,
+    tokens: Tensor,
+    documents: Tensor,
+    config: Config,
+    generator: torch.Generator,
+    ranks: Ranks = ALONE,
 ) -> list[Part]:
-    """Split a batch into micro-batches and let each think (plain training has no thoughts)."""
+    """Split a batch into micro-batches and let each think (plain training has no thoughts).
+
+    With several ranks (B, T) is one rank's share; the numbers of the ranks before it are passed by.
+    """
+    if config.run.objective != "plain":
+        quiet.draw(ranks.rank * len(tokens), tokens.shape[1], generator)
     rows = config.run.micro_batch or len(tokens)
     parts = []
     for some in zip(tokens.split(rows), documents.split(rows), strict=True):
@@ -91,14 +102,21 @@ def count(part: Part, ahead: int) -> Terms:
 
 
 def gradients(
-    quiet: QuietStar, parts: list[Part], counts: Terms, config: Config, apart: bool
+    quiet: QuietStar,
+    parameters: list[Tensor],
+    parts: list[Part],
+    counts: Terms,
+    config: Config,
+    apart: bool,
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Fill every parameter's `.grad` with the gradient of the loss of all micro-batches.
 
     Args:
         quiet: the module.
+        parameters: what is trained.
         parts: micro-batches that have thought.
-        counts: what each sum is divided by, over the whole batch.
+        counts: what each sum is divided by, over the whole batch of all ranks.
         config: settings.
         apart: also measure each term's own gradient, at one backward pass and one copy of the
             gradients a term.
@@ -107,7 +125,6 @@ def gradients(
         loss () and what was measured, detached () tensors: the terms, reward, mixing weight and,
         if `apart`, the gradient norm of each weighted term.
     """
-    parameters = [p for p in quiet.parameters() if p.requires_grad]
     weights = term_weights(config)
     active = [name for name in Terms._fields if getattr(weights, name)]
     groups = [[name] for name in active] if apart else [active]
@@ -120,14 +137,15 @@ def gradients(
             for parameter, gradient in zip(parameters, buffer, strict=True):
                 parameter.grad = gradient
             loss = sum(getattr(weights, name) * getattr(means, name) for name in group)
+            loss = loss * ranks.count  # FSDP2 takes the mean over ranks, the counts are of all
             loss.backward(retain_graph=index + 1 < len(groups))
             buffers[index] = [parameter.grad for parameter in parameters]
         for key, value in _measure(step, means).items():
             measured[key] = measured.get(key, 0) + value
+    measured = {key: total(value) for key, value in measured.items()}
     for name, buffer in zip(active, buffers, strict=False) if apart else ():
-        measured[f"grad_norm_{name}"] = torch.nn.utils.get_total_norm(
-            [g for g in buffer if g is not None]
-        )
+        found = [g for g in buffer if g is not None]
+        measured[f"grad_norm_{name}"] = whole(torch.nn.utils.get_total_norm(found))
     for parameter, *found in zip(parameters, *buffers, strict=True):
         found = [g for g in found if g is not None]
         parameter.grad = sum(found[1:], found[0]) if found else None
@@ -158,6 +176,7 @@ def train_step(
     config: Config,
     step: int,
     measure_terms: bool,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """One optimiser step on a batch (B, T).
 
@@ -166,6 +185,7 @@ def train_step(
     Args:
         step: 0-based; decides learning rate and randomness.
         measure_terms: also measure the gradient norm of each loss term.
+        ranks: who this is of how many; (B, T) is its share of the batch.
 
     Returns:
         What goes into the log: losses and rewards in nats, mixing weight, gradient norms, lr.
@@ -173,12 +193,12 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * schedule(step, config.run.steps, config.optim)
     generator = step_generator(config.run.seed, step)
-    parts = think(quiet, tokens, documents, config, generator)
+    parts = think(quiet, tokens, documents, config, generator, ranks)
     counts = [count(part, quiet.config.ahead) for part in parts]
-    counts = Terms(*(sum(each) for each in zip(*counts, strict=True)))
-    loss, measured = gradients(quiet, parts, counts, config, measure_terms)
-    parameters = [p for p in quiet.parameters() if p.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip)
+    counts = Terms(*(total(sum(each)) for each in zip(*counts, strict=True)))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    loss, measured = gradients(quiet, parameters, parts, counts, config, measure_terms, ranks)
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip))
     measured.update(loss=loss, grad_norm=norm)
     values = dict(zip(measured, torch.stack(list(measured.values())).tolist(), strict=True))
     finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
