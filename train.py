@@ -14,13 +14,14 @@ Ctrl-C finishes the step, saves and says how to go on. In brackets: the value th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -123,8 +124,13 @@ class Run:
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint whose weights are loaded already."""
         checkpoint.load_optimizer(folder, self.optimizer, self.names)
-        stored = checkpoint.read_json(folder / checkpoint.TRAINER)
-        checkpoint.check_names(str(folder / checkpoint.TRAINER), stored, vars(self.state))
+        path = folder / checkpoint.TRAINER
+        stored = checkpoint.read_json(path)
+        if not isinstance(stored, dict) or any(
+            type(v) is not int or v < 0 for v in stored.values()
+        ):
+            raise ValueError(f"{path}: expected counters by name, found {str(stored)[:60]}")
+        checkpoint.check_names(str(path), stored, vars(self.state))
         self.state = State(**stored)
         self.log.cut(self.state.step)
 
@@ -141,16 +147,25 @@ class Run:
                 bar.set_postfix_str(summary(record))
                 bar.update()
                 if state.skipped_in_a_row >= SKIPS_ALLOWED:
-                    saved = sorted(self.folder.glob("step_*"))
-                    good = f"the last good checkpoint is {saved[-1]}" if saved else "none was saved"
                     raise ValueError(
                         f"{SKIPS_ALLOWED} steps in a row had a loss or gradient that is not finite "
-                        f"(last: step {state.step}); {good}; lower --lr or use --dtype float32"
+                        f"(last: step {state.step}); {self.last_good()}; lower --lr or use --dtype "
+                        "float32"
                     )
                 if run.save_every and state.step % run.save_every == 0:
                     self.save()
         if not (run.save_every and state.step % run.save_every == 0):
             self.save()
+
+    def last_good(self) -> str:
+        """Where to go on after steps that were not finite, in words."""
+        began = self.state.step - self.state.skipped_in_a_row
+        # the parameters have not changed since: those saved at that step are these
+        good = began if all(p.isfinite().all() for p in self.quiet.parameters()) else began - 1
+        saved = [folder for n, folder in checkpoint.saved_steps(self.folder).items() if n <= good]
+        if not saved:
+            return "no checkpoint was saved before them"
+        return f"the last good checkpoint is {saved[-1]} (start again from it with --weights)"
 
     def one_step(self) -> dict[str, float]:
         """One optimiser step, logged."""
@@ -189,13 +204,34 @@ def load_model(start: Path, config: Config, placement: Placement) -> tuple[Quiet
     return quiet, tokenizer
 
 
+def read_score(path: Path) -> TextScore | None:
+    """A score that was written as JSON.
+
+    Raises:
+        ValueError: the file is missing or holds anything else.
+    """
+    stored = checkpoint.read_json(path)
+    try:
+        return None if stored is None else TextScore(**stored)
+    except TypeError:
+        raise ValueError(f"{path}: expected a score, found {str(stored)[:60]}") from None
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print below the whole usage."""
+        raise ValueError(f"{message}; see python train.py --help")
+
+
 def settings(argv: list[str]) -> tuple[Config | None, Path | None]:
     """The command line: new settings, or the run folder to resume.
 
     Raises:
-        ValueError: a setting is out of range, or given beside --resume.
+        ValueError: a setting is unknown, out of range, or given beside --resume.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="train.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -212,12 +248,30 @@ def settings(argv: list[str]) -> tuple[Config | None, Path | None]:
     return parse(argv, parser), None
 
 
+@contextlib.contextmanager
+def stopping(run: Run) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the run to stop after its step; a second one ends it at once."""
+
+    def ask_to_stop(number: int, frame: Any) -> None:
+        run.stop = signal.Signals(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, ask_to_stop) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
 def train(argv: list[str]) -> int:
     """Build, train, evaluate, report. Returns the exit status."""
     config, folder = settings(argv)
     if folder is not None:
         config = checkpoint.read_config(folder)
         start = checkpoint.newest_step(folder)
+        before = read_score(folder / "before.json")
         run = Run(folder, config, start, print)
         run.restore(start)
         print(f"resume  {start}: {run.state.step} of {config.run.steps} steps done")
@@ -233,14 +287,8 @@ def train(argv: list[str]) -> int:
         before = run.evaluate("before")
         checkpoint.write_json(folder / "before.json", before and dataclasses.asdict(before))
     print(f"run     {folder}")
-
-    def ask_to_stop(number: int, frame: Any) -> None:
-        run.stop = signal.Signals(number)
-        signal.signal(number, signal.SIG_DFL)  # a second one stops at once
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask_to_stop)
-    run.go()
+    with stopping(run):
+        run.go()
     if run.stop is not None:
         print(
             f"stopped by {run.stop.name} after {run.state.step} of {config.run.steps} steps, saved;"
@@ -248,9 +296,8 @@ def train(argv: list[str]) -> int:
         )
         return 128 + run.stop
     after = run.evaluate("after")
-    stored = checkpoint.read_json(folder / "before.json")
-    before = stored and TextScore(**stored)
-    results = {"before": stored, "after": after and dataclasses.asdict(after)}
+    scores = {"before": before, "after": after}
+    results = {name: score and dataclasses.asdict(score) for name, score in scores.items()}
     checkpoint.write_json(folder / "results.json", results | {"skipped": run.state.skipped})
     print("\n" + table(before, after))
     if run.state.skipped:
@@ -263,7 +310,10 @@ def main(argv: list[str] | None = None) -> int:
     """Command line: `train`, with one line instead of a traceback for what a person can mend."""
     try:
         return train(sys.argv[1:] if argv is None else argv)
-    except torch.OutOfMemoryError:
+    except KeyboardInterrupt:  # while loading or evaluating: training itself ends with its step
+        print("error: interrupted; go on from the last checkpoint with --resume", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except (torch.OutOfMemoryError, MemoryError):
         print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

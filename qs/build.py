@@ -115,7 +115,7 @@ def load(
         model = Mistral(shape, placement.dtype, recompute)
     model.to_empty(device=placement.device)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed % 2**64)  # what PyTorch takes
         quiet = QuietStar(model, config, placement.attention).to(placement.device)
     extras = {n: p.data for n, p in quiet.named_parameters() if not n.startswith("model.")}
     if load_into(folder, {n: p.data for n, p in model.named_parameters()}, extras):

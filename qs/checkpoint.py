@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -63,11 +64,12 @@ def read_json(path: Path) -> Any:
 
 def new_run(out: str | Path, name: str, config: Config) -> Path:
     """Make `out/name` (or `name-2`, `name-3`, ...) and write its `config.json`."""
+    Path(out).mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
         run = Path(out) / (name if number == 1 else f"{name}-{number}")
         try:
-            run.mkdir(parents=True)
+            run.mkdir()
             break
         except FileExistsError:
             number += 1
@@ -81,7 +83,14 @@ def read_config(run: Path) -> Config:
     Raises:
         ValueError: not a run folder, or written by another version.
     """
-    return Config.from_json(read_json(run / CONFIG))
+    values = read_json(run / CONFIG)
+    try:
+        return Config.from_json(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{run / CONFIG}: expected the settings of a run, found something else ({error}); is "
+            f"{run} a run folder?"
+        ) from None
 
 
 def save_step(run: Path, step: int, write: Callable[[Path], None]) -> Path:
@@ -102,19 +111,25 @@ def save_step(run: Path, step: int, write: Callable[[Path], None]) -> Path:
     return final
 
 
+def saved_steps(run: Path) -> dict[int, Path]:
+    """The complete checkpoints of a run by their step, the oldest first."""
+    found = [p for p in Path(run).glob("step_*") if re.fullmatch(r"step_\d{6,}", p.name)]
+    return dict(sorted((int(p.name.removeprefix("step_")), p) for p in found))
+
+
 def newest_step(run: Path) -> Path:
     """The last complete checkpoint of a run.
 
     Raises:
         ValueError: there is none.
     """
-    found = [p for p in Path(run).glob("step_*") if re.fullmatch(r"step_\d{6,}", p.name)]
+    found = saved_steps(run)
     if not found:
         raise ValueError(
             f"{run}: no checkpoint (step_*/) to go on from; start the run again with "
             f"`python train.py` and the settings in {Path(run) / CONFIG}"
         )
-    return max(found, key=lambda p: int(p.name.removeprefix("step_")))
+    return found[max(found)]
 
 
 def optimizer_tensors(
@@ -131,8 +146,15 @@ def optimizer_tensors(
 def save_optimizer(
     folder: Path, optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
 ) -> None:
-    """Write `optimizer.safetensors`; `names` maps each parameter to its name."""
-    save_file(optimizer_tensors(optimizer, names), folder / OPTIMIZER)
+    """Write `optimizer.safetensors`; `names` maps each parameter to its name.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    try:
+        save_file(optimizer_tensors(optimizer, names), folder / OPTIMIZER)
+    except SafetensorError as error:
+        raise OSError(f"{folder / OPTIMIZER}: cannot be written: {error}") from None
 
 
 def load_optimizer(
@@ -140,29 +162,32 @@ def load_optimizer(
 ) -> None:
     """Read `optimizer.safetensors` back into an optimiser that has not stepped yet.
 
+    A parameter that the loss never reached (the mixing head in plain training) has no state.
+
     Raises:
-        ValueError: tensors missing or unexpected.
+        ValueError: the file is missing or damaged, or its tensors do not fit the parameters.
     """
     path = folder / OPTIMIZER
     if not path.is_file():
         raise ValueError(f"{path}: no such file; resume needs a checkpoint written by train.py")
-    stored = load_file(path)
-    if not stored:  # saved before the first step
-        return
+    try:
+        stored = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected a safetensors file, found: {error}") from None
     keys = ("step", "exp_avg", "exp_avg_sq")
-    expected = {
-        f"{key}/{names[parameter]}"
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        for key in keys
-    }
-    check_names(str(path), stored, expected)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = {key: stored[f"{key}/{names[parameter]}"] for key in keys}
-            for key in keys[1:]:
-                state[key] = state[key].to(parameter.device)
-            optimizer.state[parameter] = state
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    stepped = [p for p in parameters if any(f"{key}/{names[p]}" in stored for key in keys)]
+    check_names(str(path), stored, {f"{key}/{names[p]}" for p in stepped for key in keys})
+    for parameter in stepped:
+        state = {key: stored[f"{key}/{names[parameter]}"] for key in keys}
+        for key in keys[1:]:
+            if state[key].shape != parameter.shape:
+                raise ValueError(
+                    f"{path}: expected {key}/{names[parameter]} of shape {list(parameter.shape)}, "
+                    f"found {list(state[key].shape)}"
+                )
+            state[key] = state[key].to(parameter.device)
+        optimizer.state[parameter] = state
 
 
 class Log:
@@ -191,7 +216,10 @@ class Log:
         found = []
         for line in self.path.read_text().splitlines():
             try:
-                found.append(json.loads(line))
+                record = json.loads(line)
             except json.JSONDecodeError:
                 break
+            if not isinstance(record, dict):  # a number cut short is a number still
+                break
+            found.append(record)
         return found

@@ -1,0 +1,126 @@
+"""tasks: every token counts once, and is scored with and without a thought of its own."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import batch, module
+
+from qs.config import ThoughtConfig
+from qs.tasks import ratio_interval, text_score
+
+seeds = st.integers(0, 2**32 - 1)
+few = settings(max_examples=6)
+# whatever a run trains with, text is scored with one thought before every token
+TRAINED = [
+    ThoughtConfig(thoughts=2, ahead=3, samples=3),
+    ThoughtConfig(thoughts=1, anchors="random", anchor_share=0.3, baseline="none"),
+    ThoughtConfig(thoughts=0, beta=0.0, ahead=2, mix_weight="sigmoid", mix_space="probability"),
+]
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def naive(quiet, batches, numbers):
+    """(NLL without, NLL with, weight, row) of every token, each thought run alone."""
+    alone = quiet.with_settings(
+        ahead=1, samples=1, beta=0.0, baseline="none", anchors="all", anchor_share=1.0
+    )
+    found, row = [], 0
+    for tokens, documents in batches:
+        _, thoughts = alone.think(tokens, documents, generator=numbers)
+        for b in range(len(tokens)):
+            for t in range(tokens.shape[1] - 1):
+                if documents[b, t] != documents[b, t + 1] or documents[b, t] < 0:
+                    continue
+                own = torch.nonzero(documents[b] == documents[b, t]).flatten()
+                text = tokens[b, own[own <= t + 1]][None]  # its document, up to the token
+                at = torch.tensor([[text.shape[1] - 2]])
+                step = alone(text, anchors=at, thoughts=thoughts[b : b + 1, t : t + 1])
+                base, mix = step.nll_base[0, -2], step.nll_mix[0, 0, 0, 0]
+                found.append((base.item(), mix.item(), step.weight[0, 0, 0, 0].item(), row))
+            row += 1
+    return np.array(found)
+
+
+@few
+@given(seeds, st.sampled_from(TRAINED))
+def test_text_is_scored_token_by_token_with_the_thought_of_each(seed, config):
+    quiet = module(config, seed)
+    batches = [batch(seed, rows=2), batch(seed + 1, rows=1, length=5)]
+    found = text_score(quiet, batches, generator(seed))
+    with torch.no_grad():
+        base, mix, weight, row = naive(quiet, batches, generator(seed)).T
+    assert found.tokens == len(base)
+    assert found.nll_base == pytest.approx(base.mean(), rel=1e-9)
+    assert found.nll_mix == pytest.approx(mix.mean(), rel=1e-9)
+    assert found.gain == pytest.approx((base - mix).mean(), rel=1e-6, abs=1e-12)
+    assert found.weight == pytest.approx(weight.mean(), rel=1e-9)
+    gains = [(base - mix)[row == i].sum() for i in range(3)]
+    counts = [(row == i).sum() for i in range(3)]
+    expected = ratio_interval(np.array(gains), np.array(counts, float))
+    assert found.gain_interval == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    assert quiet.config == config  # scoring leaves the settings of training alone
+
+
+def test_padding_and_how_rows_are_batched_change_nothing():
+    quiet = module(TRAINED[0])
+    tokens, documents = batch(1)
+    alone = [(tokens[i : i + 1], documents[i : i + 1]) for i in range(4)]
+    together = text_score(quiet, [(tokens, documents)], generator(3))
+    apart = text_score(quiet, alone, generator(3))
+    other = tokens.where(documents >= 0, 7)  # what stands under padding
+    padded = text_score(quiet, [(other, documents)], generator(3))
+    for score in (apart, padded):
+        assert score.tokens == together.tokens
+        for name in ("nll_base", "nll_mix", "gain", "gain_interval", "weight"):
+            assert getattr(score, name) == pytest.approx(getattr(together, name), rel=1e-9), name
+
+
+def test_scoring_without_thinking_gives_the_same_nll_and_nothing_else():
+    quiet = module(TRAINED[0])
+    both = text_score(quiet, [batch(1)], generator(0))
+    plain = text_score(quiet, [batch(1)], generator(0), think=False)
+    assert plain.tokens == both.tokens
+    assert plain.nll_base == pytest.approx(both.nll_base, rel=1e-12)
+    assert {plain.nll_mix, plain.gain, plain.gain_interval, plain.weight} == {None}
+
+
+@pytest.mark.parametrize("think", [False, True])
+def test_text_without_a_token_to_score_is_refused(think):
+    tokens = torch.zeros((2, 3), dtype=torch.int64)
+    lonely = torch.tensor([[0, 1, 2], [-1, -1, -1]])
+    for batches in ([], [(tokens, lonely)]):
+        with pytest.raises(ValueError, match="no token to score"):
+            text_score(module(TRAINED[0]), batches, generator(0), think)
+
+
+# The interval
+
+
+def test_rows_of_equal_length_have_the_interval_of_a_mean():
+    sums = np.array([1.0, 3.0, 2.0, 6.0])
+    error = sums.std(ddof=1) / math.sqrt(4) / 5  # of the mean row, over 5 tokens each
+    assert ratio_interval(sums, np.full(4, 5.0)) == pytest.approx(1.959964 * error)
+
+
+def test_a_ratio_that_is_the_same_in_every_row_has_no_uncertainty():
+    counts = np.array([1.0, 5.0, 9.0])
+    assert ratio_interval(0.3 * counts, counts) == pytest.approx(0, abs=1e-12)
+    assert ratio_interval(np.array([1.0]), np.array([2.0])) == math.inf
+    # a row without tokens adds nothing that would have to be divided by
+    assert math.isfinite(ratio_interval(np.array([1.0, 2.0, 0.0]), np.array([2.0, 3.0, 0.0])))
+
+
+def test_the_interval_agrees_with_a_bootstrap_over_rows():
+    draw = np.random.default_rng(0)
+    counts = draw.integers(1, 30, 400).astype(float)
+    sums = counts * draw.normal(0.2, 0.5, 400) + draw.normal(0, 2, 400)
+    rows = draw.integers(400, size=(4000, 400))
+    ratios = sums[rows].sum(1) / counts[rows].sum(1)
+    assert ratio_interval(sums, counts) == pytest.approx(1.96 * ratios.std(), rel=0.05)
