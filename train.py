@@ -19,7 +19,7 @@ import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qs import checkpoint, weights
+from qs import checkpoint, distributed, weights
 from qs.build import STORED, Placement, check_fits, choose_placement, load
 from qs.config import Config, parse
 from qs.data import resolve as resolve_data
@@ -59,10 +59,19 @@ class State:
 class Run:
     """One training run: its folder, model, data and optimiser."""
 
-    def __init__(self, folder: Path, config: Config, start: Path, say: Callable[[str], None]):
-        """Load everything; `start` is the folder that weights (and optimiser) come from."""
+    def __init__(self, folder: Path, config: Config, start: Path):
+        """Load everything; `start` is the folder that weights (and optimiser) come from.
+
+        Raises:
+            ValueError: something is missing or does not fit.
+        """
         self.folder, self.config = folder, config
         self.placement = choose_placement(config.run)
+        self.ranks = distributed.start(self.placement.device)
+        if config.run.batch % self.ranks.count:
+            raise ValueError(
+                f"--batch {config.run.batch} does not divide over {self.ranks.count} processes"
+            )
         data = resolve_data(config.run.data)
         self.train, self.heldout = TokenDataset(data), TokenDataset(data, "heldout")
         self.quiet, self.tokenizer = load_model(start, config, self.placement)
@@ -70,14 +79,36 @@ class Run:
             split.check_tokenizer(self.tokenizer)
         self.tokenizer_file = start / "tokenizer.model"
         self.windows = Windows(self.train, config.run.seq, config.run.seed)
+        size = sum(p.numel() for p in self.quiet.parameters())
+        distributed.shard(self.quiet, self.quiet.model.layers, ["think"])
         self.optimizer = make_optimizer(self.quiet, config.optim)
         self.names = {p: name for name, p in self.quiet.named_parameters()}
         self.state = State()
         self.log = checkpoint.Log(folder)
         self.stop: signal.Signals | None = None
-        say(f"model   {start}: {sum(p.numel() for p in self.quiet.parameters()):,} parameters")
-        say(f"data    {data}: {self.train.tokens:,} tokens, {self.heldout.tokens:,} held out")
-        say(f"device  {self.placement}")
+        self.say(f"model   {start}: {size:,} parameters")
+        self.say(f"data    {data}: {self.train.tokens:,} tokens, {self.heldout.tokens:,} held out")
+        self.say(f"device  {self.placement}, {self.ranks.count} process(es)")
+
+    def say(self, text: str) -> None:
+        """Print, once for all processes."""
+        if self.ranks.first:
+            print(text)
+
+    def begin(self, name: str) -> TextScore | None:
+        """Make the run folder, with settings, versions and the score before training."""
+        if self.ranks.first:
+            self.folder = checkpoint.new_run(self.config.run.out, name, self.config)
+            self.log = checkpoint.Log(self.folder)
+            self.log.write(environment(str(self.placement)) | {"processes": self.ranks.count})
+        score = self.evaluate("before")
+        self.write("before.json", score and dataclasses.asdict(score))
+        return score
+
+    def write(self, name: str, value: Any) -> None:
+        """Write JSON into the run folder, once for all processes."""
+        if self.ranks.first:
+            checkpoint.write_json(self.folder / name, value)
 
     def move(self, batch: Any) -> tuple[Tensor, Tensor]:
         """A batch's tokens and documents on the device."""
@@ -93,33 +124,33 @@ class Run:
         batches = list(sequential(self.heldout, run.seq, rows, run.eval_rows))
 
         def bar() -> Iterator[tuple[Tensor, Tensor]]:
-            for batch in tqdm(batches, desc=f"held-out text, {label}", leave=False):
+            quiet = not self.ranks.first
+            for batch in tqdm(batches, f"held-out text, {label}", leave=False, disable=quiet):
                 yield self.move(batch)
 
         generator = step_generator(run.seed, 0)
         return text_score(self.quiet, bar(), generator, think=run.objective != "plain")
 
-    def save(self) -> Path:
-        """Write a checkpoint of this moment."""
+    def save(self) -> None:
+        """Write a checkpoint of this moment; every process takes part, the first one writes."""
+        named = {n: distributed.whole(p.detach()).cpu() for p, n in self.names.items()}
+        moments = checkpoint.optimizer_tensors(self.optimizer, self.names)
+        model = {n.removeprefix("model."): x for n, x in named.items() if n.startswith("model.")}
+        thought = {n: x for n, x in named.items() if not n.startswith("model.")}
+        settings = {key: getattr(self.config.thought, key) for key in STORED}
 
         def write(folder: Path) -> None:
-            quiet = self.quiet
-            named = {n: p.detach() for n, p in quiet.named_parameters()}
-            settings = {key: getattr(self.config.thought, key) for key in STORED}
-            plain = self.config.run.objective == "plain"
-            weights.save(
-                folder,
-                quiet.model.config,
-                {n.removeprefix("model."): p for n, p in named.items() if n.startswith("model.")},
-                None if plain else {n: p for n, p in named.items() if not n.startswith("model.")},
-                None if plain else settings,
-                layout="hf" if plain else "quietstar",
-            )
+            shape = self.quiet.model.config
+            if self.config.run.objective == "plain":
+                weights.save(folder, shape, model)
+            else:
+                weights.save(folder, shape, model, thought, settings, layout="quietstar")
             (folder / "tokenizer.model").write_bytes(self.tokenizer_file.read_bytes())
-            checkpoint.save_optimizer(folder, self.optimizer, self.names)
+            checkpoint.save_optimizer(folder, moments)
             checkpoint.write_json(folder / checkpoint.TRAINER, dataclasses.asdict(self.state))
 
-        return checkpoint.save_step(self.folder, self.state.step, write)
+        if self.ranks.first:
+            checkpoint.save_step(self.folder, self.state.step, write)
 
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint whose weights are loaded already."""
@@ -132,7 +163,8 @@ class Run:
             raise ValueError(f"{path}: expected counters by name, found {str(stored)[:60]}")
         checkpoint.check_names(str(path), stored, vars(self.state))
         self.state = State(**stored)
-        self.log.cut(self.state.step)
+        if self.ranks.first:
+            self.log.cut(self.state.step)
 
     def go(self) -> None:
         """Train until the last step, or until SIGINT or SIGTERM.
@@ -141,8 +173,14 @@ class Run:
             ValueError: too many steps in a row were not finite.
         """
         run, state = self.config.run, self.state
-        with tqdm(total=run.steps, initial=state.step, unit="step", desc="training") as bar:
-            while state.step < run.steps and self.stop is None:
+        with tqdm(
+            total=run.steps,
+            initial=state.step,
+            unit="step",
+            desc="training",
+            disable=not self.ranks.first,
+        ) as bar:
+            while state.step < run.steps and not self.asked_to_stop():
                 record = self.one_step()
                 bar.set_postfix_str(summary(record))
                 bar.update()
@@ -156,6 +194,11 @@ class Run:
                     self.save()
         if not (run.save_every and state.step % run.save_every == 0):
             self.save()
+
+    def asked_to_stop(self) -> bool:
+        """Whether any process was sent a signal; all of them then stop after the same step."""
+        asked = torch.tensor(int(self.stop is not None), device=self.placement.device)
+        return bool(distributed.total(asked))
 
     def last_good(self) -> str:
         """Where to go on after steps that were not finite, in words."""
@@ -173,26 +216,34 @@ class Run:
         batch, position = self.windows.batch((state.epoch, state.index), run.batch)
         every = run.grad_norms_every
         measure = bool(every) and state.step % every == 0 and run.objective != "plain"
+        share = run.batch // self.ranks.count
+        mine = slice(self.ranks.rank * share, (self.ranks.rank + 1) * share)
+        tokens, documents = (x[mine] for x in self.move(batch))
         record = train_step(
-            self.quiet, self.optimizer, *self.move(batch), self.config, state.step, measure
+            self.quiet,
+            self.optimizer,
+            tokens,
+            documents,
+            self.config,
+            state.step,
+            measure,
+            self.ranks,
         )
         state.step += 1
         state.epoch, state.index = position
         state.skipped += int(record["skipped"])
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if record["skipped"] else 0
         seconds = time.perf_counter() - began
-        record = (
-            {"step": state.step} | record | {"tokens_per_second": run.batch * run.seq / seconds}
-        )
+        record = {"step": state.step} | record
+        record["tokens_per_second"] = run.batch * run.seq / seconds
         if run.objective != "plain":
-            thought, anchors = (
-                self.config.thought,
-                max(1, round(run.seq * self.config.thought.anchor_share)),
-            )
+            thought = self.config.thought
+            anchors = max(1, round(run.seq * thought.anchor_share))
             sampled = run.batch * anchors * thought.samples * thought.thoughts
             record["thought_tokens_per_second"] = sampled / seconds
         record["memory_bytes"] = peak_memory(self.placement.device)
-        self.log.write(record)
+        if self.ranks.first:
+            self.log.write(record)
         return record
 
 
@@ -272,37 +323,32 @@ def train(argv: list[str]) -> int:
         config = checkpoint.read_config(folder)
         start = checkpoint.newest_step(folder)
         before = read_score(folder / "before.json")
-        run = Run(folder, config, start, print)
+        run = Run(folder, config, start)
         run.restore(start)
-        print(f"resume  {start}: {run.state.step} of {config.run.steps} steps done")
+        run.say(f"resume  {start}: {run.state.step} of {config.run.steps} steps done")
     else:
         start = weights.resolve(config.run.weights)
         stamp = time.strftime("%Y%m%d-%H%M%S")
         name = f"{stamp}-{config.run.objective}-{Path(config.run.data).name}"
-        folder = Path(config.run.out) / name
-        run = Run(folder, config, start, print)
-        run.folder = folder = checkpoint.new_run(config.run.out, name, config)
-        run.log = checkpoint.Log(folder)
-        run.log.write(environment(str(run.placement)))
-        before = run.evaluate("before")
-        checkpoint.write_json(folder / "before.json", before and dataclasses.asdict(before))
-    print(f"run     {folder}")
+        run = Run(Path(config.run.out) / name, config, start)
+        before = run.begin(name)
+    run.say(f"run     {run.folder}")
     with stopping(run):
         run.go()
-    if run.stop is not None:
-        print(
-            f"stopped by {run.stop.name} after {run.state.step} of {config.run.steps} steps, saved;"
-            f" go on with: python train.py --resume {folder}"
-        )
-        return 128 + run.stop
+    done = f"{run.state.step} of {config.run.steps} steps"
+    if run.asked_to_stop():
+        number = run.stop or signal.SIGTERM  # of this process, or of another one
+        again = f"go on with: python train.py --resume {run.folder}"
+        run.say(f"stopped by {number.name} after {done}, saved; {again}")
+        return 128 + number
     after = run.evaluate("after")
     scores = {"before": before, "after": after}
     results = {name: score and dataclasses.asdict(score) for name, score in scores.items()}
-    checkpoint.write_json(folder / "results.json", results | {"skipped": run.state.skipped})
-    print("\n" + table(before, after))
+    run.write("results.json", results | {"skipped": run.state.skipped})
+    run.say("\n" + table(before, after))
     if run.state.skipped:
-        print(f"{run.state.skipped} steps were skipped: their loss or gradient was not finite")
-    print(f"\nrun folder: {folder} (settings, log.jsonl, checkpoint, results.json)")
+        run.say(f"{run.state.skipped} steps were skipped: their loss or gradient was not finite")
+    run.say(f"\nrun folder: {run.folder} (settings, log.jsonl, checkpoint, results.json)")
     return 0
 
 
@@ -321,6 +367,8 @@ def main(argv: list[str] | None = None) -> int:
         if "can't allocate memory" not in str(error):  # what PyTorch's CPU allocator says
             raise
         print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
+    finally:
+        distributed.finish()
     return 2
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qs.config import Config, check_names
+from qs.distributed import like, whole
 
 CONFIG, LOG, TRAINER, OPTIMIZER = (
     "config.json",
@@ -135,24 +136,25 @@ def newest_step(run: Path) -> Path:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
 ) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors: `exp_avg/NAME`, `step/NAME`, ..."""
+    """The optimiser's state as whole named tensors: `exp_avg/NAME`, `step/NAME`, ...
+
+    `names` maps each parameter to its name. Every process must take part.
+    """
     return {
-        f"{key}/{names[parameter]}": value.detach().cpu().contiguous()
+        f"{key}/{names[parameter]}": whole(value.detach()).cpu().contiguous()
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
 
 
-def save_optimizer(
-    folder: Path, optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
-) -> None:
-    """Write `optimizer.safetensors`; `names` maps each parameter to its name.
+def save_optimizer(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Write `optimizer.safetensors` from `optimizer_tensors`.
 
     Raises:
         OSError: the disk refuses.
     """
     try:
-        save_file(optimizer_tensors(optimizer, names), folder / OPTIMIZER)
+        save_file(tensors, folder / OPTIMIZER)
     except SafetensorError as error:
         raise OSError(f"{folder / OPTIMIZER}: cannot be written: {error}") from None
 
@@ -186,7 +188,7 @@ def load_optimizer(
                     f"{path}: expected {key}/{names[parameter]} of shape {list(parameter.shape)}, "
                     f"found {list(state[key].shape)}"
                 )
-            state[key] = state[key].to(parameter.device)
+            state[key] = like(state[key], parameter)
         optimizer.state[parameter] = state
 
 

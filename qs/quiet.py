@@ -14,8 +14,9 @@ Source: Quiet-STaR (arXiv:2403.09629), section 4 and algorithm 1.
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ class Step(NamedTuple):
         nll_mix: (B, A, K, m) NLL of x[t+i] after thought k; 0 where it does not count.
         log_p: (B, A, K) log-probability of each thought at the policy temperature.
         reward: (B, A, K) what each thought earned.
-        weight: (B, A, K, m) mixing weights.
+        weight: (B, A, K, m) mixing weights, constants for the gradient.
         base_valid: (B, T) and
         valid: (B, A, m) which targets count.
         anchors: (B, A) positions that thought.
@@ -82,11 +83,15 @@ class QuietStar(nn.Module):
             rows = self.model.tok_embeddings.weight[ids]
             vector.copy_(rows.mean(0) / self.config.embedding_scale)
 
-    def with_settings(self, **changes) -> QuietStar:
-        """The same parameters under other settings of thought (another length, temperature, ..)."""
-        other = copy.copy(self)
-        other.config = dataclasses.replace(self.config, **changes)
-        return other
+    @contextlib.contextmanager
+    def with_settings(self, **changes) -> Iterator[None]:
+        """Think under other settings for a while (another length, temperature, ...)."""
+        before = self.config
+        self.config = dataclasses.replace(before, **changes)
+        try:
+            yield
+        finally:
+            self.config = before
 
     def forward(
         self,
@@ -284,6 +289,7 @@ class QuietStar(nn.Module):
             self.model.config.forbidden,
         ).sum(-1)
         reward = rewards(nll_later, nll_mix, valid)
+        weight = weight.detach()
         return Step(nll_base, nll_mix, log_p, reward, weight, base_valid, valid, anchors, thoughts)
 
 

@@ -39,7 +39,7 @@ OPEN, CLOSE = ":", ";"  # the marks around a working; nothing else in a document
 KINDS = ("sum", "chain", "story")
 STYLES = ("useful", "repeat", "reverse", "none")
 SPLITS = ("train", "heldout")
-DIGITS, NODES = tuple("0123456789"), tuple("bcdfghjkmp")
+DIGITS, NODES = tuple("0123456789"), tuple(" " + letter for letter in "bcdfghjkmp")
 
 Split = Literal["train", "heldout"]
 
@@ -147,11 +147,11 @@ def running_sum(rng: random.Random, length: int, width: int) -> Problem:
 def chain(rng: random.Random, hops: int, relations: int) -> Problem:
     """A cycle of relations in shuffled order; the steps are the stops, the start included."""
     nodes = rng.sample(NODES, relations)
-    arrows = [f"{a}>{b}" for a, b in zip(nodes, nodes[1:] + nodes[:1], strict=True)]
-    key = " ".join([*sorted(arrows), nodes[0], str(hops)])
-    rng.shuffle(arrows)
-    question = f"{' '.join(arrows)} {nodes[0]}{hops}"
-    operands = tuple(arrow[0] for arrow in arrows)
+    pairs = [a + b.strip() for a, b in zip(nodes, nodes[1:] + nodes[:1], strict=True)]
+    key = "".join([*sorted(pairs), nodes[0], str(hops)])
+    rng.shuffle(pairs)
+    question = f"{''.join(pairs)}{nodes[0]}{hops}".strip()
+    operands = tuple(pair[:2] for pair in pairs)
     return Problem("chain", hops, question, operands, tuple(nodes[: hops + 1]), NODES, key)
 
 

@@ -64,14 +64,14 @@ def text_score(
     Raises:
         ValueError: no token can be scored.
     """
-    quiet = quiet.with_settings(**ONE_THOUGHT)
     rows: list[Tensor] = []  # of (tokens, nll_base, nll_mix, weight) sums
     for tokens, documents in batches:
-        if think:
-            step = quiet(tokens, documents, generator=generator)
-        else:
-            none = tokens[:, :0]
-            step = quiet(tokens, documents, thoughts=none[:, :, None, None], anchors=none)
+        none = tokens[:, :0]
+        with quiet.with_settings(**ONE_THOUGHT):
+            if think:
+                step = quiet(tokens, documents, generator=generator)
+            else:
+                step = quiet(tokens, documents, thoughts=none[:, :, None, None], anchors=none)
         there = step.base_valid
         mixed = step.nll_mix.sum((1, 2, 3)) if think else torch.zeros_like(step.nll_base[:, 0])
         weight = step.weight.where(step.valid[:, :, None], 0.0).sum((1, 2, 3))
@@ -138,10 +138,10 @@ def most_helped(
         count: how many of each.
         context: tokens before each that are kept.
     """
-    quiet = quiet.with_settings(**ONE_THOUGHT)
     found: list[Helped] = []
     for tokens, documents in batches:
-        step = quiet(tokens, documents, generator=generator)
+        with quiet.with_settings(**ONE_THOUGHT):
+            step = quiet(tokens, documents, generator=generator)
         valid = step.valid[..., 0]
         gain = (step.nll_base - step.nll_mix[:, :, 0, 0]).where(valid, 0.0)
         flat = gain.flatten()

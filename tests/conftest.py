@@ -1,4 +1,4 @@
-"""Hypothesis profiles: `dev` (default), `ci` (derandomised), `thorough`; HYPOTHESIS_PROFILE picks."""
+"""Hypothesis profiles `dev` (default), `ci` (derandomised), `thorough`: HYPOTHESIS_PROFILE."""
 
 import os
 

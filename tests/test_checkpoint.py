@@ -15,6 +15,7 @@ from qs.checkpoint import (
     load_optimizer,
     new_run,
     newest_step,
+    optimizer_tensors,
     read_config,
     read_json,
     save_optimizer,
@@ -166,7 +167,7 @@ def test_a_run_without_checkpoint_says_what_to_do(tmp_path):
 
 def test_an_optimiser_read_back_goes_on_bit_for_bit(tmp_path):
     quiet, optimizer = stepped()
-    save_optimizer(tmp_path, optimizer, names_of(quiet))
+    save_optimizer(tmp_path, optimizer_tensors(optimizer, names_of(quiet)))
     other = module(QUIET.thought)
     other.load_state_dict(quiet.state_dict())
     again = make_optimizer(other, QUIET.optim)
@@ -175,8 +176,7 @@ def test_an_optimiser_read_back_goes_on_bit_for_bit(tmp_path):
         train_step(one, it, *batch(9), QUIET, 9, False)
     same_bits(dict(quiet.named_parameters()), dict(other.named_parameters()))
     states = [
-        checkpoint.optimizer_tensors(it, names_of(one))
-        for one, it in ((quiet, optimizer), (other, again))
+        optimizer_tensors(it, names_of(one)) for one, it in ((quiet, optimizer), (other, again))
     ]
     same_bits(*states)
     assert len(states[0]) == 3 * len([*quiet.parameters()])
@@ -186,7 +186,7 @@ def test_an_optimiser_read_back_goes_on_bit_for_bit(tmp_path):
 def test_a_parameter_that_no_loss_reached_has_no_state_before_or_after(tmp_path, steps):
     config = Config(QUIET.thought, QUIET.optim, RunConfig(objective="plain", seq=7))
     quiet, optimizer = stepped(config, steps)
-    save_optimizer(tmp_path, optimizer, names_of(quiet))
+    save_optimizer(tmp_path, optimizer_tensors(optimizer, names_of(quiet)))
     other = module(config.thought)
     again = make_optimizer(other, config.optim)
     load_optimizer(tmp_path, again, names_of(other))
@@ -210,7 +210,7 @@ def test_a_parameter_that_no_loss_reached_has_no_state_before_or_after(tmp_path,
 )
 def test_an_optimiser_of_another_model_is_refused(tmp_path, change, message):
     quiet, optimizer = stepped()
-    save_optimizer(tmp_path, optimizer, names_of(quiet))
+    save_optimizer(tmp_path, optimizer_tensors(optimizer, names_of(quiet)))
     stored = load_file(tmp_path / "optimizer.safetensors")
     change(stored)
     save_file(stored, tmp_path / "optimizer.safetensors")
@@ -223,7 +223,7 @@ def test_a_missing_or_damaged_optimiser_is_refused(tmp_path, left):
     quiet, optimizer = stepped()
     path = tmp_path / "optimizer.safetensors"
     if left is not None:
-        save_optimizer(tmp_path, optimizer, names_of(quiet))
+        save_optimizer(tmp_path, optimizer_tensors(optimizer, names_of(quiet)))
         path.write_bytes(path.read_bytes()[:left])
     message = "no such file; resume needs" if left is None else "expected a safetensors file, found"
     with pytest.raises(ValueError, match=f"optimizer.safetensors: {message}"):
@@ -237,7 +237,7 @@ def test_a_disk_that_refuses_the_optimiser_is_an_os_error(tmp_path, monkeypatch)
     monkeypatch.setattr(checkpoint, "save_file", full)
     quiet, optimizer = stepped()
     with pytest.raises(OSError, match="optimizer.safetensors: cannot be written: No space left"):
-        save_optimizer(tmp_path, optimizer, names_of(quiet))
+        save_optimizer(tmp_path, optimizer_tensors(optimizer, names_of(quiet)))
 
 
 # The log

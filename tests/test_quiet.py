@@ -505,14 +505,14 @@ def test_every_position_thinks_unless_told_otherwise():
 # Settings
 
 
-def test_other_settings_of_thought_share_the_parameters():
+def test_other_settings_of_thought_last_as_long_as_their_block():
     module = random_module(SHAPE, ThoughtConfig(thoughts=1), 0)
-    longer = module.with_settings(thoughts=3)
-    assert (longer.config.thoughts, module.config.thoughts) == (3, 1)
-    for x, y in zip(longer.parameters(), module.parameters(), strict=True):
-        assert x is y
     tokens = torch.zeros((1, 3), dtype=torch.int64)
-    assert longer(tokens, generator=seeded(0)).thoughts.shape == (1, 3, 2, 3)
+    with module.with_settings(thoughts=3):
+        assert module(tokens, generator=seeded(0)).thoughts.shape == (1, 3, 2, 3)
+    with pytest.raises(KeyError), module.with_settings(thoughts=2):
+        raise KeyError
+    assert module.config == ThoughtConfig(thoughts=1)
 
 
 def test_plain_training_weighs_the_base_term_alone():

@@ -1,5 +1,6 @@
 """tasks: every token counts once, and is scored with and without a thought of its own."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from tiny import batch, module
 
 from qs.config import ThoughtConfig
+from qs.quiet import QuietStar
 from qs.tasks import ratio_interval, text_score
 
 seeds = st.integers(0, 2**32 - 1)
@@ -28,9 +30,9 @@ def generator(seed):
 
 def naive(quiet, batches, numbers):
     """(NLL without, NLL with, weight, row) of every token, each thought run alone."""
-    alone = quiet.with_settings(
-        ahead=1, samples=1, beta=0.0, baseline="none", anchors="all", anchor_share=1.0
-    )
+    one = dict(ahead=1, samples=1, beta=0.0, baseline="none", anchors="all", anchor_share=1.0)
+    alone = QuietStar(quiet.model, dataclasses.replace(quiet.config, **one)).double()
+    alone.load_state_dict(quiet.state_dict())
     found, row = [], 0
     for tokens, documents in batches:
         _, thoughts = alone.think(tokens, documents, generator=numbers)

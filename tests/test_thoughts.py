@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -104,7 +105,8 @@ def test_greedy_takes_the_likeliest_allowed_token_whatever_the_numbers(
 def test_log_p_in_scoring_is_that_under_which_the_tokens_were_sampled(
     case: Case, temperature: float
 ):
-    module = case.module().with_settings(policy_temperature=temperature)
+    module = case.module()
+    module.config = dataclasses.replace(module.config, policy_temperature=temperature)
     uniforms = uniforms_of(case)
     thoughts, seen = slowly(case, module, uniforms, temperature)
     step = case.step(module, thoughts=thoughts)
