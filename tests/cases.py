@@ -39,7 +39,8 @@ def documents_of(draw, rows: int, length: int) -> Tensor:
     """(rows, length) documents: any cut of a row, padding (-1) at its end, even all of it."""
     result = []
     for _ in range(rows):
-        cuts = draw(st.lists(st.booleans(), min_size=length - 1, max_size=length - 1))
+        cut = st.booleans() if draw(st.booleans()) else st.just(False)
+        cuts = draw(st.lists(cut, min_size=length - 1, max_size=length - 1))
         padding = draw(st.integers(0, length) if draw(st.booleans()) else st.just(0))
         numbers = torch.tensor([0, *cuts]).cumsum(0)
         numbers[length - padding :] = -1

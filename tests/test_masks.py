@@ -173,10 +173,7 @@ def tiles_of(seen: Tensor, block: int, fill: bool) -> Tensor:
     return seen.unflatten(1, (-1, block)).unflatten(3, (-1, block)).transpose(2, 3).flatten(3)
 
 
-@given(layout=layouts(length=12), window=windows, block=st.sampled_from([1, 2, 4, 128]))
-def test_block_mask_skips_only_what_is_hidden_and_unmasks_only_what_is_visible(
-    layout: Layout, window: int | None, block: int
-):
+def block_mask_fits(layout: Layout, window: int | None, block: int) -> None:
     expected = visible(layout, window)
     mask = block_mask(layout.packed, window, block)
     partial, full = blocks_of(mask)
@@ -184,6 +181,23 @@ def test_block_mask_skips_only_what_is_hidden_and_unmasks_only_what_is_visible(
     assert not (tiles_of(expected, block, False).any(3) & ~partial & ~full).any()
     assert tiles_of(expected, block, True).all(3)[full].all()
     assert mask.seq_lengths == (expected.shape[1], expected.shape[2])
+
+
+@given(layout=layouts(length=12), window=windows, block=st.sampled_from([1, 2, 4, 128]))
+def test_block_mask_skips_only_what_is_hidden_and_unmasks_only_what_is_visible(
+    layout: Layout, window: int | None, block: int
+):
+    block_mask_fits(layout, window, block)
+
+
+@pytest.mark.parametrize("block", [2, 4])
+@pytest.mark.parametrize("window", [*range(1, 14), None])
+def test_block_mask_of_a_long_document_follows_the_window(window: int | None, block: int):
+    documents = torch.zeros((1, 12), dtype=torch.int64)
+    layout = Layout(documents, torch.tensor([[3, 10]]), 1, 3)
+    block_mask_fits(layout, window, block)
+    _, full = blocks_of(block_mask(layout.packed, window, block))
+    assert bool(full.any()) is (window is None or window >= 2 * block)
 
 
 @examples(0.2)
