@@ -12,7 +12,7 @@ from tiny import batch, module
 
 from qs.config import ThoughtConfig
 from qs.quiet import QuietStar
-from qs.tasks import ratio_interval, text_score
+from qs.tasks import most_helped, ratio_interval, text_score
 
 seeds = st.integers(0, 2**32 - 1)
 few = settings(max_examples=6)
@@ -102,6 +102,34 @@ def test_text_without_a_token_to_score_is_refused(think):
             text_score(module(TRAINED[0]), batches, generator(0), think)
 
 
+# What helped and what hurt
+
+
+@few
+@given(seeds, st.integers(1, 30), st.integers(1, 4))
+def test_the_most_helped_and_hurt_are_those_of_all_tokens(seed, count, context):
+    quiet = module(TRAINED[0], seed)
+    batches = [batch(seed, rows=2), batch(seed + 1, rows=1, length=5)]
+    best, worst = most_helped(quiet, batches, generator(seed), count, context)
+    with torch.no_grad():
+        base, mix, weights, _ = naive(quiet, batches, generator(seed)).T
+    gains = np.sort(base - mix)
+    helped, hurt = gains[gains > 0][::-1][:count], gains[gains < 0][:count]
+    assert [item.gain for item in best] == pytest.approx(list(helped), rel=1e-6, abs=1e-12)
+    assert [item.gain for item in worst] == pytest.approx(list(hurt), rel=1e-6, abs=1e-12)
+    rows = [(t, d) for tokens, documents in batches for t, d in zip(tokens, documents, strict=True)]
+    texts = [
+        tokens[documents == n].tolist() for tokens, documents in rows for n in documents.unique()
+    ]
+    for item in best + worst:
+        assert 1 <= len(item.context) <= context
+        assert len(item.thought) == TRAINED[0].thoughts
+        piece = [*item.context, item.target]
+        places = [text[i : i + len(piece)] for text in texts for i in range(len(text))]
+        assert piece in places  # of one document
+        assert np.isclose(weights, item.weight, rtol=1e-9).any()
+
+
 # The interval
 
 
@@ -117,6 +145,12 @@ def test_a_ratio_that_is_the_same_in_every_row_has_no_uncertainty():
     assert ratio_interval(np.array([1.0]), np.array([2.0])) == math.inf
     # a row without tokens adds nothing that would have to be divided by
     assert math.isfinite(ratio_interval(np.array([1.0, 2.0, 0.0]), np.array([2.0, 3.0, 0.0])))
+
+
+def test_rows_weigh_by_their_tokens():
+    # ratio 10 / 4; residuals 1 - 2.5 and 9 - 7.5; variance 2 (2.25 + 2.25) over 4 tokens squared
+    found = ratio_interval(np.array([1.0, 9.0]), np.array([1.0, 3.0]))
+    assert found == pytest.approx(1.959964 * 3 / 4)
 
 
 def test_the_interval_agrees_with_a_bootstrap_over_rows():

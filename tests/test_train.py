@@ -1,0 +1,772 @@
+"""train: a run that was stopped, however, equals one that was not; a refusal is one line."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny as tools
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tiny import ROOT, contents, init_weights, log, make, only, run, same_checkpoint, spawn, train
+
+import qs.training
+from qs import checkpoint
+from qs.config import GROUPS
+from qs.quiet import loss_terms
+from qs.report import peak_memory, summary, table
+from qs.tasks import TextScore
+
+FLAGS = {
+    "quiet": ["--save-every", "2", "--micro-batch", "2", "--anchors", "random"]
+    + ["--anchor-share", "0.5"],
+    # so long that the run reaches into the second epoch of its data
+    "plain": ["--objective", "plain", "--save-every", "2", "--seq", "40", "--batch", "8"],
+}
+OBJECTIVES = sorted(FLAGS)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """Another tokenizer with its data and model."""
+    return make(tmp_path_factory.mktemp("other"), vocab=290)
+
+
+@pytest.fixture(scope="module")
+def straight(tiny, tmp_path_factory):
+    """For each objective, a run that was never stopped."""
+    out = tmp_path_factory.mktemp("straight")
+    return {name: run(out / name, tiny.flags(out / name, *FLAGS[name])) for name in OBJECTIVES}
+
+
+@pytest.fixture
+def stopped(straight, tmp_path):
+    """A copy of the quiet run as it was at step 4, with a log that goes on to step 6."""
+    copy = shutil.copytree(straight["quiet"], tmp_path / "stopped")
+    shutil.rmtree(copy / "step_000006")
+    (copy / "results.json").unlink()
+    return copy
+
+
+def same_run(one, other):
+    """The same last checkpoint, log and results."""
+    same_checkpoint(one / "step_000006", other / "step_000006")
+    assert log(one)[1:] == log(other)[1:]
+    for name in ("before.json", "results.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def at_step(number, act):
+    """A train_step that acts after computing the given step, 0-based."""
+    original = train.train_step
+
+    def step(*arguments):
+        record = original(*arguments)
+        if arguments[5] == number:
+            act()
+        return record
+
+    return step
+
+
+def refused(capsys, arguments, message, status=2, lines=1):
+    """train.py ends with one clear line."""
+    capsys.readouterr()
+    assert train.main([str(a) for a in arguments]) == status
+    err = capsys.readouterr().err.replace("\r", "\n").strip().split("\n")
+    assert "Traceback" not in "".join(err)
+    assert err[-lines].startswith("error: ")
+    assert re.search(message, "\n".join(err[-lines:])), err[-lines:]
+    return err
+
+
+# Stopped and resumed
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_resumed_run_equals_an_uninterrupted_run(
+    tiny, straight, tmp_path, monkeypatch, objective
+):
+    class Died(Exception):
+        pass
+
+    def die():
+        raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_step", at_step(4, die))
+        with pytest.raises(Died):
+            train.main(tiny.flags(tmp_path / "out", *FLAGS[objective]))
+    found = only(tmp_path / "out")
+    assert [*checkpoint.saved_steps(found)] == [2, 4]
+    assert len(log(found)) == 5
+    assert train.main(["--resume", str(found)]) == 0
+    same_run(found, straight[objective])
+
+
+def test_a_resumed_run_equals_one_that_never_saved_on_the_way(tiny, straight, tmp_path):
+    flags = tiny.flags(tmp_path / "out", *FLAGS["quiet"], "--save-every=0")
+    found = run(tmp_path / "out", flags)
+    assert [*checkpoint.saved_steps(found)] == [6]
+    same_checkpoint(found / "step_000006", straight["quiet"] / "step_000006")
+    assert log(found)[1:] == log(straight["quiet"])[1:]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_checkpoints_on_the_way_hold_the_position_in_the_data(straight, objective):
+    windows = {"quiet": 103, "plain": 40}[objective]
+    rows = {"quiet": 4, "plain": 8}[objective]
+    for step in (2, 4, 6):
+        path = straight[objective] / f"step_{step:06d}" / "trainer.json"
+        epoch, index = divmod(step * rows, windows)
+        counters = {"step": step, "epoch": epoch, "index": index}
+        assert json.loads(path.read_text()) == counters | {"skipped": 0, "skipped_in_a_row": 0}
+
+
+DURING_A_STEP = """
+step, calls = train.train_step, []
+def killed(*arguments):
+    calls.append(step(*arguments))
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return calls[-1]
+train.train_step = killed
+"""
+WHILE_SAVING = """
+save, calls = train.checkpoint.save_optimizer, []
+def killed(*arguments):
+    calls.append(save(*arguments))
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+train.checkpoint.save_optimizer = killed
+"""
+
+
+@pytest.mark.parametrize(
+    ("objective", "code", "logged", "left"),
+    [("quiet", DURING_A_STEP, 3, []), ("plain", WHILE_SAVING, 4, [".step_000004.tmp"])],
+)
+def test_a_killed_process_goes_on_from_its_last_whole_checkpoint(
+    tiny, straight, tmp_path, objective, code, logged, left
+):
+    out = tmp_path / "out"
+    done = spawn(tiny.flags(out, *FLAGS[objective]), "import os, signal" + code)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    found = only(out)
+    assert [*checkpoint.saved_steps(found)] == [2]
+    assert [path.name for path in found.glob(".*")] == left
+    assert len(log(found)) == 1 + logged
+    with (found / "log.jsonl").open("a") as file:
+        file.write('{"step": 5, "los')  # the disk took no more
+    assert train.main(["--resume", str(found)]) == 0
+    same_run(found, straight[objective])
+    assert not [*found.glob(".*")]
+
+
+@pytest.mark.parametrize(
+    ("number", "objective", "status"),
+    [(signal.SIGINT, "quiet", 130), (signal.SIGTERM, "plain", 143)],
+)
+def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
+    tiny, straight, tmp_path, monkeypatch, capsys, number, objective, status
+):
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_step", at_step(2, lambda: os.kill(os.getpid(), number)))
+        found = run(tmp_path / "out", tiny.flags(tmp_path / "out", *FLAGS[objective]), status)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [*checkpoint.saved_steps(found)] == [2, 3]
+    assert len(log(found)) == 4
+    last = capsys.readouterr().out.splitlines()[-1]
+    command = f"python train.py --resume {found}"
+    name = signal.Signals(number).name
+    assert last == f"stopped by {name} after 3 of 6 steps, saved; go on with: {command}"
+    assert train.main(command.split()[2:]) == 0
+    same_run(found, straight[objective])
+
+
+def test_a_process_that_is_terminated_saves_and_exits_with_143(tiny, tmp_path):
+    flags = tiny.flags(tmp_path / "out", "--steps", "100000", "--eval-rows", "0")
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        lines = []
+        while len(lines) < 3:
+            time.sleep(0.02)
+            assert process.poll() is None, process.communicate()
+            logs = [path.read_text() for path in tmp_path.rglob("log.jsonl")]
+            lines = "".join(logs).splitlines()
+        process.terminate()
+        printed, complaint = process.communicate(timeout=60)
+    assert process.returncode == 143, complaint
+    assert "Traceback" not in complaint
+    found = only(tmp_path / "out")
+    (step,) = checkpoint.saved_steps(found)
+    assert log(found)[-1]["step"] == step
+    assert f"stopped by SIGTERM after {step:d} of 100000 steps, saved" in printed
+
+
+def test_an_interrupted_evaluation_is_one_line_and_loses_nothing(
+    tiny, stopped, straight, capsys, monkeypatch
+):
+    def interrupted(*arguments, **keywords):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "text_score", interrupted)
+        refused(capsys, ["--resume", stopped], "interrupted; go on .* with --resume", status=130)
+    assert [*checkpoint.saved_steps(stopped)] == [2, 4, 6]
+    assert train.main(["--resume", str(stopped)]) == 0
+    same_run(stopped, straight["quiet"])
+
+
+def test_a_finished_run_that_is_resumed_changes_nothing(straight, tmp_path):
+    copy = shutil.copytree(straight["quiet"], tmp_path / "copy")
+    before = contents(copy)
+    assert train.main(["--resume", str(copy)]) == 0
+    assert contents(copy) == before
+
+
+def test_a_run_is_the_weights_of_another(tiny, straight, tmp_path):
+    source = straight["quiet"]
+    found = run(
+        tmp_path / "out",
+        tiny.flags(
+            tmp_path / "out",
+            f"--weights={source}",
+            "--lr=0",
+            "--steps=1",
+            "--mixer-lr=0",
+            "--thought-lr=0",
+        ),
+    )
+    one, two = (
+        load_file(f / "model.safetensors") for f in (source / "step_000006", found / "step_000001")
+    )
+    tools.same_bits(one, two)
+    assert (
+        json.loads((found / "before.json").read_text())
+        == (json.loads((source / "results.json").read_text())["after"])
+    )
+
+
+# What a run writes and prints
+
+
+def test_a_run_prints_its_choices_a_table_and_its_folder(tiny, tmp_path, capsys):
+    found = run(tmp_path / "out", tiny.flags(tmp_path / "out"))
+    printed = capsys.readouterr().out
+    results = json.loads((found / "results.json").read_text())
+    assert results["before"] == json.loads((found / "before.json").read_text())
+    assert results["skipped"] == 0
+    assert set(results["after"]) == {field.name for field in dataclasses.fields(TextScore)}
+    for line in (
+        f"model   {tiny.weights}: 14,",
+        f"data    {tiny.data}: 1,",
+        "device  CPU, float32 arithmetic, float32 weights, structured attention, eager",
+        f"run     {found}",
+        f"run folder: {found} (settings, log.jsonl, checkpoint, results.json)",
+        table(TextScore(**results["before"]), TextScore(**results["after"])),
+    ):
+        assert line in printed
+    assert results["after"]["nll_base"] < results["before"]["nll_base"]
+    first, *steps = log(found)
+    assert {"commit", "python", "torch", "device", "threads"} <= first.keys()
+    assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
+    wanted = {"loss", "nll_base", "nll_talk", "policy", "reward", "weight_mean", "weight_std"}
+    wanted |= {"grad_norm", "grad_norm_base", "grad_norm_talk", "grad_norm_policy", "lr"}
+    raw = json.loads((found / "log.jsonl").read_text().splitlines()[1])
+    assert wanted | tools.CLOCK | {"step", "skipped"} == raw.keys()
+    assert raw["thought_tokens_per_second"] == pytest.approx(4 * raw["tokens_per_second"])
+    assert raw["memory_bytes"] > 0
+
+
+def test_at_the_first_step_thinking_changes_no_prediction(straight):
+    before = json.loads((straight["quiet"] / "before.json").read_text())
+    assert before["nll_mix"] == before["nll_base"]
+    assert before["gain"] == before["gain_interval"] == before["weight"] == 0
+    assert log(straight["quiet"])[1]["weight_mean"] == 0
+
+
+def test_gradients_of_terms_are_measured_as_often_as_asked(tiny, tmp_path):
+    found = run(tmp_path / "out", tiny.flags(tmp_path / "out", "--grad-norms-every", "4"))
+    assert ["grad_norm_talk" in record for record in log(found)[1:]] == [
+        True,
+        *[False] * 3,
+        True,
+        False,
+    ]
+
+
+def test_a_run_without_evaluation_says_so(tiny, tmp_path, capsys):
+    flags = tiny.flags(tmp_path / "out", "--eval-rows", "0", "--steps", "1")
+    found = run(tmp_path / "out", flags)
+    assert "no held-out text was evaluated" in capsys.readouterr().out
+    assert json.loads((found / "results.json").read_text()) == (
+        {"before": None, "after": None, "skipped": 0}
+    )
+
+
+def test_plain_training_keeps_the_layout_of_a_language_model(straight):
+    shape = json.loads((straight["plain"] / "step_000006" / "config.json").read_text())
+    names = load_file(straight["plain"] / "step_000006" / "model.safetensors")
+    assert "quiet_star" not in shape
+    assert not [name for name in names if "talk_head" in name or "start" in name]
+
+
+def test_bfloat16_arithmetic_moves_float32_weights_by_a_millionth(tiny, tmp_path, capsys):
+    flags = ["--dtype", "bfloat16", "--lr", "1e-6", "--mixer-lr", "1e-6", "--thought-lr", "1e-6"]
+    found = run(tmp_path / "out", tiny.flags(tmp_path / "out", *flags, "--warmup=0", "--steps=2"))
+    assert "CPU, bfloat16 arithmetic, float32 weights" in capsys.readouterr().out
+    before = load_file(tiny.weights / "model.safetensors")
+    after = load_file(found / "step_000002" / "model.safetensors")
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
+    large = before["lm_head.weight"].abs() > 5e-4  # where a bfloat16 weight could not move
+    moved = (after["lm_head.weight"] - before["lm_head.weight"])[large].abs()
+    assert (moved > 0).float().mean() > 0.99
+    assert moved.max() < 3e-6
+    exact = run(tmp_path / "exact", tiny.flags(tmp_path / "exact", *flags[2:], "--steps=1"))
+    assert log(exact)[1]["loss"] != log(found)[1]["loss"]  # it was bfloat16 indeed
+
+
+SCORE = TextScore(1234, 3.25, 3.125, 0.125, 0.01, 0.2)
+
+
+def test_the_table_has_before_after_and_change_of_every_score():
+    lines = table(TextScore(1234, 3.5, 3.5, 0.0, 0.0, 0.0), SCORE).splitlines()
+    assert lines[0] == "held-out text, 1,234 tokens, nats a token"
+    assert lines[1].split() == ["before", "after", "change"]
+    assert [line.split() for line in lines[2:]] == [
+        ["without", "thoughts", "3.5000", "3.2500", "-0.2500"],
+        ["with", "thoughts", "3.5000", "3.1250", "-0.3750"],
+        ["gain", "by", "thinking", "0.0000", "0.1250", "+0.1250"],
+        ["95", "%", "interval,", "+-", "0.0000", "0.0100"],
+        ["mixing", "weight", "0.0000", "0.2000", "+0.2000"],
+    ]
+    assert len({len(line) for line in lines[1:] if "%" not in line}) == 1  # columns
+    plain = table(TextScore(9, 3.5), TextScore(9, 3.0)).splitlines()
+    assert [line.split() for line in plain[2:]] == [
+        ["without", "thoughts", "3.5000", "3.0000", "-0.5000"]
+    ]
+    for before, after in ((None, SCORE), (SCORE, None)):
+        assert "no held-out text was evaluated" in table(before, after)
+
+
+def test_the_progress_bar_shows_what_a_record_has():
+    record = {"loss": 1.23456, "nll_base": 2.0, "grad_norm_policy": 12345.0}
+    shown = summary(record | {"memory_bytes": 3 * 2**29, "lr": 1.0})
+    assert shown == "loss 1.23 base 2 g_policy 1.23e+04 1.5 GiB"
+    assert 2**20 < peak_memory(torch.device("cpu")) < 2**45
+
+
+def test_help_mentions_every_flag(capsys):
+    with pytest.raises(SystemExit) as end:
+        train.main(["--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    fields = [field.name for group in GROUPS.values() for field in dataclasses.fields(group)]
+    for name in [*fields, "resume", "preset"]:
+        assert re.search(rf"^  (-\S+, )?--{name.replace('_', '-')}\b", printed, re.M), name
+    assert "python train.py --data owm --weights mistral-7b --preset published" in printed
+
+
+# Steps that are not finite
+
+
+def poison(monkeypatch, steps):
+    """The loss of some steps, counted from 0, is NaN."""
+    number = iter(range(1000))
+
+    def terms(*arguments):
+        found = loss_terms(*arguments)
+        return found._replace(base=found.base * math.nan) if next(number) in steps else found
+
+    monkeypatch.setattr(qs.training, "loss_terms", terms)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(tiny, tmp_path, monkeypatch, capsys):
+    poison(monkeypatch, {1, 2})
+    found = run(tmp_path / "out", tiny.flags(tmp_path / "out"))
+    assert [record["skipped"] for record in log(found)[1:]] == [0, 1, 1, 0, 0, 0]
+    assert math.isnan(log(found)[2]["loss"])
+    trainer = json.loads((found / "step_000006" / "trainer.json").read_text())
+    assert (trainer["skipped"], trainer["skipped_in_a_row"]) == (2, 0)
+    assert json.loads((found / "results.json").read_text())["skipped"] == 2
+    assert "2 steps were skipped: their loss or gradient was not finite" in capsys.readouterr().out
+    stored = tools.tensors(found / "step_000006")
+    assert {float(t) for name, t in stored.items() if "/step/" in name} == {4}
+    assert all(tensor.isfinite().all() for tensor in stored.values())
+
+
+def test_ten_skipped_steps_in_a_row_stop_and_name_the_last_good_checkpoint(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    poison(monkeypatch, {*range(1, 10), *range(13, 99)})  # nine in a row are borne
+    flags = tiny.flags(tmp_path / "out", "--steps", "40", "--save-every", "2")
+    refused(
+        capsys,
+        flags,
+        r"10 steps in a row had a loss or gradient that is not finite \(last: step 23\); the last "
+        r"good checkpoint is \S+/step_000012 \(start again from it with --weights\); lower --lr",
+    )
+    found = only(tmp_path / "out")
+    assert len(log(found)) == 24
+    good = found / "step_000012"
+    assert json.loads((good / "trainer.json").read_text())["skipped"] == 9
+    monkeypatch.setattr(qs.training, "loss_terms", loss_terms)
+    run(tmp_path / "next", tiny.flags(tmp_path / "next", f"--weights={good}", "--steps=1"))
+
+
+def test_skipped_steps_in_a_row_are_counted_across_a_resume(tiny, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        poison(patch, range(2, 99))
+        patch.setattr(train, "train_step", at_step(6, lambda: os.kill(os.getpid(), signal.SIGINT)))
+        found = run(tmp_path / "out", tiny.flags(tmp_path / "out", "--steps", "30"), 130)
+    poison(monkeypatch, range(99))
+    refused(capsys, ["--resume", found], r"\(last: step 12\); no checkpoint was saved before them")
+
+
+@pytest.mark.parametrize("kind", ["weights", "lr"])
+def test_a_model_that_is_not_finite_stops_after_ten_steps(tiny, tmp_path, capsys, kind):
+    folder = shutil.copytree(tiny.weights, tmp_path / "w")
+    flags = ["--objective", "plain", "--steps", "30", "--save-every", "1", f"--weights={folder}"]
+    if kind == "lr":  # the first step leaves parameters that are not finite, and is saved
+        flags += ["--lr", "inf"]
+    else:
+        stored = load_file(folder / "model.safetensors")
+        stored["model.norm.weight"][3] = math.inf
+        save_file(stored, folder / "model.safetensors")
+    refused(
+        capsys,
+        tiny.flags(tmp_path / "out", *flags),
+        rf"\(last: step {10 + (kind == 'lr')}\); no checkpoint was saved before them",
+    )
+
+
+@pytest.mark.xfail(raises=IndexError, strict=True, reason="thoughts.draw on NaN logits")
+def test_a_model_that_is_not_finite_stops_thinking_training_too(tiny, tmp_path, capsys):
+    folder = shutil.copytree(tiny.weights, tmp_path / "w")
+    stored = load_file(folder / "model.safetensors")
+    stored["model.norm.weight"][3] = math.inf
+    save_file(stored, folder / "model.safetensors")
+    flags = tiny.flags(tmp_path / "out", "--steps", "30", f"--weights={folder}")
+    refused(capsys, flags, r"\(last: step 10\); no checkpoint was saved before them")
+
+
+# Refusals on the command line
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--samples 1", r"--samples 1 leaves the mean baseline nothing.*--baseline none"),
+        ("--thoughts -1", "--thoughts must be at least 0, got -1"),
+        ("--thoughts 0", "--thoughts 0 leaves REINFORCE no token"),
+        ("--thoughts 40", r"--seq 16 \(and 43 positions of a thought\) exceeds the 48 positions"),
+        ("--ahead 0", "--ahead must be at least 1, got 0"),
+        ("--ahead 16", r"--ahead 16 does not fit in rows of --seq 16 tokens"),
+        ("--ahead 15 --thoughts 20", r"--seq 16 \(and 36 positions of a thought\) exceeds the 48"),
+        ("--seq 49 --objective plain", r"--seq 49 .*exceeds the 48 positions"),
+        ("--seq 1", "--seq must be at least 2, got 1"),
+        ("--micro-batch 3", "--micro-batch 3 does not divide --batch 4"),
+        ("--lr nan", "--lr must be at least 0, got nan"),
+        ("--clip 0", "--clip must be above 0"),
+        ("--steps 0", "--steps must be at least 1"),
+        ("--device cuda", "--device cuda: this machine shows no CUDA device"),
+        ("--no-such-flag 3", r"unrecognized arguments: --no-such-flag 3; see .* --help"),
+        ("--ahe 3", r"unrecognized arguments: --ahe 3; see .* --help"),  # no abbreviations
+        ("--steps ten", r"argument --steps: invalid int value: 'ten'; see .* --help"),
+        ("--preset big", r"argument --preset: invalid choice: 'big'"),
+        ("--start-text=", "--start-text and --end-text must not be empty"),
+        ("stray", "unrecognized arguments: stray"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_in_one_line(
+    tiny, tmp_path, monkeypatch, capsys, flags, message
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    err = refused(capsys, tiny.flags(tmp_path / "out", *flags.split()), message)
+    assert len(err) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_was_never_prepared_is_refused_with_the_two_commands(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    err = refused(capsys, tiny.flags(tmp_path / "out", "--data", "owm"), "--data owm", lines=3)
+    assert err[-2].startswith("hf download open-web-math/open-web-math --repo-type dataset")
+    prepare = "python -m qs.data prepare data/raw/owm --out data/owm --tokenizer weights/mistral-7b"
+    assert err[-1] == prepare
+    assert len(err) == 3
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("make_wrong", "message", "lines"),
+    [
+        (lambda t, o, w: ["--weights", w], "w: expected a checkpoint, found no such folder", 1),
+        (lambda t, o, w: ["--weights", "mistral-7b"], "get it with: hf download mistralai/", 1),
+        (lambda t, o, w: ["--weights", t.data], "config.json: expected a file with JSON", 1),
+        (lambda t, o, w: ["--weights", t.data / "meta.json"], "found no such folder", 1),
+        (lambda t, o, w: ["--weights", o.weights], "prepare the data again with this token", 1),
+        (lambda t, o, w: ["--data", o.data], "expected the tokenizer that made the shards", 1),
+        (lambda t, o, w: ["--data", w], "expected a prepared dataset, found no meta.json", 2),
+        (lambda t, o, w: ["--data", t.data / "meta.json"], "expected a prepared dataset", 2),
+        (lambda t, o, w: ["--data", t.weights], "expected a prepared dataset", 2),
+        (lambda t, o, w: ["--out", t.data / "meta.json"], "meta.json", 1),
+    ],
+    ids=[
+        *("weights missing", "weights not downloaded", "data as weights", "file as weights"),
+        *("other weights", "other data", "data missing", "file as data", "weights as data"),
+        "file as out",
+    ],
+)
+def test_a_wrong_folder_is_refused_and_left_as_it_was(
+    tiny, other, tmp_path, monkeypatch, capsys, make_wrong, message, lines
+):
+    monkeypatch.chdir(tmp_path)
+    wrong = [str(a) for a in make_wrong(tiny, other, tmp_path / "w")]
+    before = contents(tiny.data) | contents(tiny.weights)
+    err = refused(capsys, tiny.flags(tmp_path / "out", *wrong), message, lines=lines)
+    assert len(err) == lines
+    assert contents(tiny.data) | contents(tiny.weights) == before
+    assert not [*tmp_path.iterdir()]
+
+
+DAMAGES = {
+    "other tokenizer": (
+        lambda w, o: shutil.copy(o.tokenizer / "tokenizer.model", w),
+        "the model has 300 text tokens, its tokenizer.model 290; take both from the same",
+    ),
+    "no tokenizer": (lambda w, o: (w / "tokenizer.model").unlink(), "tokenizer.model: expected"),
+    "no tensors": (lambda w, o: (w / "model.safetensors").unlink(), "found none; get the check"),
+    "cut tensors": (
+        lambda w, o: (w / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}"),
+        "model.safetensors: expected a safetensors file, found",
+    ),
+    "missing tensor": (
+        lambda w, o: save_file(
+            {n: t for n, t in load_file(w / "model.safetensors").items() if n != "lm_head.weight"},
+            w / "model.safetensors",
+        ),
+        r"1 tensor missing \(lm_head.weight\)",
+    ),
+    "config": (lambda w, o: (w / "config.json").write_text("{"), "config.json: expected JSON"),
+    "no step": (
+        lambda w, o: (shutil.rmtree(w), w.mkdir(), (w / "step_000002").mkdir()),
+        "expected a run with a complete step_",
+    ),
+    "run without step": (
+        lambda w, o: (w / "model.safetensors").unlink() or (w / "config.json").write_text("{}"),
+        "config.json: expected model_type mistral",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_weights_are_refused_in_one_line(tiny, other, tmp_path, capsys, damage):
+    folder = shutil.copytree(tiny.weights, tmp_path / "w")
+    change, message = DAMAGES[damage]
+    change(folder, other)
+    flags = tiny.flags(tmp_path / "out", f"--weights={folder}")
+    assert len(refused(capsys, flags, message)) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: (d / "train-00000.bin").write_bytes(b"12"), "expected .* bytes, found 2"),
+        (lambda d: (d / "meta.json").write_text("{"), "expected a sound meta.json"),
+        (lambda d: (d / "heldout-00000.idx").unlink(), "found no file; prepare the dataset again"),
+    ],
+)
+def test_damaged_data_is_refused_in_one_line(tiny, tmp_path, capsys, change, message):
+    folder = shutil.copytree(tiny.data, tmp_path / "d")
+    change(folder)
+    assert len(refused(capsys, tiny.flags(tmp_path / "out", f"--data={folder}"), message)) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_text_shorter_than_a_row_is_refused(tiny, tmp_path, capsys):
+    long = tmp_path / "long"
+    command = ["init", f"--out={long}", f"--tokenizer={tiny.tokenizer}", "--dim=4", "--layers=1"]
+    sizes = ["--heads=1", "--hidden-dim=4", "--max-positions=9999"]
+    assert tools.weights.main([*command, *sizes]) == 0
+    flags = tiny.flags(tmp_path / "out", "--seq=4000", f"--weights={long}")
+    refused(capsys, flags, r"one window of 4000 tokens in the split train, found 1669.*lower --seq")
+    assert not (tmp_path / "out").exists()
+
+
+# Refusals to resume
+
+
+def test_resume_takes_no_other_flag(stopped, capsys):
+    before = contents(stopped)
+    for arguments in (["--resume", stopped, "--steps", "9"], [f"--resume={stopped}", "--lr=1"]):
+        message = rf"--resume takes every setting from {stopped}/config.json; drop --(steps|lr=1)"
+        refused(capsys, arguments, message)
+    refused(capsys, ["--resume"], "argument --resume: expected one argument")
+    assert contents(stopped) == before
+
+
+def cut(path, left):
+    path.write_bytes(path.read_bytes()[:left])
+
+
+COUNTERS = {"step": 4, "epoch": 0, "index": 8, "skipped": 0, "skipped_in_a_row": 0}
+UNSOUND = {
+    "no folder": (shutil.rmtree, "config.json: no such file; is .* a run folder"),
+    "a file": (lambda r: (shutil.rmtree(r), r.write_text("x")), "Not a directory"),
+    "a model": (
+        lambda r: shutil.copy(r / "step_000004" / "config.json", r),
+        r"config.json: expected the settings of a run.*is .* a run folder\?",
+    ),
+    "no checkpoint": (
+        lambda r: [shutil.rmtree(r / f"step_00000{n}") for n in (2, 4)],
+        r"no checkpoint \(step_\*/\) to go on from; start the run again with `python train.py`",
+    ),
+    "no counters": (lambda r: (r / "step_000004/trainer.json").unlink(), "trainer.json: no such"),
+    "damaged counters": (lambda r: cut(r / "step_000004/trainer.json", 9), "something damaged"),
+    "a list": (
+        lambda r: (r / "step_000004/trainer.json").write_text("[]"),
+        r"trainer.json: expected counters by name, found \[\]",
+    ),
+    "a word": (
+        lambda r: (r / "step_000004/trainer.json").write_text('{"step": "four"}'),
+        "trainer.json: expected counters by name",
+    ),
+    "a negative step": (
+        lambda r: (r / "step_000004/trainer.json").write_text(json.dumps(COUNTERS | {"step": -1})),
+        "trainer.json: expected counters by name",
+    ),
+    "fewer counters": (
+        lambda r: (r / "step_000004/trainer.json").write_text('{"step": 4}'),
+        r"trainer.json: 4 missing \(epoch, index, skipped, skipped_in_a_row\), 0 unexpected",
+    ),
+    "cut optimiser": (
+        lambda r: cut(r / "step_000004/optimizer.safetensors", -4),
+        "optimizer.safetensors: expected a safetensors file",
+    ),
+    "cut weights": (
+        lambda r: cut(r / "step_000004/model.safetensors", -4),
+        "model.safetensors: expected a safetensors file",
+    ),
+    "damaged score": (lambda r: cut(r / "before.json", 9), "before.json: expected JSON"),
+    "another score": (
+        lambda r: (r / "before.json").write_text("[]"),
+        r"before.json: expected a score, found \[\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", UNSOUND)
+def test_a_run_that_is_not_sound_is_not_resumed_and_left_as_it_was(stopped, capsys, damage):
+    change, message = UNSOUND[damage]
+    change(stopped)
+    before = contents(stopped)
+    assert len(refused(capsys, ["--resume", stopped], message)) == 1
+    assert contents(stopped) == before
+
+
+# What goes wrong on the way
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 bytes"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["CUDA", "CPU", "Python"])
+def test_running_out_of_memory_names_the_settings_to_lower(
+    stopped, straight, monkeypatch, capsys, error
+):
+    def fail():
+        raise error
+
+    saved = {n: contents(stopped / n) for n in ("step_000002", "step_000004")}
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_step", at_step(4, fail))
+        refused(
+            capsys,
+            ["--resume", stopped],
+            "memory: lower --micro-batch .* --seq, --thoughts or --samples, or pass --recompute",
+        )
+    assert {n: contents(stopped / n) for n in saved} == saved
+    assert train.main(["--resume", str(stopped)]) == 0
+    same_run(stopped, straight["quiet"])
+
+
+def test_a_real_allocation_that_fails_is_told_in_one_line(tiny, tmp_path, monkeypatch, capsys):
+    def allocate():
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(train, "train_step", at_step(0, allocate))
+    refused(capsys, tiny.flags(tmp_path / "out"), "out of memory: lower --micro-batch")
+
+
+def test_an_error_of_our_own_is_not_hidden(tiny, tmp_path, monkeypatch):
+    def fail():
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(train, "train_step", at_step(0, fail))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train.main(tiny.flags(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("full")])
+def test_a_disk_that_refuses_a_save_loses_no_checkpoint(
+    stopped, straight, monkeypatch, capsys, error
+):
+    def full(*arguments):
+        raise error
+
+    saved = {n: contents(stopped / n) for n in ("step_000002", "step_000004")}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        refused(capsys, ["--resume", stopped], "No space left|optimizer.safetensors: cannot be")
+    assert [*checkpoint.saved_steps(stopped)] == [2, 4]
+    assert {n: contents(stopped / n) for n in saved} == saved
+    assert train.main(["--resume", str(stopped)]) == 0
+    same_run(stopped, straight["quiet"])
+
+
+def test_two_seeds_give_two_models_and_one_seed_gives_one(tiny, straight, tmp_path):
+    found = {}
+    for name, seed in (("again", "0"), ("other", "1")):
+        flags = tiny.flags(tmp_path / name, *FLAGS["quiet"], "--seed", seed)
+        found[name] = run(tmp_path / name, flags) / "step_000006"
+    same_checkpoint(found["again"], straight["quiet"] / "step_000006")
+    with pytest.raises(AssertionError):
+        same_checkpoint(found["other"], straight["quiet"] / "step_000006")
+
+
+def test_other_weights_with_the_same_tokenizer_are_taken(tiny, tmp_path):
+    init_weights(tmp_path / "w", tiny.tokenizer, seed=1)
+    flags = tiny.flags(tmp_path / "out", f"--weights={tmp_path / 'w'}", "--steps=1", "--lr=0")
+    found = run(tmp_path / "out", flags)
+    one = load_file(found / "step_000001" / "model.safetensors")
+    assert torch.equal(
+        one["lm_head.weight"], load_file(tmp_path / "w/model.safetensors")["lm_head.weight"]
+    )
