@@ -3,10 +3,10 @@
     python -m qs.synthetic --out data/raw/tiny --documents 200000 --seed 0
 
 Three kinds of documents, each a question, a newline, perhaps a working between two marks, and the
-answer, a single character:
+answer, a single token:
 
     sum    92332\\n:91479;9                             the last digit of 9 + 2 + 3 + 3 + 2
-    chain  b>d g>c d>h c>b ... g3\\n:gcbdd;d             three arrows from g
+    chain  bd gc dh cb ... g3\\n: g c b d d; d           three relations (bd: from b to d)
     story  Ana has 4 pears. She buys 7. ...\\n:41999;9   the last digit of the count
 
 The working has one token for each step and `width` in all: a shorter one repeats its last token, so
@@ -54,7 +54,7 @@ class World:
     written: float = setting(0.3, "share of documents whose working is written out")
     useful: float = setting(0.5, "share of written workings in the useful style")
     lengths: tuple[int, ...] = setting((3, 4, 5), "summands of running sums")
-    hops: tuple[int, ...] = setting((2, 3, 4), "arrows that chains follow")
+    hops: tuple[int, ...] = setting((2, 3, 4), "relations that chains follow")
     steps: tuple[int, ...] = setting((2, 3), "changes that word problems tell of")
     relations: int = setting(7, "relations of a chain, a single cycle")
     width: int = setting(5, "tokens of a working, and digits of a sum (zeros after its summands)")
@@ -115,7 +115,7 @@ class Document:
         difficulty: summands, hops or changes.
         style: one of STYLES; "none" where the working is left out.
         question: the text before the newline.
-        answer: one character, which ends the text.
+        answer: one token of the tokenizer of the bundled model, which ends the text.
         answer_start, answer_end: characters `text[answer_start:answer_end]` are the answer.
         working: what the useful working is, written or not, without its marks.
         needed: leading tokens of the working that reach the answer; the others repeat it.
