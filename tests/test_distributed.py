@@ -1,5 +1,6 @@
 """distributed: two processes, each with half of every batch and parameter, are one."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from tiny import CLOCK, ROOT, log, make, only, run, tensors
 from qs import distributed
 
 FLAGS = ["--save-every", "3", "--anchors", "random", "--anchor-share", "0.5", "--micro-batch", "1"]
-FLAGS += ["--beta", "100"]
+FLAGS += ["--beta", "100", "--lr", "1e-3", "--mixer-lr", "1e-3"]
 
 
 def launch(arguments: list[str]) -> None:
@@ -30,15 +31,19 @@ def launch(arguments: list[str]) -> None:
 
 
 def close(one, other) -> None:
+    """Each tensor as a whole: Adam makes whole steps of gradients that are noise around 0."""
     for name, tensor in tensors(one).items():
-        torch.testing.assert_close(tensors(other)[name], tensor, rtol=1e-2, atol=1e-3)
+        distance = (tensors(other)[name] - tensor).norm()
+        assert distance <= 0.01 * tensor.norm() + 1e-5, name
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """A tiny model with data, and a run of two processes."""
+    """A tiny model whose rewards are above the noise, with data, and a run of two processes."""
     folder = tmp_path_factory.mktemp("two")
     tiny = make(folder / "tiny")
+    opened = run(folder / "opened", tiny.flags(folder / "opened", "--beta", "0", "--steps", "20"))
+    tiny = dataclasses.replace(tiny, weights=opened)
     launch(tiny.flags(folder / "out", *FLAGS))
     return tiny, only(folder / "out")
 
