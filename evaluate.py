@@ -25,6 +25,7 @@ from qs import checkpoint, weights
 from qs.build import check_fits, choose_placement, load
 from qs.config import Config
 from qs.data import resolve as resolve_data
+from qs.model_config import read_config
 from qs.report import environment, score_lines
 from qs.shards import TokenDataset, sequential
 from qs.tasks import Helped, most_helped, text_score
@@ -93,8 +94,8 @@ def evaluate(argv: list[str]) -> int:
     config = merged(args, run)
     placement = choose_placement(config.run)
     data = TokenDataset(resolve_data(config.run.data), "heldout")
+    check_fits(read_config(folder), Tokenizer.load(folder), config, folder)
     quiet, tokenizer = load(folder, config.thought, placement, config.run.seed)
-    check_fits(quiet.model.config, tokenizer, config, folder)
     data.check_tokenizer(tokenizer)
     print(f"model   {folder}\ndata    {data.folder}: {data.tokens:,} held-out tokens")
     print(f"device  {placement}")

@@ -8,6 +8,7 @@ that what bears its final name is complete. safetensors and JSON only.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -31,6 +32,13 @@ CONFIG, LOG, TRAINER, OPTIMIZER = (
 )
 
 
+def finite(value: Any) -> Any:
+    """The same with null for what is not finite: NaN is not JSON."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def flush(path: Path) -> None:
     """Force a file or folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -43,7 +51,7 @@ def flush(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
     aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(value, indent=1) + "\n")
+    aside.write_text(json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
     flush(aside)
     aside.replace(path)
     flush(path.parent)
@@ -211,7 +219,7 @@ class Log:
     def write(self, record: dict[str, Any]) -> None:
         """Append one record."""
         with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(finite(record), allow_nan=False) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
         """All whole lines; a line cut short by a kill is left out."""

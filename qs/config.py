@@ -216,6 +216,7 @@ class Config:
         check_names("config", values, GROUPS)
         for name, group in GROUPS.items():
             check_names(f"config.{name}", values[name], {f.name for f in dataclasses.fields(group)})
+            check_types(f"config.{name}", group, values[name])
             groups[name] = group(**values[name])
         return Config(**groups)
 
@@ -291,6 +292,20 @@ def _argument(hint: Any) -> dict[str, Any]:
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
     return {"type": hint, "metavar": {int: "N", float: "X", str: "TEXT"}[hint]}
+
+
+def check_types(where: str, group: type, values: dict[str, Any]) -> None:
+    """Raise ValueError naming the first value that its flag would not have given."""
+    for name, hint in typing.get_type_hints(group).items():
+        options = get_args(hint) if get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+        value = values[name]
+        if not any(
+            value in get_args(option)
+            if get_origin(option) is Literal
+            else type(value) in ((int, float) if option is float else (option,))
+            for option in options
+        ):
+            raise ValueError(f"{where}.{name}: expected {hint}, found {value!r}")
 
 
 def check_names(where: str, found: typing.Iterable[str], expected: typing.Iterable[str]) -> None:

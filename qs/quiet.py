@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from qs.attention import Dense, Flex, Structured
 from qs.config import Config, ThoughtConfig
 from qs.losses import Terms, linear_nll, reinforce, rewards, targets_ahead
-from qs.masks import Layout, block_mask, dense_mask, every_position, one_document
+from qs.masks import PADDING, Layout, block_mask, dense_mask, every_position, one_document
 from qs.mixing import MixingHead, mix_nll, mix_outputs, mixing_weight
 from qs.model import Mistral
 from qs.thoughts import prefill, sample
@@ -185,8 +185,13 @@ class QuietStar(nn.Module):
                 order = orders.to(tokens.device)
             else:
                 log_p = (self.model.logits(row).log_softmax(-1) for row in outputs)
-                order = -torch.stack([(row.exp() * row).sum(-1) for row in log_p])  # entropy, nats
-            anchors = order.topk(uniforms.shape[1], 1).indices.sort(1).values
+                order = -torch.stack([(row.exp() * row).sum(-1) for row in log_p])
+                order = order.round(
+                    decimals=4
+                )  # entropy, nats; equal ones are equal however batched
+            order = order.where(documents != PADDING, -torch.inf)
+            order = order.argsort(dim=1, descending=True, stable=True)[:, : uniforms.shape[1]]
+            anchors = order.sort(1).values
         layout = Layout(documents, anchors, config.samples, config.thoughts)
         thoughts = sample(
             self.model,

@@ -78,19 +78,24 @@ def table(before: TextScore | None, after: TextScore | None) -> str:
         rows.append(("  95 % interval, +-", before.gain_interval, after.gain_interval))
         rows.append(("mixing weight", before.weight, after.weight))
     for name, first, last in rows:
-        change = "" if name.startswith("  ") else f"{last - first:+12.4f}"
-        lines.append(f"{name:24}{first:12.4f}{last:12.4f}{change}")
+        change = None if name.startswith("  ") or None in (first, last) else last - first
+        change = "" if change is None else f"{change:+12.4f}"
+        lines.append(f"{name:24}{cell(first)}{cell(last)}{change}")
     return "\n".join(lines)
+
+
+def cell(value: float | None) -> str:
+    """A number of a table; None is one that was not finite, or not defined."""
+    return f"{'-':>12}" if value is None else f"{value:12.4f}"
 
 
 def score_lines(score: TextScore) -> list[str]:
     """One score, a line each."""
     lines = [f"held-out text, {score.tokens:,} tokens, nats a token"]
-    lines.append(f"{'without thoughts':24}{score.nll_base:12.4f}")
+    rows = [("without thoughts", score.nll_base)]
     if score.nll_mix is not None:
-        lines.append(f"{'with thoughts':24}{score.nll_mix:12.4f}")
-        lines.append(
-            f"{'gain by thinking':24}{score.gain:12.4f} +- {score.gain_interval:.4f} (95 %)"
-        )
-        lines.append(f"{'mixing weight':24}{score.weight:12.4f}")
-    return lines
+        rows.append(("with thoughts", score.nll_mix))
+        rows.append(("gain by thinking", score.gain))
+        rows.append(("  95 % interval, +-", score.gain_interval))
+        rows.append(("mixing weight", score.weight))
+    return lines + [f"{name:24}{cell(value)}" for name, value in rows]

@@ -32,7 +32,7 @@ class TextScore:
         nll_base: without thoughts.
         nll_mix: with thoughts (None where the model was run without).
         gain: nll_base - nll_mix, paired by token.
-        gain_interval: half-width of its 95 % interval, rows as the units.
+        gain_interval: half-width of its 95 % interval, rows as the units; None for one row.
         weight: mean mixing weight.
     """
 
@@ -93,14 +93,14 @@ def text_score(
     )
 
 
-def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> float:
+def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> float | None:
     """Half-width of the 95 % interval of sum(sums) / sum(counts) over independent units.
 
-    Linearised (delta method) standard error of a ratio; infinite for fewer than two units.
+    Linearised (delta method) standard error of a ratio; None for fewer than two units.
     """
     units, total = len(sums), counts.sum()
     if units < 2:
-        return math.inf
+        return None
     residual = sums - sums.sum() / total * counts
     return NORMAL_95 * math.sqrt(units / (units - 1) * float((residual**2).sum())) / float(total)
 
@@ -143,7 +143,7 @@ def most_helped(
         with quiet.with_settings(**ONE_THOUGHT):
             step = quiet(tokens, documents, generator=generator)
         valid = step.valid[..., 0]
-        gain = (step.nll_base - step.nll_mix[:, :, 0, 0]).where(valid, 0.0)
+        gain = step.nll_base - step.nll_mix[:, :, 0, 0]
         flat = gain.flatten()
         ends = {*flat.topk(min(count, len(flat))).indices.tolist()}
         ends |= {*flat.topk(min(count, len(flat)), largest=False).indices.tolist()}

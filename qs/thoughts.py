@@ -46,7 +46,8 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, forbidden: Sequenc
     mass = total[:, -1:]
     below = torch.nextafter(mass, torch.zeros_like(mass))  # so that some entry is always above
     point = (uniform[:, None].to(mass.dtype) * mass).minimum(below)
-    return ids[torch.searchsorted(total, point, right=True).squeeze(1)]
+    found = torch.searchsorted(total, point, right=True).squeeze(1)
+    return ids[found.clamp(max=len(ids) - 1)]  # past the end only if the logits are not finite
 
 
 def prefill(model: Mistral, tokens: Tensor, documents: Tensor) -> tuple[Tensor, list]:

@@ -242,7 +242,7 @@ def test_a_disk_that_refuses_the_optimiser_is_an_os_error(tmp_path, monkeypatch)
 
 # The log
 
-LINES = [{"commit": "c"}, {"step": 1, "loss": 0.1}, {"step": 2, "loss": math.inf}, {"step": 3}]
+LINES = [{"commit": "c"}, {"step": 1, "loss": 0.1}, {"step": 2, "loss": None}, {"step": 3}]
 
 
 def logged(folder):
@@ -278,3 +278,11 @@ def test_a_log_cut_at_a_step_keeps_the_first_line_and_the_steps_up_to_it(tmp_pat
 def test_cutting_a_log_that_is_not_there_makes_none(tmp_path):
     Log(tmp_path).cut(3)
     assert not [*tmp_path.iterdir()]
+
+
+def test_what_is_not_finite_is_written_as_null(tmp_path):
+    log = Log(tmp_path)
+    log.write({"step": 1, "loss": math.nan, "reward": -math.inf, "lr": 0.5})
+    assert log.records() == [{"step": 1, "loss": None, "reward": None, "lr": 0.5}]
+    write_json(tmp_path / "x.json", {"a": {"b": math.inf}, "c": 1})
+    assert read_json(tmp_path / "x.json") == {"a": {"b": None}, "c": 1}

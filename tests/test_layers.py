@@ -18,6 +18,7 @@ LAYERS = [  # earlier ones first: the layers of the design, cut finer where it p
     "build training generate",
     "tasks",
     "report star",
+    "run",
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 RUNTIME = {"torch", "numpy", "sentencepiece", "safetensors", "tqdm"} | set(sys.stdlib_module_names)

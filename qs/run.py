@@ -1,0 +1,249 @@
+"""One training run and its folder: model, data, optimiser, where it stands, saving, going on.
+
+With several processes each of them holds a Run; the first one prints and writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from qs import checkpoint, distributed, weights
+from qs.build import STORED, check_fits, choose_placement, load
+from qs.config import Config
+from qs.data import resolve as resolve_data
+from qs.model_config import read_config
+from qs.report import environment, peak_memory, summary
+from qs.shards import TokenDataset, Windows, sequential
+from qs.tasks import TextScore, text_score
+from qs.tokenizer import Tokenizer
+from qs.training import make_optimizer, step_generator, train_step
+
+SKIPS_ALLOWED = 10  # steps in a row whose loss or gradient is not finite
+
+
+@dataclasses.dataclass
+class State:
+    """Where a run stands: what a checkpoint holds beside parameters and optimiser."""
+
+    step: int = 0
+    epoch: int = 0
+    index: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
+class Run:
+    """One training run: its folder, model, data and optimiser."""
+
+    def __init__(self, folder: Path, config: Config, start: Path):
+        """Load everything; `start` is the folder that weights (and optimiser) come from.
+
+        Raises:
+            ValueError: something is missing or does not fit.
+        """
+        self.folder, self.config = folder, config
+        self.placement = choose_placement(config.run)
+        self.ranks = distributed.start(self.placement.device)
+        if config.run.batch % self.ranks.count:
+            raise ValueError(
+                f"--batch {config.run.batch} does not divide over {self.ranks.count} processes"
+            )
+        data = resolve_data(config.run.data)
+        self.train, self.heldout = TokenDataset(data), TokenDataset(data, "heldout")
+        run = config.run
+        check_fits(read_config(start), Tokenizer.load(start), config, start)
+        self.quiet, self.tokenizer = load(
+            start, config.thought, self.placement, run.seed, run.recompute
+        )
+        for split in (self.train, self.heldout):
+            split.check_tokenizer(self.tokenizer)
+        self.tokenizer_file = start / "tokenizer.model"
+        self.windows = Windows(self.train, config.run.seq, config.run.seed)
+        size = sum(p.numel() for p in self.quiet.parameters())
+        distributed.shard(self.quiet, self.quiet.model.layers, ["think"])
+        self.optimizer = make_optimizer(self.quiet, config.optim)
+        self.names = {p: name for name, p in self.quiet.named_parameters()}
+        self.state = State()
+        self.log = checkpoint.Log(folder)
+        self.stop: signal.Signals | None = None
+        self.say(f"model   {start}: {size:,} parameters")
+        self.say(f"data    {data}: {self.train.tokens:,} tokens, {self.heldout.tokens:,} held out")
+        self.say(f"device  {self.placement}, {self.ranks.count} process(es)")
+
+    def say(self, text: str) -> None:
+        """Print, once for all processes."""
+        if self.ranks.first:
+            print(text)
+
+    def begin(self, name: str) -> TextScore | None:
+        """Make the run folder, with settings, versions and the score before training."""
+        if self.ranks.first:
+            self.folder = checkpoint.new_run(self.config.run.out, name, self.config)
+            self.log = checkpoint.Log(self.folder)
+            self.log.write(environment(str(self.placement)) | {"processes": self.ranks.count})
+        score = self.evaluate("before")
+        self.write("before.json", score and dataclasses.asdict(score))
+        return score
+
+    def write(self, name: str, value: Any) -> None:
+        """Write JSON into the run folder, once for all processes."""
+        if self.ranks.first:
+            checkpoint.write_json(self.folder / name, value)
+
+    def move(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """A batch's tokens and documents on the device."""
+        device = self.placement.device
+        return batch.tokens.to(device), batch.documents.to(device)
+
+    def evaluate(self, label: str) -> TextScore | None:
+        """NLL of held-out text, with and without thoughts; None if there is nothing to do."""
+        run = self.config.run
+        if not run.eval_rows or not self.heldout.tokens:
+            return None
+        rows = run.micro_batch or run.batch
+        batches = list(sequential(self.heldout, run.seq, rows, run.eval_rows))
+
+        def bar() -> Iterator[tuple[Tensor, Tensor]]:
+            quiet = not self.ranks.first
+            for batch in tqdm(batches, f"held-out text, {label}", leave=False, disable=quiet):
+                yield self.move(batch)
+
+        generator = step_generator(run.seed, 0)
+        return text_score(self.quiet, bar(), generator, think=run.objective != "plain")
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment; every process takes part, the first one writes."""
+        named = {n: distributed.whole(p.detach()).cpu() for p, n in self.names.items()}
+        moments = checkpoint.optimizer_tensors(self.optimizer, self.names)
+        model = {n.removeprefix("model."): x for n, x in named.items() if n.startswith("model.")}
+        thought = {n: x for n, x in named.items() if not n.startswith("model.")}
+        settings = {key: getattr(self.config.thought, key) for key in STORED}
+
+        def write(folder: Path) -> None:
+            shape = self.quiet.model.config
+            if self.config.run.objective == "plain":
+                weights.save(folder, shape, model)
+            else:
+                weights.save(folder, shape, model, thought, settings, layout="quietstar")
+            (folder / "tokenizer.model").write_bytes(self.tokenizer_file.read_bytes())
+            checkpoint.save_optimizer(folder, moments)
+            checkpoint.write_json(folder / checkpoint.TRAINER, dataclasses.asdict(self.state))
+
+        if self.ranks.first:
+            checkpoint.save_step(self.folder, self.state.step, write)
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a checkpoint whose weights are loaded already."""
+        checkpoint.load_optimizer(folder, self.optimizer, self.names)
+        path = folder / checkpoint.TRAINER
+        stored = checkpoint.read_json(path)
+        if not isinstance(stored, dict) or any(
+            type(v) is not int or v < 0 for v in stored.values()
+        ):
+            raise ValueError(f"{path}: expected counters by name, found {str(stored)[:60]}")
+        checkpoint.check_names(str(path), stored, vars(self.state))
+        self.state = State(**stored)
+        if self.ranks.first:
+            self.log.cut(self.state.step)
+
+    def go(self) -> None:
+        """Train until the last step, or until SIGINT or SIGTERM.
+
+        Raises:
+            ValueError: too many steps in a row were not finite.
+        """
+        run, state = self.config.run, self.state
+        with tqdm(
+            total=run.steps,
+            initial=state.step,
+            unit="step",
+            desc="training",
+            disable=not self.ranks.first,
+        ) as bar:
+            while state.step < run.steps and not self.asked_to_stop():
+                record = self.one_step()
+                bar.set_postfix_str(summary(record))
+                bar.update()
+                if state.skipped_in_a_row >= SKIPS_ALLOWED:
+                    raise ValueError(
+                        f"{SKIPS_ALLOWED} steps in a row had a loss or gradient that is not finite "
+                        f"(last: step {state.step}); {self.last_good()}; lower --lr or use --dtype "
+                        "float32"
+                    )
+                if run.save_every and state.step % run.save_every == 0:
+                    self.save()
+        if not (run.save_every and state.step % run.save_every == 0):
+            self.save()
+
+    def asked_to_stop(self) -> bool:
+        """Whether any process was sent a signal; all of them then stop after the same step."""
+        asked = torch.tensor(int(self.stop is not None), device=self.placement.device)
+        return bool(distributed.total(asked))
+
+    def last_good(self) -> str:
+        """Where to go on after steps that were not finite, in words."""
+        began = self.state.step - self.state.skipped_in_a_row
+        # the parameters have not changed since: those saved at that step are these
+        good = began if all(p.isfinite().all() for p in self.quiet.parameters()) else began - 1
+        saved = [folder for n, folder in checkpoint.saved_steps(self.folder).items() if n <= good]
+        if not saved:
+            return "no checkpoint was saved before them"
+        return f"the last good checkpoint is {saved[-1]} (start again from it with --weights)"
+
+    def one_step(self) -> dict[str, float]:
+        """One optimiser step, logged."""
+        run, state, began = self.config.run, self.state, time.perf_counter()
+        batch, position = self.windows.batch((state.epoch, state.index), run.batch)
+        every = run.grad_norms_every
+        measure = bool(every) and state.step % every == 0 and run.objective != "plain"
+        share = run.batch // self.ranks.count
+        mine = slice(self.ranks.rank * share, (self.ranks.rank + 1) * share)
+        tokens, documents = (x[mine] for x in self.move(batch))
+        record = train_step(
+            self.quiet,
+            self.optimizer,
+            tokens,
+            documents,
+            self.config,
+            state.step,
+            measure,
+            self.ranks,
+        )
+        state.step += 1
+        state.epoch, state.index = position
+        state.skipped += int(record["skipped"])
+        state.skipped_in_a_row = state.skipped_in_a_row + 1 if record["skipped"] else 0
+        seconds = time.perf_counter() - began
+        record = {"step": state.step} | record
+        record["tokens_per_second"] = run.batch * run.seq / seconds
+        if run.objective != "plain":
+            thought = self.config.thought
+            anchors = max(1, round(run.seq * thought.anchor_share))
+            sampled = run.batch * anchors * thought.samples * thought.thoughts
+            record["thought_tokens_per_second"] = sampled / seconds
+        record["memory_bytes"] = peak_memory(self.placement.device)
+        if self.ranks.first:
+            self.log.write(record)
+        return record
+
+
+def read_score(path: Path) -> TextScore | None:
+    """A score that was written as JSON.
+
+    Raises:
+        ValueError: the file is missing or holds anything else.
+    """
+    stored = checkpoint.read_json(path)
+    try:
+        return None if stored is None else TextScore(**stored)
+    except TypeError:
+        raise ValueError(f"{path}: expected a score, found {str(stored)[:60]}") from None
