@@ -458,8 +458,10 @@ def test_anchors_are_a_share_of_the_positions_sorted_and_distinct(
         p = (outputs @ module.model.head.T).softmax(-1)
         entropy = -(p * p.log()).sum(-1)
         for b, row in enumerate(step.anchors.tolist()):
-            rest = [float(entropy[b, t]) for t in range(T) if t not in row]
-            assert min(float(entropy[b, t]) for t in row) >= max(rest, default=0.0) - 1e-12
+            real = [t for t in range(T) if case.documents[b, t] != -1]
+            thinks = [float(entropy[b, t]) for t in real if t in row]
+            rest = [float(entropy[b, t]) for t in real if t not in row]
+            assert min(thinks, default=9.0) >= max(rest, default=0.0) - 2e-4  # as near as a tie
 
 
 @given(
