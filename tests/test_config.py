@@ -234,6 +234,26 @@ def test_unknown_and_missing_names_in_json_are_listed(group: str):
         Config.from_json(stored)
 
 
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [
+        ("thought", "baseline", "median"),
+        ("thought", "thoughts", 2.5),
+        ("thought", "keep_negative", 1),
+        ("optim", "lr", "fast"),
+        ("optim", "clip", None),
+        ("run", "steps", True),
+        ("run", "out", 3),
+        ("run", "compile", "yes"),
+    ],
+)
+def test_json_values_that_no_flag_would_give_are_refused(group: str, name: str, value: Any):
+    stored = Config().to_json()
+    stored[group][name] = value
+    with pytest.raises(ValueError, match=rf"config.{group}.{name}: expected .*, found {value!r}"):
+        Config.from_json(stored)
+
+
 @given(found=st.sets(st.sampled_from("abcde")), expected=st.sets(st.sampled_from("abcde")))
 def test_names_are_checked_both_ways(found: set[str], expected: set[str]):
     if found == expected:

@@ -453,6 +453,9 @@ def test_anchors_are_a_share_of_the_positions_sorted_and_distinct(
     for row in step.anchors.tolist():
         assert row == sorted(set(row))
         assert set(row) <= set(range(T))
+    for row, documents in zip(step.anchors, case.documents, strict=True):  # padding thinks last
+        real = int((documents != -1).sum())
+        assert int((documents[row] != -1).sum()) == min(len(row), real)
     if rule == "uncertain":
         outputs, _ = module.score(case.tokens, case.documents, step.anchors, step.thoughts)
         p = (outputs @ module.model.head.T).softmax(-1)
@@ -467,11 +470,11 @@ def test_anchors_are_a_share_of_the_positions_sorted_and_distinct(
 @given(
     case=quiet_cases,
     seed=seeds,
-    rule=st.sampled_from(["all", "random", "given"]),
+    rule=st.sampled_from(["all", "random", "uncertain", "given"]),
     greedy=st.booleans(),
 )
 def test_splitting_a_batch_draws_the_same_thoughts(case: Case, seed: int, rule: str, greedy: bool):
-    kind = {} if rule in ("all", "given") else {"anchors": "random", "anchor_share": 0.5}
+    kind = {} if rule in ("all", "given") else {"anchors": rule, "anchor_share": 0.5}
     if greedy:
         kind |= {"sample_temperature": 0.0, "beta": 0.0}
     config = ThoughtConfig(thoughts=2, ahead=1, **kind)
