@@ -11,8 +11,9 @@ answer, a single token:
 
 The working has one token for each step and `width` in all: a shorter one repeats its last token, so
 that a thought of n tokens holds whatever takes n steps. Only the useful style helps; the others
-spell the question's operands in order or in reverse. Which split an instance belongs to is a hash
-of its problem: no problem of the training split, however worded, is ever drawn for the held-out.
+(`:q9233;`, `:r2332;`) spell the question's operands in order or in reverse. Which split an instance
+belongs to is a hash of its problem: no problem of the training split, however worded, is ever drawn
+for the held-out.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from tqdm import tqdm
 from qs.config import setting
 
 OPEN, CLOSE = ":", ";"  # the marks around a working; nothing else in a document holds them
+REPEAT, REVERSE = "q", "r"  # what the unhelpful styles begin with: a style shows in its first token
 KINDS = ("sum", "chain", "story")
 STYLES = ("useful", "repeat", "reverse", "none")
 SPLITS = ("train", "heldout")
@@ -201,8 +203,8 @@ def document(problem: Problem, style: str, width: int) -> Document:
     working = fill(problem.stops, width)
     written = {
         "useful": working,
-        "repeat": fill(problem.operands, width),
-        "reverse": fill(problem.operands[::-1], width),
+        "repeat": fill((REPEAT, *problem.operands), width),
+        "reverse": fill((REVERSE, *problem.operands[::-1]), width),
     }
     marked = "" if style == "none" else f"{OPEN}{written[style]}{CLOSE}"
     before = f"{problem.question}\n{marked}"

@@ -118,8 +118,8 @@ def test_marks_stand_around_a_working_of_the_style_and_nowhere_else(world, seed)
         spelt = operands(d.kind, d.question)
         shown = {
             "useful": d.working,
-            "repeat": filled(spelt, world.width),
-            "reverse": filled(spelt[::-1], world.width),
+            "repeat": filled(["q", *spelt], world.width),
+            "reverse": filled(["r", *spelt[::-1]], world.width),
         }
         assert after == (f"{OPEN}{shown[d.style]}{CLOSE}" if d.style != "none" else "")
         assert d.text.count(OPEN) == d.text.count(CLOSE) == (d.style != "none")
