@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from qs import checkpoint, weights
 from qs.build import check_fits, choose_placement, load
-from qs.config import Config
+from qs.config import Config, Parser
 from qs.data import resolve as resolve_data
 from qs.model_config import read_config
 from qs.report import environment, score_lines
@@ -35,12 +35,7 @@ from qs.training import step_generator
 
 def settings(argv: list[str]) -> argparse.Namespace:
     """The command line; a flag that is not given takes the run's own setting."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("evaluate.py", __doc__)
     parser.add_argument("model", help="a run, a checkpoint, or a name in weights/")
     parser.add_argument("--data", help="prepared data, or its name in data/")
     parser.add_argument("--rows", type=int, default=32, help="held-out rows to read [32]")

@@ -13,7 +13,6 @@ Ctrl-C finishes the step, saves and says how to go on. In brackets: the value th
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import signal
@@ -21,12 +20,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from qs import checkpoint, distributed, weights
-from qs.config import Config, parse
+from qs.config import Config, Parser, parse
 from qs.report import table
 from qs.run import Run, read_score
 
@@ -36,26 +35,13 @@ OUT_OF_MEMORY = (
 )
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser that complains in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print below the whole usage."""
-        raise ValueError(f"{message}; see python train.py --help")
-
-
 def settings(argv: list[str]) -> tuple[Config | None, Path | None]:
     """The command line: new settings, or the run folder to resume.
 
     Raises:
         ValueError: a setting is unknown, out of range, or given beside --resume.
     """
-    parser = Parser(
-        prog="train.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("train.py", __doc__)
     parser.add_argument("--resume", metavar="RUN", help="run folder to go on with, as it was set")
     if any(arg == "--resume" or arg.startswith("--resume=") for arg in argv):
         given, others = parser.parse_known_args(argv)

@@ -241,6 +241,22 @@ PRESETS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser of whole flags that shows a manual as written and complains in one line."""
+
+    def __init__(self, prog: str, manual: str | None):
+        super().__init__(
+            prog=prog,
+            description=manual,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Raise ValueError instead of printing the whole usage and leaving."""
+        raise ValueError(f"{message}; see python {self.prog} --help")
+
+
 def parse(argv: list[str], parser: argparse.ArgumentParser, preset: str = "tiny") -> Config:
     """Read settings from the command line, on top of `--preset`.
 

@@ -1,0 +1,90 @@
+"""evaluate: a run is measured as it was trained, and refusals are one line."""
+
+import json
+
+import pytest
+from tiny import make, run
+
+import evaluate
+from qs import weights
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    return run(out, tiny.flags(out, "--start-text", "plus", "--sample-temperature", "1"))
+
+
+def test_a_run_scores_what_it_scored_at_its_end(trained, capsys):
+    assert evaluate.main([str(trained), "--rows", "6"]) == 0
+    found = json.loads((trained / "evaluation.json").read_text())
+    expected = json.loads((trained / "results.json").read_text())["after"]
+    assert found["score"] == pytest.approx(expected)
+    assert found["checkpoint"] == "step_000006"
+    assert f"{expected['nll_mix']:12.4f}" in capsys.readouterr().out
+
+
+def test_thoughts_of_another_length_change_only_what_follows_thoughts(trained):
+    scores = []
+    for n in ("0", "5"):
+        assert evaluate.main([str(trained), "--rows", "6", "--thoughts", n]) == 0
+        scores.append(json.loads((trained / "evaluation.json").read_text())["score"])
+    short, long = scores
+    assert short["nll_base"] == pytest.approx(long["nll_base"], abs=1e-6)
+    assert short["nll_mix"] != long["nll_mix"]
+
+
+def test_tokens_are_shown_with_the_thought_before_them(trained, capsys):
+    assert evaluate.main([str(trained), "--rows", "4", "--show", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "tokens that their thoughts helped most" in printed
+    assert printed.count("thought '") + printed.count('thought "') in range(2, 5)
+
+
+def test_a_checkpoint_that_is_no_run_is_measured_and_nothing_is_written(tiny, capsys):
+    before = sorted(tiny.weights.iterdir())
+    flags = ["--data", str(tiny.data), "--rows", "2", "--seq", "16", "--thoughts", "1"]
+    assert evaluate.main([str(tiny.weights), *flags]) == 0
+    assert sorted(tiny.weights.iterdir()) == before
+    assert "with thoughts" in capsys.readouterr().out
+
+
+def test_an_exported_run_scores_as_the_run(tiny, trained, tmp_path, capsys):
+    out = tmp_path / "released"
+    assert weights.main(["export", str(trained), "--layout", "quietstar", f"--out={out}"]) == 0
+    capsys.readouterr()
+    flags = ["--rows", "6", "--seq", "16", "--thoughts", "2", "--data", str(tiny.data)]
+    lines = []
+    for model in (trained, out):
+        assert evaluate.main([str(model), *flags]) == 0
+        printed = capsys.readouterr().out.splitlines()
+        lines.append([x for x in printed if x.startswith(("with", "gain", "mixing"))])
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["nowhere"], "nowhere"),
+        (["{run}", "--rows", "0"], "--rows is at least 1"),
+        (["{run}", "--data", "nowhere"], "qs.data prepare"),
+        (["{run}", "--seq", "4000"], "--seq 4000"),
+        (["{run}", "--thoughts", "-1"], "--thoughts must be at least 0"),
+        (["{run}", "--device", "cuda"], "--device"),
+        (["{run}", "--device", "abacus"], "--device"),
+        (["{run}", "--colour"], "--colour"),
+    ],
+)
+def test_a_refusal_is_one_line(trained, capsys, monkeypatch, flags, message):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert evaluate.main([flag.format(run=trained) for flag in flags]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
