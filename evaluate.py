@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from qs import checkpoint, weights
 from qs.build import check_fits, choose_placement, load
-from qs.config import Config, Parser
+from qs.config import Config
 from qs.data import resolve as resolve_data
+from qs.flags import Parser
 from qs.model_config import read_config
 from qs.report import environment, score_lines
 from qs.shards import TokenDataset, sequential

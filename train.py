@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from qs import checkpoint, distributed, weights
-from qs.config import Config, Parser, parse
+from qs.config import Config
+from qs.flags import Parser, parse
 from qs.report import table
 from qs.run import Run, read_score
 

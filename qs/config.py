@@ -1,13 +1,12 @@
 """Every setting, once: frozen dataclasses from which flags, presets and JSON are derived.
 
-A field carries its help sentence; `parse` turns the fields into command-line flags (`--no-x` for
-booleans), `Config.to_json` / `from_json` write and read the run folder's `config.json`. Symbols are
-those of the paper: n thought tokens, m true tokens ahead, K thoughts per position.
+A field carries its help sentence; `qs/flags.py` turns the fields into command-line flags, and
+`Config.to_json` / `from_json` write and read the run folder's `config.json`. Symbols are those of
+the paper: n thought tokens, m true tokens ahead, K thoughts per position.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import types
 import typing
@@ -77,7 +76,7 @@ def above(config: Any, **limits: float) -> None:
 class ThoughtConfig:
     """What a thought is, how it is mixed in and what it is rewarded for."""
 
-    thoughts: int = setting(12, "n: sampled tokens in one thought, start and end not counted")
+    thoughts: int = setting(9, "n: sampled tokens in one thought, start and end not counted")
     ahead: int = setting(4, "m: true tokens ahead that a thought is judged on")
     samples: int = setting(2, "K: thoughts sampled at each position")
     beta: float = setting(1e6, "weight of the policy loss")
@@ -142,12 +141,15 @@ class OptimConfig:
     thought_lr: float = setting(1e-6, "learning rate of the stored start and end vectors")
     warmup: int = setting(20, "steps over which the learning rates rise from 0")
     decay: Literal["constant", "cosine"] = setting("constant", "learning rate after the warm-up")
+    beta2: float = setting(0.999, "AdamW's second moment: how slowly it forgets")
     weight_decay: float = setting(0.001, "AdamW weight decay of matrices")
     clip: float = setting(1.0, "largest global gradient norm")
 
     def __post_init__(self) -> None:
         at_least(self, lr=0, mixer_lr=0, thought_lr=0, warmup=0, weight_decay=0)
         above(self, clip=0)
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"--beta2 must be in [0, 1), got {self.beta2}")
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,8 @@ class RunConfig:
     objective: Literal["quiet", "plain"] = setting(
         "quiet", "quiet: Quiet-STaR; plain: next-token training of the same model"
     )
-    data: str = setting("tiny", "folder made by `python -m qs.data prepare`, or its name in data/")
-    weights: str = setting("tiny", "folder of a checkpoint or a run, or its name in weights/")
+    data: str = setting("owm", "folder made by `python -m qs.data prepare`, or its name in data/")
+    weights: str = setting("mistral-7b", "folder of a checkpoint or a run, or its name in weights/")
     seq: int = setting(256, "T: tokens in a row")
     batch: int = setting(8, "rows in one optimiser step")
     micro_batch: int = setting(0, "rows computed at a time (0: all); changes memory, not results")
@@ -236,78 +238,21 @@ class Config:
 GROUPS = {"thought": ThoughtConfig, "optim": OptimConfig, "run": RunConfig}
 
 PRESETS = {
-    "tiny": Config(),
-    "published": Config(thought=ThoughtConfig(thoughts=9)),
+    "tiny": Config(  # the bundled model and text, in minutes on a CPU
+        ThoughtConfig(
+            thoughts=5,
+            ahead=1,
+            samples=4,
+            beta=1000.0,
+            embedding_scale=1.0,
+            start_text=":",
+            end_text=";",
+        ),
+        OptimConfig(lr=1e-4, mixer_lr=3e-3, thought_lr=1e-4),
+        RunConfig(data="tiny", weights="tiny", seq=64, batch=4, steps=200, grad_norms_every=10),
+    ),
+    "published": Config(),  # the released run: 100 steps of 8 rows of 256 tokens
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser of whole flags that shows a manual as written and complains in one line."""
-
-    def __init__(self, prog: str, manual: str | None):
-        super().__init__(
-            prog=prog,
-            description=manual,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> typing.NoReturn:
-        """Raise ValueError instead of printing the whole usage and leaving."""
-        raise ValueError(f"{message}; see python {self.prog} --help")
-
-
-def parse(argv: list[str], parser: argparse.ArgumentParser, preset: str = "tiny") -> Config:
-    """Read settings from the command line, on top of `--preset`.
-
-    Args:
-        argv: arguments without the program's name.
-        parser: holds the program's description and any flags of its own; every setting is added.
-        preset: name in PRESETS used when `--preset` is not given.
-
-    Raises:
-        ValueError: a setting is out of range.
-    """
-    add_flags(parser, preset)
-    given = vars(parser.parse_args(argv))
-    start = PRESETS[given["preset"]]
-    groups = {}
-    for name, group in GROUPS.items():
-        names = {f.name for f in dataclasses.fields(group)} & given.keys()
-        groups[name] = dataclasses.replace(getattr(start, name), **{n: given[n] for n in names})
-    return Config(**groups)
-
-
-def add_flags(parser: argparse.ArgumentParser, preset: str) -> None:
-    """Add `--preset` and one flag for every setting; an absent flag leaves no trace."""
-    parser.add_argument(
-        "--preset", choices=sorted(PRESETS), default=preset, help=f"start from (default {preset})"
-    )
-    for name, group in GROUPS.items():
-        section = parser.add_argument_group(f"{name}: {(group.__doc__ or '').rstrip('.').lower()}")
-        hints = typing.get_type_hints(group)
-        for f in dataclasses.fields(group):
-            values = {key: getattr(getattr(c, name), f.name) for key, c in PRESETS.items()}
-            shown = ", ".join(f"{key} {value}" for key, value in values.items())
-            if len(set(values.values())) == 1:
-                shown = str(f.default)
-            section.add_argument(
-                "--" + f.name.replace("_", "-"),
-                default=argparse.SUPPRESS,
-                help=f"{f.metadata['help']} [{shown}]".replace("%", "%%"),
-                **_argument(hints[f.name]),
-            )
-
-
-def _argument(hint: Any) -> dict[str, Any]:
-    """argparse's keywords for a field of this type."""
-    if get_origin(hint) in (types.UnionType, typing.Union):
-        hint = next(part for part in get_args(hint) if part is not type(None))
-    if hint is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if get_origin(hint) is Literal:
-        return {"choices": get_args(hint)}
-    return {"type": hint, "metavar": {int: "N", float: "X", str: "TEXT"}[hint]}
 
 
 def check_types(where: str, group: type, values: dict[str, Any]) -> None:

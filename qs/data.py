@@ -130,6 +130,7 @@ def prepare(
     shard_tokens: int = 100_000_000,
     seed: int = 0,
     overwrite: bool = False,
+    heldout_sources: Sequence[str | Path] = (),
 ) -> dict[str, Any]:
     """Tokenize sources into a dataset folder; the files do not depend on the number of workers.
 
@@ -145,6 +146,7 @@ def prepare(
         shard_tokens: tokens in a shard at most; a longer document has its own shard.
         seed: changes which documents are held out.
         overwrite: replace a dataset that is there, once the new one is complete.
+        heldout_sources: the split `heldout`, if given; then `heldout` draws nothing.
 
     Returns:
         What `meta.json` holds.
@@ -179,14 +181,20 @@ def prepare(
         "sources": [str(source) for source in sources],
         "fields": list(fields),
         "heldout": heldout,
+        "heldout_sources": [str(source) for source in heldout_sources],
         "seed": seed,
     }
-    encoder = _Encoder(str(tokenizer), model.hash, meta["dtype"], tuple(fields), heldout, seed)
+    jobs = [(files, heldout)]
+    if heldout_sources:
+        jobs = [(files, 0.0), (source_files(heldout_sources), 1.0)]
+    settings = (str(tokenizer), model.hash, meta["dtype"], tuple(fields))
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     writers = [ShardWriter(partial, split, shard_tokens) for split in SPLITS]
     try:
-        malformed = _write(encoder, files, writers, workers)
+        malformed = 0
+        for job, share in jobs:
+            malformed += _write(_Encoder(*settings, share, seed), job, writers, workers)
         for writer in writers:
             writer.close()
         meta["malformed"] = malformed
@@ -282,6 +290,13 @@ def _parser() -> argparse.ArgumentParser:
             continue
         command.add_argument("--tokenizer", required=True, help="folder with tokenizer.model")
         command.add_argument("--heldout", type=float, default=0.01, help="fraction held out")
+        command.add_argument(
+            "--heldout-source",
+            action="append",
+            default=[],
+            metavar="SOURCE",
+            help="held out instead of a fraction; may be repeated",
+        )
         command.add_argument("--workers", type=int, help="processes (default: one a core)")
         command.add_argument("--shard-tokens", type=int, default=100_000_000, help="at most")
         command.add_argument("--seed", type=int, default=0, help="of the held-out draw")
@@ -308,6 +323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.shard_tokens,
                 args.seed,
                 args.overwrite,
+                args.heldout_source,
             )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

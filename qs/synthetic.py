@@ -160,7 +160,7 @@ def chain(rng: random.Random, hops: int, relations: int) -> Problem:
 NAMES = ("Ana", "Eva", "Mia", "Zoe")
 THINGS = ("pears", "plums", "nuts", "figs")
 GAINS, LOSSES = ("buys", "finds"), ("eats", "loses")
-OPENINGS = ("She", "Then she", "Later she", "Last she")  # each change has its own
+OPENINGS = ("She", "Then", "Later", "Finally")  # each change has its own, one token long
 
 
 def story(rng: random.Random, steps: int) -> Problem:

@@ -41,8 +41,11 @@ def make_optimizer(quiet: QuietStar, config: OptimConfig) -> torch.optim.AdamW:
         decay = config.weight_decay if parameter.ndim >= 2 else 0.0
         groups.setdefault((lr, decay), []).append(parameter)
     return torch.optim.AdamW(
-        {"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": decay}
-        for (lr, decay), parameters in groups.items()
+        (
+            {"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": decay}
+            for (lr, decay), parameters in groups.items()
+        ),
+        betas=(0.9, config.beta2),
     )
 
 

@@ -159,13 +159,13 @@ def _complete(folder: Path) -> bool:
     return weights and (folder / "config.json").is_file()
 
 
-def random_parameters(config: ModelConfig, seed: int) -> dict[str, Tensor]:
-    """New float32 parameters: N(0, 0.02) matrices, projections back into the stream smaller."""
+def random_parameters(config: ModelConfig, seed: int, spread: float = 0.02) -> dict[str, Tensor]:
+    """New float32 parameters: N(0, spread) matrices, projections back into the stream smaller."""
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for name, shape in shapes(config).items():
         back = name.endswith(("attention.wo.weight", "feed_forward.w2.weight"))
-        std = 0.02 / (2 * config.layers) ** 0.5 if back else 0.02
+        std = spread / (2 * config.layers) ** 0.5 if back else spread
         found[name] = torch.ones(shape)
         if len(shape) > 1:
             found[name].normal_(0, std, generator=generator)
@@ -215,7 +215,7 @@ def init(args: argparse.Namespace) -> None:
     )
     checked(config, "--dim, --layers, ...")
     with written_aside(args.out) as folder:
-        save(folder, config, random_parameters(config, args.seed))
+        save(folder, config, random_parameters(config, args.seed, args.std))
         shutil.copy(Path(args.tokenizer) / "tokenizer.model", folder)
     count = sum(torch.Size(shape).numel() for shape in shapes(config).values())
     print(f"{args.out}: {count:,} parameters, {config.vocab_size:,} tokens")
@@ -262,6 +262,7 @@ def main(argv: list[str] | None = None) -> int:
     new.add_argument("--max-positions", type=int, required=True, help="longest row in tokens")
     new.add_argument("--window", type=int, help="sliding window in tokens [none]")
     new.add_argument("--tied", action="store_true", help="the head is the embedding")
+    new.add_argument("--std", type=float, default=0.02, help="spread of new matrices [0.02]")
     new.add_argument("--seed", type=int, default=0, help="of the parameters [0]")
     other = commands.add_parser("export", help="write in another layout", allow_abbrev=False)
     other.set_defaults(command=export)

@@ -22,8 +22,8 @@ from qs.config import (
     RunConfig,
     ThoughtConfig,
     check_names,
-    parse,
 )
+from qs.flags import parse
 
 SETTINGS = [
     (name, f, typing.get_type_hints(group)[f.name])
@@ -176,7 +176,7 @@ nan = float("nan")
         (RunConfig, {"seq": 1}, "--seq must be at least 2, got 1"),
         (RunConfig, {"batch": 0}, "--batch must be at least 1, got 0"),
         (RunConfig, {"micro_batch": -1}, "--micro-batch must be at least 0, got -1"),
-        (RunConfig, {"micro_batch": 3}, "--micro-batch 3 does not divide --batch 8"),
+        (RunConfig, {"micro_batch": 3, "batch": 8}, "--micro-batch 3 does not divide --batch 8"),
         (RunConfig, {"steps": 0}, "--steps must be at least 1, got 0"),
         (RunConfig, {"save_every": -1}, "--save-every must be at least 0, got -1"),
         (RunConfig, {"grad_norms_every": -1}, "--grad-norms-every must be at least 0, got -1"),
@@ -276,3 +276,12 @@ def test_forbidden_ids_are_bos_padding_and_the_thought_marks():
     assert ModelConfig(9, **sizes, bos_id=None).forbidden == ()
     assert ModelConfig(9, **sizes, pad_id=0).forbidden == (0, 1)
     assert ModelConfig(9, **sizes, pad_id=1, thought_ids=(7, 6)).forbidden == (1, 6, 7)
+
+
+def test_data_of_ones_own_starts_from_the_published_settings():
+    assert parse([], parser()) == PRESETS["tiny"]
+    assert parse(["--data=tiny", "--steps=3"], parser()).thought == PRESETS["tiny"].thought
+    own = parse(["--data=owm", "--thoughts=16"], parser())
+    assert own.thought == dataclasses.replace(PRESETS["published"].thought, thoughts=16)
+    assert (own.run.data, own.run.weights) == ("owm", "mistral-7b")
+    assert parse(["--data=owm", "--preset=tiny"], parser()).thought == PRESETS["tiny"].thought

@@ -312,3 +312,20 @@ def test_an_error_is_one_line_and_a_status(tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert error.count("\n") == 1
+
+
+def test_a_heldout_source_is_the_whole_heldout_split(tmp_path, folder):
+    for name, texts in (("a", ["one", "two", "three"]), ("b", ["four", "five"])):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    meta = prepare(
+        [tmp_path / "a.jsonl"],
+        tmp_path / "out",
+        folder,
+        workers=1,
+        heldout_sources=[tmp_path / "b.jsonl"],
+    )
+    assert [meta["splits"][split]["documents"] for split in ("train", "heldout")] == [3, 2]
+    for split, first in (("train", "one"), ("heldout", "four")):
+        ids = TokenDataset(tmp_path / "out", split).read(0, 3)[0]
+        assert first.startswith(Tokenizer.load(folder).decode(ids[1:2].tolist()))

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # earlier ones first: the layers of the design, cut finer where it puts two in one
     "config masks mixing distributed tokenizer view documents shards",
-    "losses attention model model_config checkpoint data synthetic",
+    "flags losses attention model model_config checkpoint data synthetic",
     "tensors thoughts",
     "weights quiet",
     "build training generate",
