@@ -21,13 +21,10 @@ from qs.masks import Layout, dense_mask, over_own, over_text
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Softmax attention of q (B, Q, H, d) over k, v (B, S, G, d) where mask (B, Q, S) is True."""
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=mask[:, None],
-        enable_gqa=True,
-    )
+    shared = q.shape[2] // k.shape[2]
+    # grouped heads are repeated here: no fused CUDA kernel takes both a mask and `enable_gqa`
+    k, v = (x.transpose(1, 2).repeat_interleave(shared, 1) for x in (k, v))
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask[:, None])
     return out.transpose(1, 2)
 
 

@@ -134,6 +134,9 @@ def load(
         start, end = (first_tokens(tokenizer, t) for t in (config.start_text, config.end_text))
         quiet.initialise(start, end)
     if placement.compile:
+        # one graph for each pass (text, sampling, packed) and shape; never on without one
+        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
         for layer in model.layers:
             layer.compile(dynamic=False)
     return quiet, tokenizer
