@@ -243,13 +243,13 @@ PRESETS = {
             thoughts=5,
             ahead=1,
             samples=4,
-            beta=1000.0,
+            beta=100.0,
             embedding_scale=1.0,
             start_text=":",
             end_text=";",
         ),
-        OptimConfig(lr=1e-4, mixer_lr=3e-3, thought_lr=1e-4),
-        RunConfig(data="tiny", weights="tiny", seq=64, batch=4, steps=200, grad_norms_every=10),
+        OptimConfig(lr=1e-4, mixer_lr=3e-3, thought_lr=1e-4, warmup=10),
+        RunConfig(data="tiny", weights="tiny", seq=64, batch=8, steps=100, grad_norms_every=10),
     ),
     "published": Config(),  # the released run: 100 steps of 8 rows of 256 tokens
 }
