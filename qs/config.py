@@ -249,7 +249,15 @@ PRESETS = {
             end_text=";",
         ),
         OptimConfig(lr=1e-4, mixer_lr=3e-3, thought_lr=1e-4, warmup=10),
-        RunConfig(data="tiny", weights="tiny", seq=64, batch=8, steps=100, grad_norms_every=10),
+        RunConfig(
+            data="tiny",
+            weights="tiny",
+            seq=64,
+            batch=8,
+            steps=150,
+            grad_norms_every=10,
+            eval_rows=128,
+        ),
     ),
     "published": Config(),  # the released run: 100 steps of 8 rows of 256 tokens
 }
