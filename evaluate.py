@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from qs import checkpoint, weights
-from qs.build import check_fits, choose_placement, load
+from qs.build import STORED, check_fits, choose_placement, load
 from qs.config import Config
 from qs.data import resolve as resolve_data
 from qs.flags import Parser
-from qs.model_config import read_config
-from qs.report import environment, score_lines
+from qs.model_config import read_config, read_settings
+from qs.report import environment, score_lines, told
 from qs.shards import TokenDataset, sequential
 from qs.tasks import Helped, most_helped, text_score
 from qs.tokenizer import Tokenizer
@@ -54,14 +54,16 @@ def settings(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def merged(args: argparse.Namespace, run: Path | None) -> Config:
-    """The run's settings (or the default ones), changed by the flags that were given."""
+def merged(args: argparse.Namespace, folder: Path, run: Path | None) -> Config:
+    """The run's settings (or the checkpoint's own), changed by the flags that were given."""
     config = checkpoint.read_config(run) if run else Config()
+    stored = {} if run else read_settings(folder) or {}
 
     def given(*names: str) -> dict[str, object]:
         return {n: getattr(args, n) for n in names if getattr(args, n) is not None}
 
-    thought = given("thoughts", "sample_temperature") | {"beta": 0.0, "ahead": 1}
+    thought = {key: stored[key] for key in STORED if key in stored}
+    thought |= given("thoughts", "sample_temperature") | {"beta": 0.0, "ahead": 1}
     changed = {"objective": "quiet", "device": args.device} | given("data", "seq", "seed")
     return dataclasses.replace(
         config,
@@ -87,7 +89,7 @@ def evaluate(argv: list[str]) -> int:
     args = settings(argv)
     folder = weights.resolve(args.model)
     run = folder.parent if (folder / checkpoint.TRAINER).is_file() else None
-    config = merged(args, run)
+    config = merged(args, folder, run)
     placement = choose_placement(config.run)
     data = TokenDataset(resolve_data(config.run.data), "heldout")
     check_fits(read_config(folder), Tokenizer.load(folder), config, folder)
@@ -128,11 +130,11 @@ def main(argv: list[str] | None = None) -> int:
     """Command line: `evaluate`, with one line instead of a traceback for what a person can mend."""
     try:
         return evaluate(sys.argv[1:] if argv is None else argv)
-    except torch.OutOfMemoryError:
-        print("error: out of memory: lower --seq or --thoughts", file=sys.stderr)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-    return 2
+    except (Exception, KeyboardInterrupt) as error:
+        if (line := told(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 2
 
 
 if __name__ == "__main__":

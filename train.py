@@ -1,7 +1,7 @@
 """Train a language model to think before it speaks (Quiet-STaR, arXiv:2403.09629).
 
     python train.py                                    the bundled model and text, on a laptop
-    python train.py --data owm --weights mistral-7b --preset published --thoughts 16
+    python train.py --data owm --thoughts 16             Mistral-7B on OpenWebMath, as published
     python train.py --objective plain --data NAME --weights weights/NAME    next-token training
     python train.py --resume runs/NAME                 go on from its last checkpoint
 
@@ -22,18 +22,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from qs import checkpoint, distributed, weights
 from qs.config import Config
 from qs.flags import Parser, parse
-from qs.report import table
+from qs.report import table, told
 from qs.run import Run, read_score
-
-OUT_OF_MEMORY = (
-    "out of memory: lower --micro-batch (the batch stays the same), --seq, --thoughts or --samples,"
-    " or pass --recompute"
-)
 
 
 def settings(argv: list[str]) -> tuple[Config | None, Path | None]:
@@ -111,20 +104,13 @@ def main(argv: list[str] | None = None) -> int:
     """Command line: `train`, with one line instead of a traceback for what a person can mend."""
     try:
         return train(sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt:  # while loading or evaluating: training itself ends with its step
-        print("error: interrupted; go on from the last checkpoint with --resume", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except (torch.OutOfMemoryError, MemoryError):
-        print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # what PyTorch's CPU allocator says
+    except (Exception, KeyboardInterrupt) as error:
+        if (line := told(error)) is None:
             raise
-        print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
+        return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 2
     finally:
         distributed.finish()
-    return 2
 
 
 if __name__ == "__main__":

@@ -60,9 +60,6 @@ def choose_placement(config: RunConfig) -> Placement:
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
         config.dtype, torch.bfloat16 if cuda else torch.float32
     )
-    if cuda and dtype == torch.bfloat16:
-        # bfloat16 values are exact in TF32: the float32 head and mixer lose nothing by it
-        torch.set_float32_matmul_precision("high")
     compiled = cuda if config.compile is None else config.compile
     return Placement(
         device=torch.device("cuda" if cuda else "cpu"),

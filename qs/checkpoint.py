@@ -141,18 +141,29 @@ def newest_step(run: Path) -> Path:
     return found[max(found)]
 
 
+def gathered(tensors: dict[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """Whole tensors on the CPU; every process takes part, one by one, and some keep nothing."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if keep:
+            found[name] = full.cpu().contiguous()
+    return found
+
+
 def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
+    optimizer: torch.optim.Optimizer, names: dict[Tensor, str], keep: bool = True
 ) -> dict[str, Tensor]:
     """The optimiser's state as whole named tensors: `exp_avg/NAME`, `step/NAME`, ...
 
     `names` maps each parameter to its name. Every process must take part.
     """
-    return {
-        f"{key}/{names[parameter]}": whole(value.detach()).cpu().contiguous()
+    named = {
+        f"{key}/{names[parameter]}": value
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
+    return gathered(named, keep)
 
 
 def save_optimizer(folder: Path, tensors: dict[str, Tensor]) -> None:

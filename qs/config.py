@@ -105,6 +105,10 @@ class ThoughtConfig:
     )
     anchor_share: float = setting(1.0, "share of a row's positions that think")
 
+    def anchor_count(self, seq: int) -> int:
+        """A: positions that think in a row of `seq` tokens."""
+        return max(1, round(seq * self.anchor_share))
+
     def __post_init__(self) -> None:
         at_least(self, thoughts=0, ahead=1, samples=1, beta=0, sample_temperature=0)
         above(self, policy_temperature=0, embedding_scale=0, anchor_share=0)
@@ -254,8 +258,7 @@ PRESETS = {
             weights="tiny",
             seq=64,
             batch=8,
-            steps=150,
-            grad_norms_every=10,
+            steps=100,
             eval_rows=128,
         ),
     ),

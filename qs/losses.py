@@ -52,8 +52,8 @@ def linear_nll(
 
     def some(rows: Tensor, ids: Tensor) -> Tensor:
         logits = rows @ head.T / temperature
-        if forbidden:
-            logits = logits.index_fill(1, torch.tensor(forbidden, device=ids.device), -torch.inf)
+        for token in forbidden:
+            logits[:, token] = -torch.inf
         return F.cross_entropy(logits, ids, reduction="none")
 
     chunk = chunk or max(1, LOGITS_AT_ONCE // head.shape[0])

@@ -185,6 +185,9 @@ def _hf_fields(path: Path, values: dict[str, Any]) -> dict[str, Any]:
 
 def _mistral_fields(path: Path, values: dict[str, Any]) -> dict[str, Any]:
     given = {o: n for o, n in MISTRAL_OPTIONAL.items() if values.get(n) is not None}
+    if "rope_theta" not in given:  # mistral-inference's rule: v0.1, with a window, states none
+        values = values | {"rope_theta": 1e4 if "window" in given else 1e6}
+        given["rope_theta"] = "rope_theta"
     return _fields(path, {"head_dim": None} | values, MISTRAL_FIELDS | given)
 
 

@@ -148,7 +148,7 @@ class QuietStar(nn.Module):
         """
         config = self.config
         ordered = T if anchors is None and config.anchors == "random" else 0
-        A = max(1, round(T * config.anchor_share)) if anchors is None else anchors
+        A = config.anchor_count(T) if anchors is None else anchors
         orders = torch.empty(B, ordered)
         uniforms = torch.empty((B, A, config.samples, config.thoughts), dtype=torch.float64)
         for row in range(B):

@@ -13,6 +13,21 @@ import torch
 
 from qs.tasks import TextScore
 
+OUT_OF_MEMORY = (
+    "out of memory: lower --micro-batch (the batch stays the same), --seq, --thoughts or --samples,"
+    " or pass --recompute"
+)
+
+
+def told(error: BaseException) -> str | None:
+    """One line for what a person can mend; None for a bug of ours, which keeps its traceback."""
+    allocator = "can't allocate memory"  # what PyTorch's CPU allocator says
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or allocator in str(error):
+        return OUT_OF_MEMORY
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; go on from the last checkpoint, if there is one, with --resume"
+    return str(error) if isinstance(error, (ValueError, OSError)) else None
+
 
 def peak_memory(device: torch.device) -> int:
     """Bytes: the most that CUDA held, or the largest resident size of this process."""

@@ -122,11 +122,16 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of this moment; every process takes part, the first one writes."""
-        named = {n: distributed.whole(p.detach()).cpu() for p, n in self.names.items()}
-        moments = checkpoint.optimizer_tensors(self.optimizer, self.names)
+        named = checkpoint.gathered({n: p for p, n in self.names.items()}, self.ranks.first)
+        moments = checkpoint.optimizer_tensors(self.optimizer, self.names, self.ranks.first)
+        if not all(x.isfinite().all() for x in named.values()):
+            raise ValueError(
+                f"step {self.state.step} left parameters that are not finite, which are not saved; "
+                f"{self.last_good()}; lower --lr"
+            )
         model = {n.removeprefix("model."): x for n, x in named.items() if n.startswith("model.")}
         thought = {n: x for n, x in named.items() if not n.startswith("model.")}
-        settings = {key: getattr(self.config.thought, key) for key in STORED}
+        settings = {n: getattr(self.config.thought, n) for n in (*STORED, "thoughts", "ahead")}
 
         def write(folder: Path) -> None:
             shape = self.quiet.model.config
@@ -181,7 +186,7 @@ class Run:
                     )
                 if run.save_every and state.step % run.save_every == 0:
                     self.save()
-        if not (run.save_every and state.step % run.save_every == 0):
+        if state.step not in checkpoint.saved_steps(self.folder):
             self.save()
 
     def asked_to_stop(self) -> bool:
@@ -227,7 +232,7 @@ class Run:
         record["tokens_per_second"] = run.batch * run.seq / seconds
         if run.objective != "plain":
             thought = self.config.thought
-            anchors = max(1, round(run.seq * thought.anchor_share))
+            anchors = thought.anchor_count(run.seq)
             sampled = run.batch * anchors * thought.samples * thought.thoughts
             record["thought_tokens_per_second"] = sampled / seconds
         record["memory_bytes"] = peak_memory(self.placement.device)

@@ -105,11 +105,12 @@ def sample(
     uniforms = uniforms.to(start.device)
     rows = max(1, LOGITS_AT_ONCE // config.vocab_size)
     x = start.to(model.compute_dtype).expand(B, A * K, -1)
+    depths = torch.arange(1, n + 1, device=start.device)
     drawn = []
     for depth in range(n):
         at = slice(depth, depth + 1)
         attend = BranchStep(
-            depth=torch.tensor([depth + 1], device=start.device),
+            depth=depths[at],
             text_mask=text_masks[:, :, at],
             own_mask=own_masks[:, :, :, at],
         )

@@ -38,7 +38,7 @@ from qs.tensors import load_into as load_into
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 DOWNLOADS = {
     "mistral-7b": "hf download mistralai/Mistral-7B-v0.1 --local-dir weights/mistral-7b "
-    "--include '*.json' 'tokenizer.model' 'model-*.safetensors'",
+    "--include '*.json' --include tokenizer.model --include 'model-*.safetensors'",
     "quietstar-8-ahead": "hf download ezelikman/quietstar-8-ahead "
     "--local-dir weights/quietstar-8-ahead",
 }

@@ -88,3 +88,30 @@ def test_a_refusal_is_one_line(trained, capsys, monkeypatch, flags, message):
     assert error.startswith("error: ")
     assert message in error
     assert "Traceback" not in error
+
+
+def test_an_exported_sigmoid_head_is_read_as_one(tiny, tmp_path, capsys):
+    found = run(tmp_path / "out", tiny.flags(tmp_path / "out", "--mix-weight", "sigmoid"))
+    out = tmp_path / "exported"
+    assert weights.main(["export", str(found), "--layout", "quietstar", f"--out={out}"]) == 0
+    flags = ["--data", str(tiny.data), "--rows", "2", "--seq", "16", "--thoughts", "2"]
+    assert evaluate.main([str(out), *flags]) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "status"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory", 2),
+        (MemoryError(), "out of memory", 2),
+        (KeyboardInterrupt(), "interrupted", 130),
+    ],
+)
+def test_what_stops_an_evaluation_is_told_in_one_line(
+    trained, monkeypatch, capsys, error, line, status
+):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(evaluate, "text_score", fail)
+    assert evaluate.main([str(trained), "--rows", "2"]) == status
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith(f"error: {line}")

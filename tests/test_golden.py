@@ -81,6 +81,7 @@ class Case:
                 parameter.copy_(self.official("w", key))
         self.tokens = values["input_ids"]
         self.documents = values["attention_mask"].long() - 1
+        self.real = values["attention_mask"].bool()
         self.counted = self.tokens != facts["pad"]  # the official code never predicts padding
         self.thoughts = self.rows(values["thought_tokens"])
         self.step = self.module(self.tokens, self.documents, self.counted, thoughts=self.thoughts)
@@ -168,13 +169,16 @@ def test_mixed_logits_agree(case: Case):
     base, branch = case.module.score(
         case.tokens, case.documents, torch.arange(case.T).expand(case.B, -1), case.thoughts
     )
-    close(case.module.model.logits(base), case.values["logits_base"][:: case.K])
+    close(
+        case.module.model.logits(base)[case.real], case.values["logits_base"][:: case.K][case.real]
+    )
     for i in range(case.m):
         kept = case.T - i
         weight = case.step.weight[:, :kept, :, i, None]
         mixed = (1 - weight) * base[:, i:, None] + weight * branch[:, :kept, :, case.n + 1 + i]
         official = case.values["logits_talk"][i].unflatten(0, (case.B, case.K))
-        close(case.module.model.logits(mixed), official.transpose(1, 2)[:, :kept])
+        real = case.real[:, :kept] & case.real[:, i:]
+        close(case.module.model.logits(mixed)[real], official.transpose(1, 2)[:, :kept][real])
 
 
 def test_rewards_agree_wherever_all_targets_are_there(case: Case):
@@ -196,7 +200,8 @@ def test_we_reward_exactly_one_position_more_than_the_official_code(case: Case):
 
 def test_log_probabilities_of_thoughts_agree(case: Case):
     official = case.each(case.values["action_ll"].sum(0))
-    close(case.step.log_p[:, :-1], official)
+    real = case.real[:, :-1]  # padding sees itself here, and not there
+    close(case.step.log_p[:, :-1][real], official[real])
 
 
 def test_every_loss_term_agrees(case: Case):

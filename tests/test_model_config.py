@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import SMALL, as_mistral, edit_json, filled
+from safetensors.torch import save_file
 
 from qs.tensors import shapes
 from qs.weights import read_config, save
@@ -107,3 +108,13 @@ def test_a_mixture_of_experts_is_refused(folder):
     edit_json(folder / "params.json", moe=..., n_heads=...)
     with pytest.raises(ValueError, match="n_heads missing"):
         read_config(folder)
+
+
+@pytest.mark.parametrize(("window", "theta"), [(None, 1e6), (4096, 1e4)])
+def test_params_without_a_rotary_base_mean_what_mistrals_own_code_takes(tmp_path, window, theta):
+    params = {"dim": 8, "n_layers": 1, "head_dim": 4, "hidden_dim": 8, "n_heads": 2}
+    params |= {"n_kv_heads": 1, "norm_eps": 1e-5, "vocab_size": 9}
+    params |= {} if window is None else {"sliding_window": window}
+    (tmp_path / "params.json").write_text(json.dumps(params))
+    save_file({}, tmp_path / "consolidated.safetensors")
+    assert read_config(tmp_path).rope_theta == theta

@@ -386,7 +386,7 @@ def test_help_mentions_every_flag(capsys):
     fields = [field.name for group in GROUPS.values() for field in dataclasses.fields(group)]
     for name in [*fields, "resume", "preset"]:
         assert re.search(rf"^  (-\S+, )?--{name.replace('_', '-')}\b", printed, re.M), name
-    assert "python train.py --data owm --weights mistral-7b --preset published" in printed
+    assert "python train.py --data owm --thoughts 16" in printed
 
 
 # Steps that are not finite
@@ -446,10 +446,10 @@ def test_skipped_steps_in_a_row_are_counted_across_a_resume(tiny, tmp_path, monk
 
 
 @pytest.mark.parametrize("kind", ["weights", "lr"])
-def test_a_model_that_is_not_finite_stops_after_ten_steps(tiny, tmp_path, capsys, kind):
+def test_parameters_that_are_not_finite_are_never_saved(tiny, tmp_path, capsys, kind):
     folder = shutil.copytree(tiny.weights, tmp_path / "w")
     flags = ["--objective", "plain", "--steps", "30", "--save-every", "1", f"--weights={folder}"]
-    if kind == "lr":  # the first step leaves parameters that are not finite, and is saved
+    if kind == "lr":  # the first step leaves parameters that are not finite
         flags += ["--lr", "inf"]
     else:
         stored = load_file(folder / "model.safetensors")
@@ -458,8 +458,9 @@ def test_a_model_that_is_not_finite_stops_after_ten_steps(tiny, tmp_path, capsys
     refused(
         capsys,
         tiny.flags(tmp_path / "out", *flags),
-        rf"\(last: step {10 + (kind == 'lr')}\); no checkpoint was saved before them",
+        r"step 1 left parameters that are not finite, .*; no checkpoint was saved before them",
     )
+    assert not list((tmp_path / "out").glob("*/*step_*"))
 
 
 def test_a_model_that_is_not_finite_stops_thinking_training_too(tiny, tmp_path, capsys):
@@ -770,3 +771,18 @@ def test_other_weights_with_the_same_tokenizer_are_taken(tiny, tmp_path):
     assert torch.equal(
         one["lm_head.weight"], load_file(tmp_path / "w/model.safetensors")["lm_head.weight"]
     )
+
+
+def test_a_signal_before_the_first_step_still_saves(tiny, tmp_path, monkeypatch, capsys):
+    evaluate = qs.run.Run.begin
+
+    def begin(self, name):
+        self.stop = signal.SIGTERM
+        return evaluate(self, name)
+
+    monkeypatch.setattr(qs.run.Run, "begin", begin)
+    found = run(tmp_path / "out", tiny.flags(tmp_path / "out", "--save-every", "3"), 143)
+    assert (found / "step_000000" / "trainer.json").is_file()
+    monkeypatch.undo()
+    assert train.main(["--resume", str(found)]) == 0
+    assert "resume" in capsys.readouterr().out

@@ -207,7 +207,7 @@ def test_a_missing_checkpoint_is_refused_with_the_command_that_gets_it(tmp_path)
         resolve("nothing", root=tmp_path)
     for name, command in {
         "mistral-7b": "hf download mistralai/Mistral-7B-v0.1 --local-dir weights/mistral-7b "
-        "--include '*.json' 'tokenizer.model' 'model-*.safetensors'",
+        "--include '*.json' --include tokenizer.model --include 'model-*.safetensors'",
         "quietstar-8-ahead": "hf download ezelikman/quietstar-8-ahead "
         "--local-dir weights/quietstar-8-ahead",
     }.items():
