@@ -1,7 +1,7 @@
 """Train a language model to think before it speaks (Quiet-STaR, arXiv:2403.09629).
 
     python train.py                                    the bundled model and text, on a laptop
-    python train.py --data owm --thoughts 16             Mistral-7B on OpenWebMath, as published
+    python train.py --data owm --thoughts 16           Mistral-7B on OpenWebMath, as published
     python train.py --objective plain --data NAME --weights weights/NAME    next-token training
     python train.py --resume runs/NAME                 go on from its last checkpoint
 
