@@ -73,6 +73,7 @@ class Run:
         self.optimizer = make_optimizer(self.quiet, config.optim)
         self.names = {p: name for name, p in self.quiet.named_parameters()}
         self.state = State()
+        self.saved: int | None = None  # step of the last checkpoint: all processes must agree
         self.log = checkpoint.Log(folder)
         self.stop: signal.Signals | None = None
         self.say(f"model   {start}: {size:,} parameters")
@@ -145,6 +146,7 @@ class Run:
 
         if self.ranks.first:
             checkpoint.save_step(self.folder, self.state.step, write)
+        self.saved = self.state.step
 
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint whose weights are loaded already."""
@@ -157,6 +159,7 @@ class Run:
             raise ValueError(f"{path}: expected counters by name, found {str(stored)[:60]}")
         checkpoint.check_names(str(path), stored, vars(self.state))
         self.state = State(**stored)
+        self.saved = self.state.step
         if self.ranks.first:
             self.log.cut(self.state.step)
 
@@ -186,7 +189,7 @@ class Run:
                     )
                 if run.save_every and state.step % run.save_every == 0:
                     self.save()
-        if state.step not in checkpoint.saved_steps(self.folder):
+        if self.saved != state.step:
             self.save()
 
     def asked_to_stop(self) -> bool:
