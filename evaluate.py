@@ -62,7 +62,7 @@ def merged(args: argparse.Namespace, folder: Path, run: Path | None) -> Config:
     def given(*names: str) -> dict[str, object]:
         return {n: getattr(args, n) for n in names if getattr(args, n) is not None}
 
-    thought = {key: stored[key] for key in STORED if key in stored}
+    thought = {key: stored[key] for key in (*STORED, "thoughts") if key in stored}
     thought |= given("thoughts", "sample_temperature") | {"beta": 0.0, "ahead": 1}
     changed = {"objective": "quiet", "device": args.device} | given("data", "seq", "seed")
     return dataclasses.replace(
@@ -89,12 +89,15 @@ def evaluate(argv: list[str]) -> int:
     args = settings(argv)
     folder = weights.resolve(args.model)
     run = folder.parent if (folder / checkpoint.TRAINER).is_file() else None
+    if run is None and args.data is None:
+        raise ValueError(f"{folder} is no run, so give --data: a name in data/ or a folder")
     config = merged(args, folder, run)
     placement = choose_placement(config.run)
     data = TokenDataset(resolve_data(config.run.data), "heldout")
     check_fits(read_config(folder), Tokenizer.load(folder), config, folder)
     quiet, tokenizer = load(folder, config.thought, placement, config.run.seed)
     data.check_tokenizer(tokenizer)
+    print(f"thought {config.thought.thoughts} tokens, in rows of {config.run.seq}")
     print(f"model   {folder}\ndata    {data.folder}: {data.tokens:,} held-out tokens")
     print(f"device  {placement}")
     batches = list(sequential(data, config.run.seq, config.run.batch, args.rows))

@@ -24,6 +24,7 @@ from typing import Any
 
 from qs import checkpoint, distributed, weights
 from qs.config import Config
+from qs.data import resolve as resolve_data
 from qs.flags import Parser, parse
 from qs.report import table, told
 from qs.run import Run, read_score
@@ -75,6 +76,7 @@ def train(argv: list[str]) -> int:
         run.restore(start)
         run.say(f"resume  {start}: {run.state.step} of {config.run.steps} steps done")
     else:
+        resolve_data(config.run.data)  # named first: its commands are the longer wait
         start = weights.resolve(config.run.weights)
         stamp = time.strftime("%Y%m%d-%H%M%S")
         name = f"{stamp}-{config.run.objective}-{Path(config.run.data).name}"

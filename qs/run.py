@@ -78,6 +78,12 @@ class Run:
         self.stop: signal.Signals | None = None
         self.say(f"model   {start}: {size:,} parameters")
         self.say(f"data    {data}: {self.train.tokens:,} tokens, {self.heldout.tokens:,} held out")
+        thought, optim = config.thought, config.optim
+        lengths = f", n {thought.thoughts}, m {thought.ahead}, K {thought.samples}"
+        self.say(
+            f"steps   {run.steps} of {run.batch} x {run.seq} tokens, lr {optim.lr:g}"
+            + (lengths if run.objective != "plain" else "")
+        )
         self.say(f"device  {self.placement}, {self.ranks.count} process(es)")
 
     def say(self, text: str) -> None:

@@ -58,7 +58,7 @@ def test_an_exported_run_scores_as_the_run(tiny, trained, tmp_path, capsys):
     out = tmp_path / "released"
     assert weights.main(["export", str(trained), "--layout", "quietstar", f"--out={out}"]) == 0
     capsys.readouterr()
-    flags = ["--rows", "6", "--seq", "16", "--thoughts", "2", "--data", str(tiny.data)]
+    flags = ["--rows", "6", "--seq", "16", "--data", str(tiny.data)]  # n is stored
     lines = []
     for model in (trained, out):
         assert evaluate.main([str(model), *flags]) == 0
@@ -115,3 +115,8 @@ def test_what_stops_an_evaluation_is_told_in_one_line(
     monkeypatch.setattr(evaluate, "text_score", fail)
     assert evaluate.main([str(trained), "--rows", "2"]) == status
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith(f"error: {line}")
+
+
+def test_a_checkpoint_that_is_no_run_needs_data(tiny, capsys):
+    assert evaluate.main([str(tiny.weights)]) == 2
+    assert "give --data" in capsys.readouterr().err
