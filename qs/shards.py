@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from qs.files import flush
+
 if TYPE_CHECKING:  # torch is imported where a batch is made: tokenizing workers start without it
     from torch import Tensor
 
@@ -94,21 +96,13 @@ def publish(partial: Path, out: Path, meta: dict[str, Any], overwrite: bool) -> 
         json.dump(meta, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
-    _sync(partial)
+    flush(partial)
     old = out.with_name(f"{out.name}.old-{os.getpid()}")
     if overwrite and out.exists():
         out.rename(old)
     partial.rename(out)
-    _sync(out.parent)
+    flush(out.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Identified(Protocol):

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qs.config import ModelConfig
+from qs.files import flush
 from qs.model_config import CONSOLIDATED, INDEX, SINGLE, THOUGHT_MARKS, checked, hf_json
 from qs.model_config import read_config as read_config
 from qs.model_config import read_settings as read_settings
@@ -102,7 +103,7 @@ def save(
         except SafetensorError as error:
             raise OSError(f"{folder / file}: cannot be written: {error}") from None
         (folder / file).chmod(0o644)  # safetensors makes files that only their owner can read
-        _sync(folder / file)
+        flush(folder / file)
         weight_map |= dict.fromkeys(tensors, file)
         total += sum(t.nbytes for t in tensors.values())
         kind = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
@@ -113,7 +114,7 @@ def save(
         marks = dict(zip(THOUGHT_MARKS.values(), config.thought_ids, strict=True))
         _write_json(folder / "added_tokens.json", marks)
     _write_json(folder / "config.json", hf_json(config, kind, layout, settings))
-    _sync(folder)
+    flush(folder)
 
 
 def _to_store(tensor: Tensor, dtype: torch.dtype | None, is_vector: bool) -> Tensor:
@@ -123,15 +124,7 @@ def _to_store(tensor: Tensor, dtype: torch.dtype | None, is_vector: bool) -> Ten
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush(path)
 
 
 def resolve(name: str | Path, root: str | Path = "weights") -> Path:

@@ -11,9 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # earlier ones first: the layers of the design, cut finer where it puts two in one
-    "config masks mixing distributed tokenizer view documents shards",
-    "flags losses attention model model_config checkpoint data synthetic",
-    "tensors thoughts",
+    "config files masks mixing distributed tokenizer view documents",
+    "shards flags losses attention model model_config checkpoint synthetic",
+    "data tensors thoughts",
     "weights quiet",
     "build training generate",
     "tasks",
