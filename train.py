@@ -7,7 +7,8 @@
 
 --data is a folder made by `python -m qs.data prepare`, --weights a folder in the layout of Hugging
 Face, Mistral or Quiet-STaR, or a run. Everything a run makes is in its folder under runs/: settings
-(config.json), a line for each step (log.jsonl), checkpoints (step_*/) and results (results.json).
+(config.json), a line for each step (log.jsonl), checkpoints (step_*/), results (results.json) and
+what it thought (thoughts.html).
 Ctrl-C finishes the step, saves and says how to go on. In brackets: the value that a preset gives.
 """
 
@@ -95,10 +96,13 @@ def train(argv: list[str]) -> int:
     scores = {"before": before, "after": after}
     results = {name: score and dataclasses.asdict(score) for name, score in scores.items()}
     run.write("results.json", results | {"skipped": run.state.skipped})
+    run.show(3)
     run.say("\n" + table(before, after))
     if run.state.skipped:
         run.say(f"{run.state.skipped} steps were skipped: their loss or gradient was not finite")
-    run.say(f"\nrun folder: {run.folder} (settings, log.jsonl, checkpoint, results.json)")
+    run.say(
+        f"\nrun folder: {run.folder} (settings, log.jsonl, checkpoint, results.json, thoughts.html)"
+    )
     return 0
 
 

@@ -90,30 +90,26 @@ def check_fits(model: ModelConfig, tokenizer: Tokenizer, config: Config, folder:
         )
 
 
-def load(
-    folder: Path,
-    config: ThoughtConfig,
-    placement: Placement,
-    seed: int = 0,
-    recompute: bool = False,
-) -> tuple[QuietStar, Tokenizer]:
+def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietStar, Tokenizer]:
     """Read a checkpoint (Hugging Face, Mistral's own, or Quiet-STaR) into a QuietStar.
 
     Start vector, end vector and mixing head are taken from the checkpoint if it has them and made
-    new otherwise (from `config.start_text`, `config.end_text` and `seed`). Stored start and end
-    vectors are rescaled if `config.embedding_scale` differs from the checkpoint's.
+    new otherwise (from --start-text, --end-text and --seed). Stored start and end vectors are
+    rescaled if --embedding-scale differs from the checkpoint's.
 
     Raises:
         ValueError: the checkpoint is damaged, or its mixing head was trained for another mixing.
     """
+    config, run = settings.thinking, settings.run
     shape = read_config(folder)
     tokenizer = Tokenizer.load(folder)
     with torch.device("meta"):  # every parameter is read from the checkpoint
-        model = Mistral(shape, placement.dtype, recompute)
+        model = Mistral(shape, placement.dtype, run.recompute)
     model.to_empty(device=placement.device)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % 2**64)  # what PyTorch takes
-        quiet = QuietStar(model, config, placement.attention).to(placement.device)
+        torch.manual_seed(run.seed % 2**64)  # what PyTorch takes
+        quiet = QuietStar(model, config, placement.attention, run.objective == "pause")
+        quiet.to(placement.device)
     extras = {n: p.data for n, p in quiet.named_parameters() if not n.startswith("model.")}
     if load_into(folder, {n: p.data for n, p in model.named_parameters()}, extras):
         stored = read_settings(folder) or {}

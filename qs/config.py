@@ -160,8 +160,9 @@ class OptimConfig:
 class RunConfig:
     """What is trained on what, where, and for how long."""
 
-    objective: Literal["quiet", "plain"] = setting(
-        "quiet", "quiet: Quiet-STaR; plain: next-token training of the same model"
+    objective: Literal["quiet", "plain", "pause"] = setting(
+        "quiet",
+        "quiet: Quiet-STaR; plain: next-token training; pause: n learned pauses, not thoughts",
     )
     data: str = setting("owm", "folder made by `python -m qs.data prepare`, or its name in data/")
     weights: str = setting("mistral-7b", "folder of a checkpoint or a run, or its name in weights/")
@@ -201,11 +202,18 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        if self.run.objective == "quiet" and self.thought.ahead >= self.run.seq:
+        if self.run.objective != "plain" and self.thought.ahead >= self.run.seq:
             raise ValueError(
                 f"--ahead {self.thought.ahead} does not fit in rows of --seq {self.run.seq} tokens:"
                 " no thought would have its m true tokens; lower --ahead or raise --seq"
             )
+
+    @property
+    def thinking(self) -> ThoughtConfig:
+        """Thought settings as the objective takes them: pauses are all equal and earn nothing."""
+        if self.run.objective == "pause":
+            return dataclasses.replace(self.thought, samples=1, beta=0.0)
+        return self.thought
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """Nested plain values, for `json.dump`."""

@@ -287,6 +287,13 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "tokenizer":
             command.add_argument("--vocab", type=int, default=4096, help="number of tokens")
+            command.add_argument(
+                "--symbol",
+                action="append",
+                default=[],
+                metavar="TEXT",
+                help="always a token of its own; may be repeated",
+            )
             continue
         command.add_argument("--tokenizer", required=True, help="folder with tokenizer.model")
         command.add_argument("--heldout", type=float, default=0.01, help="fraction held out")
@@ -310,7 +317,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     fields = args.field or ["text"]
     try:
         if args.command == "tokenizer":
-            model = train_tokenizer(read_documents(args.sources, fields), args.out, args.vocab)
+            texts = read_documents(args.sources, fields)
+            model = train_tokenizer(texts, args.out, args.vocab, symbols=args.symbol)
             print(f"{model.vocab_size:,} tokens\n{args.out}")
         else:
             prepare(

@@ -12,9 +12,13 @@ thing up to normalisation; `mix_nll` is the normalised mixture of probabilities.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from qs.losses import linear_nll
 
 
 class MixingHead(nn.Sequential):
@@ -63,3 +67,37 @@ def mix_nll(nll_base: Tensor, nll_thought: Tensor, score: Tensor) -> Tensor:
     All arguments are (...) and describe the same token.
     """
     return -torch.logaddexp(F.logsigmoid(-score) - nll_base, F.logsigmoid(score) - nll_thought)
+
+
+class Mixed(NamedTuple):
+    """Two predictions of the same tokens, without and after each thought, and how they are mixed.
+
+    Attributes:
+        base: (..., D) outputs of the plain text.
+        after: (..., D) outputs of the branches.
+        score: (...) of the mixing head.
+        weight: (...) made of the score.
+    """
+
+    base: Tensor
+    after: Tensor
+    score: Tensor
+    weight: Tensor
+
+
+def mixed_nll(mixed: Mixed, head: Tensor, targets: Tensor, space: str) -> Tensor:
+    """NLL in nats of (...) targets under the mixture; (V, D) head; space as `--mix-space` says."""
+    if space == "probability":
+        plain, after = (linear_nll(x, head, targets) for x in (mixed.base, mixed.after))
+        return mix_nll(plain, after, mixed.score)
+    return linear_nll(mix_outputs(mixed.base, mixed.after, mixed.weight), head, targets)
+
+
+def mixed_log_p(mixed: Mixed, head: Tensor, space: str) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (..., V) without thoughts and with them; for few positions only."""
+    head = head.to(mixed.base.dtype)
+    base, after = ((x @ head.T).log_softmax(-1) for x in (mixed.base, mixed.after))
+    if space == "probability":
+        return base, -mix_nll(-base, -after, mixed.score[..., None])
+    outputs = mix_outputs(mixed.base, mixed.after, mixed.weight)
+    return base, (outputs @ head.T).log_softmax(-1)

@@ -26,9 +26,11 @@ from qs.attention import Dense, Flex, Structured
 from qs.config import Config, ThoughtConfig
 from qs.losses import Terms, linear_nll, reinforce, rewards, targets_ahead
 from qs.masks import PADDING, Layout, block_mask, dense_mask, every_position, one_document
-from qs.mixing import MixingHead, mix_nll, mix_outputs, mixing_weight
+from qs.mixing import Mixed, MixingHead, mixed_log_p, mixed_nll, mixing_weight
 from qs.model import Mistral
 from qs.thoughts import prefill, sample
+
+PAUSE = -1  # in place of a thought's token: the start vector once more (Goyal et al. 2023)
 
 
 class Step(NamedTuple):
@@ -65,13 +67,21 @@ class QuietStar(nn.Module):
         config: what a thought is.
         attention: realisation of the visibility rule in the packed pass: "structured", "flex" (fast
             on CUDA under torch.compile) or "dense" (the oracle).
+        pause: thoughts are n pauses (the start vector again) instead of sampled tokens.
     """
 
-    def __init__(self, model: Mistral, config: ThoughtConfig, attention: str = "structured"):
+    def __init__(
+        self,
+        model: Mistral,
+        config: ThoughtConfig,
+        attention: str = "structured",
+        pause: bool = False,
+    ):
         super().__init__()
         self.model = model
         self.config = config
         self.attention = attention
+        self.pause = pause
         self.start = nn.Parameter(torch.zeros(model.config.dim))
         self.end = nn.Parameter(torch.zeros(model.config.dim))
         self.mixer = MixingHead(model.config.dim)
@@ -110,8 +120,8 @@ class QuietStar(nn.Module):
             documents: (B, T) document of each position, -1 for padding; None: one document a row.
             counted: (B, T) True where a token counts as a target; None: everywhere.
             anchors: (B, A) positions that think; None: as `config.anchors` says.
-            thoughts: (B, A, K, n) tokens to use instead of sampling; needs `anchors` unless all
-                positions think.
+            thoughts: (B, A, K, n) tokens (or PAUSE) to use instead of sampling; needs `anchors`
+                unless all positions think.
             generator: on the CPU; source of sampled thoughts and random anchors.
             fixed_weight: mixing weight to use instead of the head's (1: always the thought).
 
@@ -192,6 +202,8 @@ class QuietStar(nn.Module):
             order = order.where(documents != PADDING, -torch.inf)
             order = order.argsort(dim=1, descending=True, stable=True)[:, : uniforms.shape[1]]
             anchors = order.sort(1).values
+        if self.pause:
+            return anchors, torch.full(uniforms.shape, PAUSE, device=tokens.device)
         layout = Layout(documents, anchors, config.samples, config.thoughts)
         thoughts = sample(
             self.model,
@@ -225,10 +237,12 @@ class QuietStar(nn.Module):
         )
         forced = anchors[:, :, None] + torch.arange(1, m, device=tokens.device)  # (B, A, m - 1)
         forced = tokens.gather(1, forced.clamp(max=T - 1).flatten(1)).view(B, A, 1, m - 1)
+        inner = self.model.embed(thoughts.clamp(min=0))
+        inner = torch.where((thoughts == PAUSE)[..., None], start, inner)
         branches = torch.cat(
             [
                 start,
-                self.model.embed(thoughts),
+                inner,
                 end,
                 self.model.embed(forced.expand(-1, -1, K, -1)),
             ],
@@ -257,45 +271,61 @@ class QuietStar(nn.Module):
         fixed_weight: float | None = None,
     ) -> Step:
         """Mix, and take the NLL of the true tokens with and without thoughts (see `Step`)."""
-        config, head = self.config, self.model.head
-        (B, A, K, n), T, m = thoughts.shape, tokens.shape[1], config.ahead
-        wide = torch.promote_types(base.dtype, torch.float32)
-
+        config, head, m = self.config, self.model.head, self.config.ahead
         targets, base_valid = targets_ahead(tokens, documents, every_position(tokens), 1, counted)
         base_valid = base_valid.squeeze(2)
         nll_base = linear_nll(base, head, targets.squeeze(2)).where(base_valid, 0.0)
 
         targets, valid = targets_ahead(tokens, documents, anchors, m, counted)
-        later = anchors[:, :, None] + torch.arange(m, device=tokens.device)  # predicts x[t+i+1]
-        later = later.clamp(max=T - 1).flatten(1)
-        base_later = base.gather(1, later[..., None].expand(-1, -1, base.shape[2]))
-        base_later = base_later.view(B, A, 1, m, base.shape[2]).expand(-1, -1, K, -1, -1).to(wide)
-        nll_later = nll_base.gather(1, later).view(B, A, m)
-        after = branch[..., n + 1 :, :].to(wide)  # (B, A, K, m, D): at <end>, x[t+1], ..
-
-        score = self.mixer(base_later, after)
-        weight = mixing_weight(score, config.mix_weight)
-        if fixed_weight is not None:
-            weight = torch.full_like(weight, fixed_weight)
-            score = torch.special.logit(weight)
-        targets = targets[:, :, None].expand(-1, -1, K, -1)
-        if config.mix_space == "probability":
-            plain = linear_nll(base_later, head, targets)
-            nll_mix = mix_nll(plain, linear_nll(after, head, targets), score)
-        else:
-            nll_mix = linear_nll(mix_outputs(base_later, after, weight), head, targets)
+        nll_later = nll_base.gather(1, self._later(anchors, base)).view_as(valid)
+        mixed = self.mix(anchors, base, branch, fixed_weight)
+        targets = targets[:, :, None].expand(mixed.score.shape)
+        nll_mix = mixed_nll(mixed, head, targets, config.mix_space)
         nll_mix = nll_mix.where(valid[:, :, None], 0.0)
 
         log_p = -linear_nll(
-            branch[..., :n, :],
+            branch[..., : thoughts.shape[3], :],
             head,
-            thoughts,
+            thoughts.clamp(min=0),
             config.policy_temperature,
             self.model.config.forbidden,
-        ).sum(-1)
+        )
+        log_p = log_p.where(thoughts != PAUSE, 0.0).sum(-1)  # nobody chose a pause
         reward = rewards(nll_later, nll_mix, valid)
-        weight = weight.detach()
+        weight = mixed.weight.detach()
         return Step(nll_base, nll_mix, log_p, reward, weight, base_valid, valid, anchors, thoughts)
+
+    def _later(self, anchors: Tensor, base: Tensor) -> Tensor:
+        """(B, A * m) text positions that predict x[t+1] .. x[t+m] (the last one past the end)."""
+        later = anchors[:, :, None] + torch.arange(self.config.ahead, device=anchors.device)
+        return later.clamp(max=base.shape[1] - 1).flatten(1)
+
+    def predict(
+        self, tokens: Tensor, documents: Tensor, anchors: Tensor, thoughts: Tensor, **fixed: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities of x[t+1] .. x[t+m] without and with thoughts, for few positions.
+
+        Returns:
+            (B, A, K, m, V) without, (B, A, K, m, V) with, and mixing weights (B, A, K, m).
+        """
+        mixed = self.mix(anchors, *self.score(tokens, documents, anchors, thoughts), **fixed)
+        return *mixed_log_p(mixed, self.model.head, self.config.mix_space), mixed.weight
+
+    def mix(
+        self, anchors: Tensor, base: Tensor, branch: Tensor, fixed_weight: float | None = None
+    ) -> Mixed:
+        """Stage 4 without targets; base and branch are outputs as `score` returns them."""
+        (B, A, K), m, D = branch.shape[:3], self.config.ahead, base.shape[2]
+        wide = torch.promote_types(base.dtype, torch.float32)
+        later = self._later(anchors, base)[..., None].expand(-1, -1, D)
+        base = base.gather(1, later).view(B, A, 1, m, D).expand(-1, -1, K, -1, -1).to(wide)
+        after = branch[..., -m:, :].to(wide)  # (B, A, K, m, D): at <end>, x[t+1], ..
+        score = self.mixer(base, after)
+        weight = mixing_weight(score, self.config.mix_weight)
+        if fixed_weight is not None:
+            weight = torch.full_like(weight, fixed_weight)
+            score = torch.special.logit(weight)
+        return Mixed(base, after, score, weight)
 
 
 def loss_terms(step: Step, config: ThoughtConfig) -> Terms:
@@ -308,7 +338,7 @@ def loss_terms(step: Step, config: ThoughtConfig) -> Terms:
 
 def term_weights(config: Config) -> Terms:
     """What each mean of the terms weighs in the loss; plain training is the base term alone."""
-    thought = config.thought
+    thought = config.thinking
     if config.run.objective == "plain":
         return Terms(1.0, 0.0, 0.0)
     return Terms(thought.base_weight, 1 - thought.base_weight, thought.beta)

@@ -6,12 +6,16 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qs.tasks import TextScore
+from qs.config import ThoughtConfig
+from qs.records import Shown
+from qs.scores import Score
+from qs.view import page, terminal
 
 OUT_OF_MEMORY = (
     "out of memory: lower --micro-batch (the batch stays the same), --seq, --thoughts or --samples,"
@@ -58,6 +62,11 @@ def summary(record: dict[str, float]) -> str:
     return " ".join([*parts, f"{record['memory_bytes'] / 2**30:.1f} GiB"])
 
 
+def thought_lengths(config: ThoughtConfig) -> str:
+    """n, m and K in words."""
+    return f"n {config.thoughts}, m {config.ahead}, K {config.samples}"
+
+
 def environment(device: str) -> dict[str, Any]:
     """First line of the log: what this run was made by and on."""
     try:
@@ -78,39 +87,81 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-def table(before: TextScore | None, after: TextScore | None) -> str:
-    """The closing table."""
+def thoughts_shown(found: Shown, count: int, path: Path | None, about: dict[str, str]) -> str:
+    """Print-ready text of a few passages with what was thought; all of them go to an HTML page.
+
+    Args:
+        found: passages and which of them are examples.
+        count: examples to print.
+        path: of the page; None: none is written.
+        about: what the page says of model and text.
+    """
+    color = sys.stdout.isatty()
+    parts = [terminal(found.passages[i], color) for i in found.examples[:count]]
+    if path is not None:
+        path.write_text(page("What the model thought", about, found.passages), encoding="utf-8")
+        parts.append(f"what it thought, as a page: {path}")
+    return "\n\n".join(parts)
+
+
+def table(before: Score | None, after: Score | None) -> str:
+    """The closing table: before, after with thoughts, and after with thoughts off."""
     if before is None or after is None:
         return "no held-out text was evaluated (--eval-rows 0, or an empty held-out split)"
-    lines = [
-        f"held-out text, {after.tokens:,} tokens, nats a token",
-        f"{'':24}{'before':>12}{'after':>12}{'change':>12}",
-    ]
-    rows = [("without thoughts", before.nll_base, after.nll_base)]
-    if before.nll_mix is not None and after.nll_mix is not None:
-        rows.append(("with thoughts", before.nll_mix, after.nll_mix))
-        rows.append(("gain by thinking", before.gain, after.gain))
-        rows.append(("  95 % interval, +-", before.gain_interval, after.gain_interval))
-        rows.append(("mixing weight", before.weight, after.weight))
-    for name, first, last in rows:
-        change = None if name.startswith("  ") or None in (first, last) else last - first
-        change = "" if change is None else f"{change:+12.4f}"
-        lines.append(f"{name:24}{cell(first)}{cell(last)}{change}")
-    return "\n".join(lines)
+    heads = ("before", "after", "thoughts off")
+    if after.text.nll_mix is None:
+        heads = ("before", "after")
+    return "\n".join(_lines(heads, before, after))
+
+
+def score_lines(score: Score) -> list[str]:
+    """One score, a line each."""
+    heads = ("with thoughts", "thoughts off") if score.text.nll_mix is not None else ("",)
+    return _lines(heads, score)
+
+
+def _lines(heads: tuple[str, ...], *scores: Score) -> list[str]:
+    """A column for each score (with thoughts, if it has them), and one more for thoughts off."""
+    last = scores[-1]
+
+    def row(label: str, items: Sequence[Any], mix: str, off: str | None) -> str:
+        """Values of `mix` (or of `off` where a model does not think), then `off` of the last."""
+        found = [getattr(item, mix) for item in items]
+        if found[-1] is None and off:
+            found = [getattr(item, off) for item in items]
+        elif off:
+            found.append(getattr(items[-1], off))
+        return f"{label:32}{''.join(cell(value) for value in found)}"
+
+    def answers(title: str, mix: str, off: str | None) -> list[str]:
+        rows = [
+            row(f"  {items[-1].kind} ({items[-1].questions})", items, mix, off)
+            for items in zip(*(score.answers for score in scores), strict=True)
+        ]
+        return [title, *rows]
+
+    lines = [f"{'':32}{''.join(f'{head:>14}' for head in heads)}"]
+    if last.answers:
+        lines += answers("gold answer probability", "gold_mix", "gold_base")
+        overall = [score.answers[-1] for score in scores]
+        lines.append(row("    95 % +-", overall, "gold_mix_interval", "gold_base_interval"))
+        lines += answers("NLL at the answer, nats", "nll_mix", "nll_base")
+        if last.text.nll_mix is not None:
+            lines.append(row("thoughts that hold the steps", overall, "useful", None))
+            lines.append(row("mixing weight at the answer", overall, "weight", None))
+    texts = [("held-out text", [score.text for score in scores])]
+    if last.other is not None:
+        texts.insert(0, ("all other tokens", [score.other for score in scores]))
+    for title, items in texts:
+        lines.append(f"{title}, {items[-1].tokens:,} tokens")
+        lines.append(row("  NLL, nats a token", items, "nll_mix", "nll_base"))
+        if last.text.nll_mix is not None:
+            lines.append(row("  gain by thinking", items, "gain", None))
+            lines.append(row("    95 % +-", items, "gain_interval", None))
+            lines.append(row("  mixing weight", items, "weight", None))
+    return lines
 
 
 def cell(value: float | None) -> str:
     """A number of a table; None is one that was not finite, or not defined."""
-    return f"{'-':>12}" if value is None else f"{value:12.4f}"
-
-
-def score_lines(score: TextScore) -> list[str]:
-    """One score, a line each."""
-    lines = [f"held-out text, {score.tokens:,} tokens, nats a token"]
-    rows = [("without thoughts", score.nll_base)]
-    if score.nll_mix is not None:
-        rows.append(("with thoughts", score.nll_mix))
-        rows.append(("gain by thinking", score.gain))
-        rows.append(("  95 % interval, +-", score.gain_interval))
-        rows.append(("mixing weight", score.weight))
-    return lines + [f"{name:24}{cell(value)}" for name, value in rows]
+    return f"{'-':>14}" if value is None else f"{value:14.4f}"

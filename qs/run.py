@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,14 @@ from qs.build import STORED, check_fits, choose_placement, load
 from qs.config import Config
 from qs.data import resolve as resolve_data
 from qs.model_config import read_config
-from qs.report import environment, peak_memory, summary
-from qs.shards import TokenDataset, Windows, sequential
-from qs.tasks import TextScore, text_score
+from qs.records import shown
+from qs.report import environment, peak_memory, summary, thought_lengths, thoughts_shown
+from qs.scores import Score, heldout_score
+from qs.shards import TokenDataset, Windows
 from qs.tokenizer import Tokenizer
-from qs.training import make_optimizer, step_generator, train_step
+from qs.training import make_optimizer, train_step
 
+PAGE, PAGE_ROWS = "thoughts.html", 12
 SKIPS_ALLOWED = 10  # steps in a row whose loss or gradient is not finite
 
 
@@ -61,15 +62,13 @@ class Run:
         self.train, self.heldout = TokenDataset(data), TokenDataset(data, "heldout")
         run = config.run
         check_fits(read_config(start), Tokenizer.load(start), config, start)
-        self.quiet, self.tokenizer = load(
-            start, config.thought, self.placement, run.seed, run.recompute
-        )
+        self.quiet, self.tokenizer = load(start, config, self.placement)
         for split in (self.train, self.heldout):
             split.check_tokenizer(self.tokenizer)
         self.tokenizer_file = start / "tokenizer.model"
         self.windows = Windows(self.train, config.run.seq, config.run.seed)
         size = sum(p.numel() for p in self.quiet.parameters())
-        distributed.shard(self.quiet, self.quiet.model.layers, ["think"])
+        distributed.shard(self.quiet, self.quiet.model.layers, ["think", "predict"])
         self.optimizer = make_optimizer(self.quiet, config.optim)
         self.names = {p: name for name, p in self.quiet.named_parameters()}
         self.state = State()
@@ -78,11 +77,10 @@ class Run:
         self.stop: signal.Signals | None = None
         self.say(f"model   {start}: {size:,} parameters")
         self.say(f"data    {data}: {self.train.tokens:,} tokens, {self.heldout.tokens:,} held out")
-        thought, optim = config.thought, config.optim
-        lengths = f", n {thought.thoughts}, m {thought.ahead}, K {thought.samples}"
+        thought, optim = config.thinking, config.optim
         self.say(
             f"steps   {run.steps} of {run.batch} x {run.seq} tokens, lr {optim.lr:g}"
-            + (lengths if run.objective != "plain" else "")
+            + (f", {thought_lengths(thought)}" if run.objective != "plain" else "")
         )
         self.say(f"device  {self.placement}, {self.ranks.count} process(es)")
 
@@ -91,7 +89,7 @@ class Run:
         if self.ranks.first:
             print(text)
 
-    def begin(self, name: str) -> TextScore | None:
+    def begin(self, name: str) -> Score | None:
         """Make the run folder, with settings, versions and the score before training."""
         if self.ranks.first:
             self.folder = checkpoint.new_run(self.config.run.out, name, self.config)
@@ -111,21 +109,34 @@ class Run:
         device = self.placement.device
         return batch.tokens.to(device), batch.documents.to(device)
 
-    def evaluate(self, label: str) -> TextScore | None:
-        """NLL of held-out text, with and without thoughts; None if there is nothing to do."""
-        run = self.config.run
-        if not run.eval_rows or not self.heldout.tokens:
+    def evaluate(self, label: str) -> Score | None:
+        """Score on held-out text, with and without thoughts; None if there is nothing to do."""
+        rows = self.config.run.eval_rows
+        if not rows or not self.heldout.tokens:
             return None
-        rows = run.micro_batch or run.batch
-        batches = list(sequential(self.heldout, run.seq, rows, run.eval_rows))
+        return heldout_score(
+            self.quiet,
+            self.heldout,
+            self.tokenizer,
+            self.config,
+            rows,
+            f"held-out text, {label}",
+            show=self.ranks.first,
+        )
 
-        def bar() -> Iterator[tuple[Tensor, Tensor]]:
-            quiet = not self.ranks.first
-            for batch in tqdm(batches, f"held-out text, {label}", leave=False, disable=quiet):
-                yield self.move(batch)
-
-        generator = step_generator(run.seed, 0)
-        return text_score(self.quiet, bar(), generator, think=run.objective != "plain")
+    def show(self, count: int) -> None:
+        """Print what was thought in a few passages of held-out text, and write the HTML page."""
+        rows = min(PAGE_ROWS, self.config.run.eval_rows)
+        if not rows or not self.heldout.tokens or self.config.run.objective == "plain":
+            return
+        found = shown(self.quiet, self.heldout, self.tokenizer, self.config, rows)
+        if self.ranks.first:
+            about = {
+                "model": f"{self.config.run.weights}, {self.state.step} steps of Quiet-STaR",
+                "text": f"{self.heldout.folder}, the first {rows} rows of the held-out split",
+                "thoughts": thought_lengths(self.config.thinking),
+            }
+            self.say("\n" + thoughts_shown(found, count, self.folder / PAGE, about))
 
     def save(self) -> None:
         """Write a checkpoint of this moment; every process takes part, the first one writes."""
@@ -250,7 +261,7 @@ class Run:
         return record
 
 
-def read_score(path: Path) -> TextScore | None:
+def read_score(path: Path) -> Score | None:
     """A score that was written as JSON.
 
     Raises:
@@ -258,6 +269,6 @@ def read_score(path: Path) -> TextScore | None:
     """
     stored = checkpoint.read_json(path)
     try:
-        return None if stored is None else TextScore(**stored)
-    except TypeError:
+        return None if stored is None else Score.from_json(stored)
+    except (TypeError, KeyError):
         raise ValueError(f"{path}: expected a score, found {str(stored)[:60]}") from None

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import itertools
 import json
 import os
@@ -30,20 +29,28 @@ import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
 from qs.config import setting
+from qs.problems import (
+    KINDS,
+    NODES,
+    OPENINGS,
+    SPLITS,
+    Problem,
+    Split,
+    chain,
+    running_sum,
+    split_of,
+    story,
+)
 
 OPEN, CLOSE = ":", ";"  # the marks around a working; nothing else in a document holds them
 REPEAT, REVERSE = "q", "r"  # what the unhelpful styles begin with: a style shows in its first token
-KINDS = ("sum", "chain", "story")
 STYLES = ("useful", "repeat", "reverse", "none")
-SPLITS = ("train", "heldout")
-DIGITS, NODES = tuple("0123456789"), tuple(" " + letter for letter in "bcdfghjkmp")
-
-Split = Literal["train", "heldout"]
+RECIPE = "world.json"  # what a folder of text was drawn from
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class World:
     stories: float = setting(1.0, "weight of word problems")
     written: float = setting(0.3, "share of documents whose working is written out")
     useful: float = setting(0.5, "share of written workings in the useful style")
+    again: float = setting(0.3, "chance that a working is written once more, and so on")
     lengths: tuple[int, ...] = setting((3, 4, 5), "summands of running sums")
     hops: tuple[int, ...] = setting((2, 3, 4), "relations that chains follow")
     steps: tuple[int, ...] = setting((2, 3), "changes that word problems tell of")
@@ -66,6 +74,8 @@ class World:
         for name in ("written", "useful"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is a share in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.again < 1:
+            raise ValueError(f"--again is a chance in [0, 1), got {self.again}")
         if not 0 < self.heldout < 1:
             raise ValueError(f"--heldout is a share in (0, 1), got {self.heldout}")
         if min(self.weights) < 0 or not 0 < sum(self.weights) < float("inf"):
@@ -92,19 +102,6 @@ class World:
     def weights(self) -> tuple[float, float, float]:
         """Weights of KINDS, in that order."""
         return self.sums, self.chains, self.stories
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A question and its steps; `key` is what makes two problems the same however they are told."""
-
-    kind: str
-    difficulty: int
-    question: str
-    operands: tuple[str, ...]
-    stops: tuple[str, ...]
-    choices: tuple[str, ...]
-    key: str
 
 
 @dataclass(frozen=True)
@@ -137,76 +134,21 @@ class Document:
     choices: tuple[str, ...]
 
 
-# ---- problems ------------------------------------------------------------------------------------
-def running_sum(rng: random.Random, length: int, width: int) -> Problem:
-    """`length` digits from 1 to 9, then zeros; the steps are last digits of the partial sums."""
-    digits = [rng.randint(1, 9) for _ in range(length)]
-    question = "".join(map(str, digits + [0] * (width - length)))
-    stops = tuple(str(total % 10) for total in itertools.accumulate(digits))
-    return Problem("sum", length, question, tuple(question), stops, DIGITS, question)
-
-
-def chain(rng: random.Random, hops: int, relations: int) -> Problem:
-    """A cycle of relations in shuffled order; the steps are the stops, the start included."""
-    nodes = rng.sample(NODES, relations)
-    pairs = [a + b.strip() for a, b in zip(nodes, nodes[1:] + nodes[:1], strict=True)]
-    key = "".join([*sorted(pairs), nodes[0], str(hops)])
-    rng.shuffle(pairs)
-    question = f"{''.join(pairs)}{nodes[0]}{hops}".strip()
-    operands = tuple(pair[:2] for pair in pairs)
-    return Problem("chain", hops, question, operands, tuple(nodes[: hops + 1]), NODES, key)
-
-
-NAMES = ("Ana", "Eva", "Mia", "Zoe")
-THINGS = ("pears", "plums", "nuts", "figs")
-GAINS, LOSSES = ("buys", "finds"), ("eats", "loses")
-OPENINGS = ("She", "Then", "Later", "Finally")  # each change has its own, one token long
-
-
-def story(rng: random.Random, steps: int) -> Problem:
-    """A count that changes `steps` times; the steps are its last digits, the first one included."""
-    count = rng.randint(1, 9)
-    sentences = [f"{rng.choice(NAMES)} has {count} {rng.choice(THINGS)}."]
-    counts, operands, key = [count], [str(count)], str(count)
-    for opening in OPENINGS[:steps]:
-        amount = rng.randint(1, 9)
-        gain = amount > count or rng.random() < 0.5  # nobody eats what is not there
-        count += amount if gain else -amount
-        sentences.append(f"{opening} {rng.choice(GAINS if gain else LOSSES)} {amount}.")
-        counts.append(count)
-        operands.append(str(amount))
-        key += f"{'+' if gain else '-'}{amount}"
-    question = " ".join([*sentences, "Last digit?"])
-    stops = tuple(str(count % 10) for count in counts)
-    return Problem("story", steps, question, tuple(operands), stops, DIGITS, key)
-
-
-def split_of(problem: Problem, heldout: float) -> Split:
-    """The only split that a problem is ever drawn for: a hash of its kind and key decides.
-
-    Args:
-        problem: any problem.
-        heldout: share of problems that are held out.
-    """
-    digest = hashlib.blake2b(f"{problem.kind} {problem.key}".encode(), digest_size=8).digest()
-    return "heldout" if int.from_bytes(digest, "big") < heldout * 2**64 else "train"
-
-
 # ---- documents -----------------------------------------------------------------------------------
 def fill(tokens: Sequence[str], width: int) -> str:
     """The first `width` tokens, the last one repeated where there are fewer."""
     return "".join([*tokens, *[tokens[-1]] * width][:width])
 
 
-def document(problem: Problem, style: str, width: int) -> Document:
-    """Write a problem down in one of STYLES."""
+def document(problem: Problem, style: str, width: int, times: int = 1) -> Document:
+    """Write a problem down in one of STYLES, the working so many times."""
     working = fill(problem.stops, width)
     written = {
         "useful": working,
         "repeat": fill((REPEAT, *problem.operands), width),
         "reverse": fill((REVERSE, *problem.operands[::-1]), width),
     }
-    marked = "" if style == "none" else f"{OPEN}{written[style]}{CLOSE}"
+    marked = "" if style == "none" else f"{OPEN}{written[style]}{CLOSE}" * times
     before = f"{problem.question}\n{marked}"
     answer = problem.stops[-1]
     return Document(
@@ -243,7 +185,10 @@ def documents(world: World, seed: int, split: Split) -> Iterator[Document]:
     while True:
         (kind,) = rng.choices(KINDS, world.weights)
         (style,) = rng.choices(STYLES, [*styles, 1 - world.written])
-        yield document(_draw(rng, world, kind, split), style, world.width)
+        times = 1
+        while style != "none" and rng.random() < world.again:
+            times += 1
+        yield document(_draw(rng, world, kind, split), style, world.width, times)
 
 
 def _draw(rng: random.Random, world: World, kind: str, split: Split) -> Problem:
@@ -261,6 +206,30 @@ def _draw(rng: random.Random, world: World, kind: str, split: Split) -> Problem:
         f"expected {split} problems of kind {kind}, difficulty {difficulty}, found none in 100,000 "
         f"draws with --heldout {world.heldout}; move it towards 0.5 or raise the difficulty"
     )
+
+
+def read_recipe(folder: Path, split: Split) -> list[Document] | None:
+    """The documents that a folder's text was made of; None for text that is not of this kind.
+
+    Args:
+        folder: holds the `world.json` that the command line below writes.
+        split: "train" or "heldout".
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / RECIPE
+    if not path.is_file():
+        return None
+    try:
+        recipe = json.loads(path.read_bytes())
+        settings = {k: tuple(v) if type(v) is list else v for k, v in recipe["world"].items()}
+        some = documents(World(**settings), recipe["seed"], split)
+        return list(itertools.islice(some, recipe["documents"][split]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path}: expected what python -m qs.synthetic writes, found {error}"
+        ) from None
 
 
 # ---- command line --------------------------------------------------------------------------------
@@ -301,8 +270,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status, 2 where a setting or a file is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m qs.synthetic",
-        description="Write train.jsonl and heldout.jsonl: text with reasoning steps sometimes "
-        "written and sometimes not, and all that a metric needs to know about each document.",
+        description="Write train.jsonl and heldout.jsonl (text with reasoning steps sometimes "
+        "written and sometimes not, and all that a metric needs to know about each document) and "
+        "world.json, which says what they were drawn from.",
         allow_abbrev=False,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
@@ -319,6 +289,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         world = World(**given)
         for split, count in counts.items():
             write(out / f"{split}.jsonl", documents(world, seed, split), count)
+        recipe = {"world": dataclasses.asdict(world), "seed": seed, "documents": counts}
+        (out / RECIPE).write_text(json.dumps(recipe, indent=1) + "\n")
     except (ValueError, OSError) as error:
         print(f"qs.synthetic: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qs.quiet import QuietStar
+from qs.quiet import QuietStar, Step
 
 ONE_THOUGHT = {  # everywhere, judged on the next token
     "ahead": 1,
@@ -72,12 +72,33 @@ def text_score(
                 step = quiet(tokens, documents, generator=generator)
             else:
                 step = quiet(tokens, documents, thoughts=none[:, :, None, None], anchors=none)
-        there = step.base_valid
-        mixed = step.nll_mix.sum((1, 2, 3)) if think else torch.zeros_like(step.nll_base[:, 0])
-        weight = step.weight.where(step.valid[:, :, None], 0.0).sum((1, 2, 3))
-        sums = [there.sum(1), step.nll_base.sum(1), mixed, weight]
-        rows.append(torch.stack([x.double() for x in sums], 1).cpu())
-    table = torch.cat(rows).numpy() if rows else np.zeros((0, 4))
+        rows.append(text_sums(step, step.base_valid).cpu())
+    return text_summary(torch.cat(rows).numpy() if rows else np.zeros((0, 4)), think)
+
+
+def text_sums(step: Step, there: Tensor) -> Tensor:
+    """Sums over the tokens of each row that (B, T) `there` names.
+
+    Args:
+        step: with one thought at every position, or with none at all.
+        there: (B, T) positions whose next token counts.
+
+    Returns:
+        (B, 4): tokens, nll_base, nll_mix, weight; the last two are 0 without thoughts.
+    """
+    sums = [there, step.nll_base.where(there, 0.0)]
+    for found in (step.nll_mix, step.weight):
+        thinks = there[:, : found.shape[1]]
+        sums.append(found[:, :, 0, 0].where(thinks, 0.0) if found.shape[1] else found.flatten(1))
+    return torch.stack([x.double().sum(1) for x in sums], 1)
+
+
+def text_summary(table: np.ndarray, think: bool) -> TextScore:
+    """Means over (R, 4) `text_sums`.
+
+    Raises:
+        ValueError: no token can be scored.
+    """
     count, base, mix, weight = table.sum(0)
     if count == 0:
         raise ValueError("no token to score: every row holds padding or single-token documents")
@@ -103,6 +124,90 @@ def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> float | None:
         return None
     residual = sums - sums.sum() / total * counts
     return NORMAL_95 * math.sqrt(units / (units - 1) * float((residual**2).sum())) / float(total)
+
+
+def mean_interval(values: np.ndarray) -> float | None:
+    """Half-width of the 95 % interval of a mean over independent units; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    return NORMAL_95 * float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """95 % interval of a rate (Wilson 1927)."""
+    square = NORMAL_95**2
+    middle = (hits + square / 2) / (count + square)
+    half = NORMAL_95 * math.sqrt(hits * (count - hits) / count + square / 4) / (count + square)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclass(frozen=True)
+class Decile:
+    """A tenth of the tokens, by their NLL without thoughts.
+
+    Attributes:
+        low, high: smallest and largest NLL in it, in nats.
+        tokens: how many.
+        gain: mean of nll_base - nll_mix, in nats.
+        interval: half-width of its 95 % interval, rows of text as units; None for one row.
+    """
+
+    low: float
+    high: float
+    tokens: int
+    gain: float
+    interval: float | None
+
+
+@torch.no_grad()
+def token_nlls(
+    quiet: QuietStar, batches: Iterable[tuple[Tensor, Tensor]], generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """NLL of every token in nats, without and with one sampled thought; and its row of text.
+
+    Args:
+        quiet, batches, generator: as for `text_score`, which thinks the same thoughts.
+    """
+    found, rows = [], 0
+    for tokens, documents in batches:
+        with quiet.with_settings(**ONE_THOUGHT):
+            step = quiet(tokens, documents, generator=generator)
+        there = step.base_valid
+        row = rows + there.nonzero()[:, 0]
+        both = step.nll_base[there], step.nll_mix[:, :, 0, 0][there]
+        found.append([x.double().cpu().numpy() for x in (*both, row)])
+        rows += len(tokens)
+    base, mix, row = (np.concatenate(x) for x in zip(*found, strict=True))
+    return base, mix, row.astype(int)
+
+
+def by_decile(nll_base: np.ndarray, nll_mix: np.ndarray, rows: np.ndarray) -> list[Decile]:
+    """What thinking does for easy and for hard tokens.
+
+    Args:
+        nll_base, nll_mix: (N,) NLL of the same tokens in nats, without and with thoughts.
+        rows: (N,) row of text that each token is in.
+    """
+    order = nll_base.argsort(kind="stable")
+    names = np.unique(rows)
+    found = []
+    for part in np.array_split(order, 10):
+        if not len(part):
+            continue
+        at = np.searchsorted(names, rows[part])
+        gain = nll_base[part] - nll_mix[part]
+        sums = np.bincount(at, gain, len(names))
+        counts = np.bincount(at, minlength=len(names))
+        found.append(
+            Decile(
+                low=float(nll_base[part].min()),
+                high=float(nll_base[part].max()),
+                tokens=len(part),
+                gain=float(gain.mean()),
+                interval=ratio_interval(sums[counts > 0], counts[counts > 0]),
+            )
+        )
+    return found
 
 
 @dataclass(frozen=True)

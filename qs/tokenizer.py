@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -128,7 +128,11 @@ def _present(token: int) -> int | None:
 
 
 def train_tokenizer(
-    texts: Iterable[str], out: str | Path, vocab_size: int, limit: int = 100_000_000
+    texts: Iterable[str],
+    out: str | Path,
+    vocab_size: int,
+    limit: int = 100_000_000,
+    symbols: Sequence[str] = (),
 ) -> Tokenizer:
     """Train a BPE model with byte fallback and write it to `out/tokenizer.model`.
 
@@ -141,6 +145,7 @@ def train_tokenizer(
         out: folder, made if missing; a model that is there is replaced.
         vocab_size: number of tokens, the 260 that are always there included.
         limit: characters of text to learn from, all of which are held in memory.
+        symbols: texts that are always one token, never merged with others; ids from 4 on.
 
     Raises:
         ValueError: if the corpus is too small for the vocabulary, or has too many characters.
@@ -164,7 +169,7 @@ def train_tokenizer(
             bos_id=1,
             eos_id=2,
             pad_id=-1,
-            user_defined_symbols=["\n"],
+            user_defined_symbols=["\n", *symbols],
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             character_coverage=0.9995,  # the rarest characters of large corpora are spelt in bytes

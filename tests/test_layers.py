@@ -11,18 +11,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # earlier ones first: the layers of the design, cut finer where it puts two in one
-    "config files masks mixing distributed tokenizer view documents",
+    "config files masks distributed tokenizer view documents problems",
     "shards flags losses attention model model_config checkpoint synthetic",
-    "data tensors thoughts",
+    "data tensors thoughts mixing",
     "weights quiet",
     "build training generate",
     "tasks",
-    "report star",
-    "run",
+    "answers",
+    "scores records controls",
+    "report star rivals",
+    "run plot",
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 RUNTIME = {"torch", "numpy", "sentencepiece", "safetensors", "tqdm"} | set(sys.stdlib_module_names)
-EXTRAS = {"pyarrow"}  # inside functions only: optional
+EXTRAS = {"pyarrow", "matplotlib"}  # inside functions only: optional
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"eval", "exec", "torch.load", "torch.save"}
 

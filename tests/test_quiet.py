@@ -23,14 +23,15 @@ from cases import (
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Answer, judge
+from tiny import module as tiny_module
 from torch import Tensor
 
 import qs.losses
 import qs.quiet
 from qs.config import Config, ModelConfig, RunConfig, ThoughtConfig
-from qs.losses import Terms, linear_nll
+from qs.losses import Terms, linear_nll, targets_ahead
 from qs.model import Mistral
-from qs.quiet import QuietStar, Step, loss_terms, term_weights
+from qs.quiet import PAUSE, QuietStar, Step, loss_terms, term_weights
 
 # Equals naive code
 
@@ -538,3 +539,51 @@ def test_thoughts_that_do_not_fit_the_anchors_are_refused(anchors, thoughts):
     anchors = None if anchors is None else torch.zeros(anchors, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"thoughts \(.*\) do not fit \(2, \d\) anchors"):
         module(tokens, anchors=anchors, thoughts=torch.zeros(thoughts, dtype=torch.int64))
+
+
+# Pauses
+
+
+@examples(0.2)
+@given(case=cases())
+def test_a_pause_is_a_token_whose_embedding_is_the_start_vector(case: Case):
+    module = case.module().requires_grad_(False)
+    spare = int(case.tokens.max())
+    case.tokens[case.tokens == spare] = max(0, spare - 1)
+    module.model.tok_embeddings.weight[spare] = module.start * case.config.embedding_scale
+    arguments = (case.tokens, case.documents, case.counted, case.anchors)
+    spelt, paused = (
+        module(*arguments, torch.full_like(case.thoughts, token)) for token in (spare, PAUSE)
+    )
+    close(paused.nll_mix, spelt.nll_mix)
+    close(paused.nll_base, spelt.nll_base)
+    assert (paused.log_p == 0).all()
+
+
+def test_a_module_that_pauses_thinks_nothing_else():
+    module = QuietStar(
+        tiny_module(ThoughtConfig()).model, ThoughtConfig(thoughts=3, samples=2), pause=True
+    )
+    tokens = torch.zeros(2, 5, dtype=torch.int64)
+    _, thoughts = module.think(tokens, torch.zeros_like(tokens))
+    assert thoughts.shape == (2, 5, 2, 3)
+    assert (thoughts == PAUSE).all()
+
+
+@examples(0.1)
+@given(case=cases())
+def test_predictions_of_every_token_hold_the_nll_of_the_true_ones(case: Case):
+    module = case.module().requires_grad_(False)
+    step = case.step(module)
+    base, mix, weight = module.predict(case.tokens, case.documents, case.anchors, case.thoughts)
+    targets, valid = targets_ahead(
+        case.tokens, case.documents, case.anchors, case.config.ahead, case.counted
+    )
+    targets = targets[:, :, None, :, None].expand(*mix.shape[:4], 1)
+    there = valid[:, :, None].expand(mix.shape[:4])
+    close(-mix.gather(-1, targets)[..., 0][there], step.nll_mix[there])
+    close(weight[there], step.weight[there])
+    close(mix.exp().sum(-1), torch.ones(mix.shape[:4], dtype=mix.dtype))
+    first = there[..., 0]
+    plain = step.nll_base.gather(1, case.anchors)[:, :, None].expand(first.shape)
+    close(-base.gather(-1, targets)[..., 0, 0][first], plain[first])

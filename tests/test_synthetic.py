@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qs.synthetic import CLOSE, KINDS, OPEN, STYLES, Document, World, documents, main
+from qs.problems import KINDS
+from qs.synthetic import CLOSE, OPEN, STYLES, Document, World, documents, main, read_recipe
 
 SEEDS = st.integers(0, 2**32)
 SPLITS = st.sampled_from(["train", "heldout"])
@@ -27,6 +28,7 @@ def worlds(draw: st.DrawFn) -> World:
         *draw(st.sampled_from([(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0.2, 3, 1)])),
         written=draw(st.floats(0, 1)),
         useful=draw(st.floats(0, 1)),
+        again=draw(st.floats(0, 0.5)),
         lengths=some(2, width),
         hops=some(1, min(relations, width) - 1),
         steps=some(2, min(4, width - 1)),
@@ -121,8 +123,9 @@ def test_marks_stand_around_a_working_of_the_style_and_nowhere_else(world, seed)
             "repeat": filled(["q", *spelt], world.width),
             "reverse": filled(["r", *spelt[::-1]], world.width),
         }
-        assert after == (f"{OPEN}{shown[d.style]}{CLOSE}" if d.style != "none" else "")
-        assert d.text.count(OPEN) == d.text.count(CLOSE) == (d.style != "none")
+        times = d.text.count(OPEN)
+        assert (times > 0) == (d.style != "none")
+        assert after == (times and times * f"{OPEN}{shown[d.style]}{CLOSE}" or "")
 
 
 @given(world=worlds(), seed=SEEDS, split=SPLITS)
@@ -157,8 +160,18 @@ def test_shares_of_kinds_styles_and_difficulties_are_those_of_the_world(split):
         close(seen, {value: 1 / len(values) for value in values})
 
 
+def test_a_working_is_written_again_with_the_same_chance_each_time():
+    drawn = first(World(written=1, again=0.3), 0, "train", 8000)
+    times = Counter(d.text.count(OPEN) for d in drawn)
+    for count in (1, 2, 3):
+        more = sum(n for again, n in times.items() if again > count)
+        total = more + times[count]
+        assert abs(more / total - 0.3) < 5 * (0.21 / total) ** 0.5
+
+
 def test_a_share_of_zero_is_never_drawn():
-    world = World(chains=0, written=1, useful=0)
+    world = World(chains=0, written=1, useful=0, again=0)
+    assert {d.text.count(OPEN) for d in first(world, 1, "train", 50)} == {1}
     drawn = first(world, 0, "train", 300)
     assert {d.kind for d in drawn} == {"sum", "story"}
     assert {d.style for d in drawn} == {"repeat", "reverse"}
@@ -179,12 +192,25 @@ def test_the_command_writes_every_field_of_the_same_documents(tmp_path, capsys):
         lines = (tmp_path / "new" / f"{split}.jsonl").read_text().splitlines()
         expected = [dataclasses.asdict(d) for d in first(world, 7, split, count)]
         assert [json.loads(line) for line in lines] == json.loads(json.dumps(expected))
-    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["heldout.jsonl", "train.jsonl"]
+        assert read_recipe(tmp_path / "new", split) == first(world, 7, split, count)
+    names = ["heldout.jsonl", "train.jsonl", "world.json"]
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == names
+
+
+def test_text_of_another_make_has_no_recipe_and_a_damaged_recipe_is_refused(tmp_path):
+    assert read_recipe(tmp_path, "heldout") is None
+    recipe = {"world": dataclasses.asdict(World()), "seed": 0, "documents": {"heldout": 1}}
+    for damage in ({"world": {"width": 2}}, {"documents": {}}, {"world": {"x": 1}}, None):
+        content = recipe | damage if damage else []
+        (tmp_path / "world.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="expected what python -m qs.synthetic writes"):
+            read_recipe(tmp_path, "heldout")
 
 
 REFUSALS = {
     "written": ({"written": 1.5}, r"--written is a share in \[0, 1\], got 1.5"),
     "useful": ({"useful": -0.1}, r"--useful is a share in \[0, 1\], got -0.1"),
+    "again": ({"again": 1.0}, r"--again is a chance in \[0, 1\), got 1.0"),
     "heldout": ({"heldout": 0.0}, r"--heldout is a share in \(0, 1\), got 0.0"),
     "weights": ({"sums": 0, "chains": 0, "stories": 0}, "weights, at least one above 0"),
     "negative": ({"sums": -1}, "weights, at least one above 0, got -1, 1.0, 1.0"),

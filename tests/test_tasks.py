@@ -12,7 +12,15 @@ from tiny import batch, module
 
 from qs.config import ThoughtConfig
 from qs.quiet import QuietStar
-from qs.tasks import most_helped, ratio_interval, text_score
+from qs.tasks import (
+    by_decile,
+    mean_interval,
+    most_helped,
+    ratio_interval,
+    text_score,
+    token_nlls,
+    wilson,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 few = settings(max_examples=6)
@@ -160,3 +168,52 @@ def test_the_interval_agrees_with_a_bootstrap_over_rows():
     rows = draw.integers(400, size=(4000, 400))
     ratios = sums[rows].sum(1) / counts[rows].sum(1)
     assert ratio_interval(sums, counts) == pytest.approx(1.96 * ratios.std(), rel=0.05)
+
+
+@few
+@given(seeds)
+def test_tokens_are_those_whose_means_the_score_gives(seed):
+    quiet = module(TRAINED[0], seed)
+    batches = [batch(seed, rows=2), batch(seed + 1, rows=1, length=5)]
+    base, mix, rows = token_nlls(quiet, batches, generator(seed))
+    score = text_score(quiet, batches, generator(seed))
+    assert len(base) == score.tokens
+    assert base.mean() == pytest.approx(score.nll_base)
+    assert mix.mean() == pytest.approx(score.nll_mix)
+    same = [(d[:, 1:] == d[:, :-1]) & (d[:, 1:] >= 0) for _, d in batches]
+    assert [(rows == i).sum() for i in range(3)] == torch.cat([x.sum(1) for x in same]).tolist()
+
+
+@given(seeds, st.integers(0, 60))
+def test_deciles_are_tenths_of_the_tokens_in_order_of_difficulty(seed, count):
+    numbers = np.random.default_rng(seed)
+    base, mix = numbers.random((2, count))
+    rows = numbers.integers(0, 7, count)
+    found = by_decile(base, mix, rows)
+    assert sum(d.tokens for d in found) == count
+    assert len(found) == min(10, count)
+    assert max((d.tokens for d in found), default=0) - min((d.tokens for d in found), default=0) < 2
+    for easier, harder in zip(found, found[1:], strict=False):
+        assert easier.high <= harder.low
+    gain = sum(d.gain * d.tokens for d in found)
+    assert gain == pytest.approx((base - mix).sum(), abs=1e-9)
+    for decile in found:
+        inside = (base >= decile.low) & (base <= decile.high)
+        assert inside.sum() == decile.tokens
+        assert decile.gain == pytest.approx((base - mix)[inside].mean())
+
+
+def test_rates_have_the_interval_of_wilson():
+    # Newcombe 1998, table I, method 3
+    for hits, count, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+    ):
+        assert wilson(hits, count) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_the_interval_of_a_mean_is_two_standard_errors():
+    values = np.array([1.0, 2.0, 4.0, 5.0])
+    assert mean_interval(values) == pytest.approx(1.959964 * values.std(ddof=1) / 2)
+    assert mean_interval(values[:1]) is None

@@ -141,3 +141,12 @@ def test_a_special_id_that_the_model_lacks_is_refused(folder, which):
     assert without.decode(without.encode("the")) == "the"
     with pytest.raises(ValueError, match="expected a tokenizer with BOS and EOS, found"):
         without.encode("the", bos=True, eos=True)
+
+
+def test_a_symbol_is_never_merged_with_what_stands_beside_it(tmp_path):
+    texts = ["a;:b ;: c;:d\n"] * 50
+    for symbols, merged in (((), True), ((";", ":"), False)):
+        tokenizer = train_tokenizer(texts, tmp_path, 268, symbols=symbols)
+        pieces = [tokenizer.decode([i]) for i in tokenizer.encode("b;:c")]
+        assert any(";:" in piece for piece in pieces) == merged
+        assert tokenizer.decode(tokenizer.encode("a;:b ;: c")) == "a;:b ;: c"

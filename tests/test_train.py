@@ -24,6 +24,7 @@ from qs import checkpoint
 from qs.config import GROUPS
 from qs.quiet import loss_terms
 from qs.report import peak_memory, summary, table
+from qs.scores import AnswerScore, Score
 from qs.tasks import TextScore
 
 FLAGS = {
@@ -232,7 +233,7 @@ def test_an_interrupted_evaluation_is_one_line_and_loses_nothing(
         time.sleep(5)
 
     with monkeypatch.context() as patch:
-        patch.setattr(qs.run, "text_score", interrupted)
+        patch.setattr(qs.run, "heldout_score", interrupted)
         refused(capsys, ["--resume", stopped], "interrupted; go on .* with --resume", status=130)
     assert [*checkpoint.saved_steps(stopped)] == [2, 4, 6]
     assert train.main(["--resume", str(stopped)]) == 0
@@ -278,17 +279,19 @@ def test_a_run_prints_its_choices_a_table_and_its_folder(tiny, tmp_path, capsys)
     results = json.loads((found / "results.json").read_text())
     assert results["before"] == json.loads((found / "before.json").read_text())
     assert results["skipped"] == 0
-    assert set(results["after"]) == {field.name for field in dataclasses.fields(TextScore)}
+    assert set(results["after"]["text"]) == {field.name for field in dataclasses.fields(TextScore)}
+    assert (found / "thoughts.html").read_text().count("<section") > 1
     for line in (
         f"model   {tiny.weights}: 14,",
         f"data    {tiny.data}: 1,",
         "device  CPU, float32 arithmetic, float32 weights, structured attention, eager",
         f"run     {found}",
-        f"run folder: {found} (settings, log.jsonl, checkpoint, results.json)",
-        table(TextScore(**results["before"]), TextScore(**results["after"])),
+        f"run folder: {found} (settings, log.jsonl, checkpoint, results.json, thoughts.html)",
+        f"what it thought, as a page: {found / 'thoughts.html'}",
+        table(Score.from_json(results["before"]), Score.from_json(results["after"])),
     ):
         assert line in printed
-    assert results["after"]["nll_base"] < results["before"]["nll_base"]
+    assert results["after"]["text"]["nll_base"] < results["before"]["text"]["nll_base"]
     first, *steps = log(found)
     assert {"commit", "python", "torch", "device", "threads"} <= first.keys()
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
@@ -301,7 +304,7 @@ def test_a_run_prints_its_choices_a_table_and_its_folder(tiny, tmp_path, capsys)
 
 
 def test_at_the_first_step_thinking_changes_no_prediction(straight):
-    before = json.loads((straight["quiet"] / "before.json").read_text())
+    before = json.loads((straight["quiet"] / "before.json").read_text())["text"]
     assert before["nll_mix"] == before["nll_base"]
     assert before["gain"] == before["gain_interval"] == before["weight"] == 0
     assert log(straight["quiet"])[1]["weight_mean"] == 0
@@ -348,25 +351,54 @@ def test_bfloat16_arithmetic_moves_float32_weights_by_a_millionth(tiny, tmp_path
     assert log(exact)[1]["loss"] != log(found)[1]["loss"]  # it was bfloat16 indeed
 
 
-SCORE = TextScore(1234, 3.25, 3.125, 0.125, 0.01, 0.2)
+SCORE = Score(TextScore(1234, 3.25, 3.125, 0.125, 0.01, 0.2))
 
 
-def test_the_table_has_before_after_and_change_of_every_score():
-    lines = table(TextScore(1234, 3.5, 3.5, 0.0, 0.0, 0.0), SCORE).splitlines()
-    assert lines[0] == "held-out text, 1,234 tokens, nats a token"
-    assert lines[1].split() == ["before", "after", "change"]
-    assert [line.split() for line in lines[2:]] == [
-        ["without", "thoughts", "3.5000", "3.2500", "-0.2500"],
-        ["with", "thoughts", "3.5000", "3.1250", "-0.3750"],
-        ["gain", "by", "thinking", "0.0000", "0.1250", "+0.1250"],
-        ["95", "%", "interval,", "+-", "0.0000", "0.0100"],
-        ["mixing", "weight", "0.0000", "0.2000", "+0.2000"],
+def cells_of(text):
+    """The table as lists of words."""
+    return [line.split() for line in text.splitlines()]
+
+
+def test_the_table_has_before_after_and_thoughts_off():
+    before = Score(TextScore(1234, 3.5, 3.5, 0.0, 0.0, 0.0))
+    assert cells_of(table(before, SCORE)) == [
+        ["before", "after", "thoughts", "off"],
+        ["held-out", "text,", "1,234", "tokens"],
+        ["NLL,", "nats", "a", "token", "3.5000", "3.1250", "3.2500"],
+        ["gain", "by", "thinking", "0.0000", "0.1250"],
+        ["95", "%", "+-", "0.0000", "0.0100"],
+        ["mixing", "weight", "0.0000", "0.2000"],
     ]
-    assert len({len(line) for line in lines[1:] if "%" not in line}) == 1  # columns
-    plain = table(TextScore(9, 3.5), TextScore(9, 3.0)).splitlines()
-    assert [line.split() for line in plain[2:]] == [
-        ["without", "thoughts", "3.5000", "3.0000", "-0.5000"]
+    assert cells_of(table(Score(TextScore(9, 3.5)), Score(TextScore(9, 3.0)))) == [
+        ["before", "after"],
+        ["held-out", "text,", "9", "tokens"],
+        ["NLL,", "nats", "a", "token", "3.5000", "3.0000"],
     ]
+
+
+def test_the_table_names_every_kind_of_answer_and_all_of_them():
+    def score(gold, nll, useful):
+        answers = tuple(
+            AnswerScore(kind, 10, 0.1, 0.01, 2.5, gold, 0.02, nll, useful, [0.0, 1.0], 0.5)
+            for kind in ("sum", "all")
+        )
+        return Score(SCORE.text, TextScore(99, 1.0, 1.1, 0.1, 0.01, 0.3), answers)
+
+    lines = cells_of(table(score(0.1, 2.5, 0.4), score(0.9, 0.75, 0.95)))
+    for line in (
+        ["sum", "(10)", "0.1000", "0.9000", "0.1000"],
+        ["all", "(10)", "0.1000", "0.9000", "0.1000"],
+        ["95", "%", "+-", "0.0200", "0.0200", "0.0100"],
+        ["sum", "(10)", "2.5000", "0.7500", "2.5000"],
+        ["thoughts", "that", "hold", "the", "steps", "0.4000", "0.9500"],
+        ["all", "other", "tokens,", "99", "tokens"],
+        ["NLL,", "nats", "a", "token", "1.1000", "1.1000", "1.0000"],
+        ["held-out", "text,", "1,234", "tokens"],
+    ):
+        assert line in lines
+
+
+def test_no_table_without_both_scores():
     for before, after in ((None, SCORE), (SCORE, None)):
         assert "no held-out text was evaluated" in table(before, after)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qs import data, weights
+from qs import data, synthetic, weights
 from qs.config import ModelConfig, ThoughtConfig
 from qs.model import Mistral
 from qs.quiet import QuietStar
@@ -24,7 +25,7 @@ sys.path.insert(0, str(ROOT))  # train.py is a script, not a part of the install
 
 import train  # noqa: E402
 
-VOCAB, DIM, POSITIONS = 300, 16, 48
+VOCAB, DIM, POSITIONS = 300, 16, 128
 TEXTS = [
     f"{a} plus {b} is {a + b}.\nThen {a} times {b} is {a * b}." for a in range(9) for b in range(9)
 ]
@@ -57,6 +58,20 @@ def make(folder: Path, vocab: int = VOCAB) -> Tiny:
     made = Tiny(folder / "tokenizer", folder / "data", folder / "weights")
     assert data.main(["tokenizer", str(source), f"--out={made.tokenizer}", f"--vocab={vocab}"]) == 0
     data.prepare([source], made.data, made.tokenizer, heldout=0.1, workers=1)
+    init_weights(made.weights, made.tokenizer)
+    return made
+
+
+def make_world(folder: Path) -> Tiny:
+    """The same of text whose answers are known, with its recipe beside the data."""
+    made = Tiny(folder / "tokenizer", folder / "data", folder / "weights")
+    raw = folder / "raw"
+    assert synthetic.main([f"--out={raw}", "--documents=200", "--tests=40", "--seed=3"]) == 0
+    train_text, heldout = str(raw / "train.jsonl"), raw / "heldout.jsonl"
+    command = ["tokenizer", train_text, f"--out={made.tokenizer}", "--vocab=330"]
+    assert data.main([*command, "--symbol=:", "--symbol=;"]) == 0
+    data.prepare([train_text], made.data, made.tokenizer, workers=1, heldout_sources=[heldout])
+    shutil.copy(raw / "world.json", made.data)
     init_weights(made.weights, made.tokenizer)
     return made
 
