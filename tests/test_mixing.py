@@ -10,7 +10,15 @@ from cases import normal, same, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qs.mixing import MixingHead, mix_nll, mix_outputs, mixing_weight
+from qs.mixing import (
+    Mixed,
+    MixingHead,
+    mix_nll,
+    mix_outputs,
+    mixed_log_p,
+    mixed_nll,
+    mixing_weight,
+)
 
 finite = st.floats(-60, 60)
 nats = st.floats(0, 200)
@@ -115,3 +123,25 @@ def test_a_mixture_is_never_less_likely_than_both_and_its_gradient_is_finite(
     gradients = torch.autograd.grad(nll, numbers)
     assert all(torch.isfinite(g) for g in gradients)
     assert math.isclose(float(gradients[0] + gradients[1]), 1, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "space"), [("linear", "output"), ("sigmoid", "output"), ("sigmoid", "probability")]
+)
+def test_log_probabilities_of_all_tokens_hold_the_nll_of_each(kind, space):
+    numbers = torch.Generator().manual_seed(0)
+    base, after, head = (
+        torch.randn(*shape, generator=numbers, dtype=torch.float64)
+        for shape in ((3, 2, 5), (3, 2, 5), (7, 5))
+    )
+    score = torch.randn(3, 2, generator=numbers, dtype=torch.float64)
+    mixed = Mixed(base, after, score, mixing_weight(score, kind))
+    plain, mix = mixed_log_p(mixed, head, space)
+    torch.testing.assert_close(plain, (base @ head.T).log_softmax(-1))
+    for token in range(7):
+        targets = torch.full((3, 2), token)
+        torch.testing.assert_close(-mix[..., token], mixed_nll(mixed, head, targets, space))
+    if space == "probability":
+        weight = score.sigmoid()[..., None]
+        there = (after @ head.T).softmax(-1)
+        torch.testing.assert_close(mix.exp(), (1 - weight) * plain.exp() + weight * there)
