@@ -4,6 +4,9 @@
     python evaluate.py runs/NAME --show 5              and what it thought, also as a page
     python evaluate.py runs/NAME --thoughts 4          another thought length than in training
     python evaluate.py weights/NAME --data NAME        any checkpoint, any prepared data
+    python evaluate.py runs/NAME --tasks gsm8k,commonsense_qa    zero-shot, both ways
+    python evaluate.py runs/NAME --tasks gsm8k --votes 8         chains of thought, majority of 8
+    python evaluate.py runs/NAME --generate "Q: ..." --show-thoughts
     python evaluate.py --controls runs/NAME --seeds 5  what else could explain the gain
     python evaluate.py --plot runs/NAME                pictures (needs pip install -e '.[plot]')
 
@@ -17,10 +20,10 @@ import argparse
 import dataclasses
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
-from qs.plot import draw
 from tqdm import tqdm
 
 from qs import checkpoint, weights
@@ -28,18 +31,37 @@ from qs.build import STORED, Placement, check_fits, choose_placement, load
 from qs.config import Config
 from qs.controls import controls_page, keep_comments
 from qs.data import resolve as resolve_data
+from qs.decoding import Decoding
 from qs.flags import Parser
+from qs.generate import Stream
 from qs.model_config import read_config, read_settings
+from qs.plot import draw
+from qs.questions import TASKS, question_file, read_questions
 from qs.quiet import QuietStar
 from qs.records import shown
-from qs.report import environment, score_lines, thought_lengths, thoughts_shown, told
-from qs.rivals import CONTROLS, compare, jobs, train_all
+from qs.report import (
+    environment,
+    exam_lines,
+    score_lines,
+    thought_lengths,
+    thoughts_shown,
+    token_line,
+    told,
+)
+from qs.rivals import CONTROLS, RESULTS, compare, jobs, train_all
 from qs.run import PAGE, PAGE_ROWS
 from qs.scores import heldout_score
 from qs.shards import TokenDataset, sequential
 from qs.tasks import by_decile, token_nlls
 from qs.tokenizer import Tokenizer
 from qs.training import step_generator
+from qs.zeroshot import Exam
+from qs.zeroshot import run as run_exam
+
+LEAST = {  # values of flags
+    **{"rows": 1, "show": 0, "seeds": 1, "jobs": 1},
+    **{"limit": 1, "batch": 1, "samples": 1, "votes": 0},
+}
 
 
 def settings(argv: list[str]) -> argparse.Namespace:
@@ -59,8 +81,23 @@ def settings(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="seed of the thoughts")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--show", type=int, default=0, help="passages to show with their thoughts")
+    exams = parser.add_argument_group("question sets")
+    exams.add_argument("--tasks", metavar="LIST", help=f"some of {','.join(TASKS)}")
+    exams.add_argument("--questions", default="data", help="folder of the question sets [data]")
+    exams.add_argument("--limit", type=int, help="questions from the top of each set [all]")
+    exams.add_argument("--batch", type=int, default=8, help="questions at a time [8]")
+    exams.add_argument("--samples", type=int, default=4, help="sampled thoughts to average [4]")
+    exams.add_argument("--votes", type=int, default=0, help="chains of thought to vote [0: none]")
+    exams.add_argument("--out", metavar="FOLDER", help="of answers [the run; else runs/MODEL]")
+    text = parser.add_argument_group("text")
+    text.add_argument("--generate", metavar="PROMPT", help="a text, a file of lines, or - (stdin)")
+    text.add_argument("--show-thoughts", action="store_true", help="what comes before each token")
+    for f in dataclasses.fields(Decoding):
+        kind = {"max_tokens": int, "think_when": str}.get(f.name, float)
+        flag, default = f"--{f.name.replace('_', '-')}", f"[{f.default}]"
+        text.add_argument(flag, type=kind, help=f"{f.metadata['help']} {default}")
     args = parser.parse_args(argv)
-    for name, least in (("rows", 1), ("show", 0), ("seeds", 1), ("jobs", 1)):
+    for name, least in LEAST.items():
         value = getattr(args, name)
         if value is not None and value < least:
             raise ValueError(f"--{name} is at least {least}, got {value}")
@@ -79,8 +116,7 @@ def merged(args: argparse.Namespace, folder: Path, run: Path | None) -> Config:
 
     thought = {key: stored[key] for key in (*STORED, "thoughts") if key in stored}
     thought |= given("thoughts", "sample_temperature") | {"beta": 0.0}
-    kind = "pause" if config.run.objective == "pause" else "quiet"
-    changed = {"objective": kind, "device": args.device} | given("data", "seq", "seed")
+    changed = {"device": args.device} | given("data", "seq", "seed")
     changed["eval_rows"] = args.rows or config.run.eval_rows or 32
     return dataclasses.replace(
         config,
@@ -109,45 +145,118 @@ def controls(args: argparse.Namespace) -> None:
 
 
 class Opened(NamedTuple):
-    """A model that is ready, what it is to read, and where it came from."""
+    """A model that is ready, and where it came from."""
 
     folder: Path
     run: Path | None
     config: Config
     placement: Placement
-    data: TokenDataset
     quiet: QuietStar
     tokenizer: Tokenizer
 
 
-def open_model(args: argparse.Namespace, model: str) -> Opened:
-    """Load a run or a checkpoint, and the held-out text it is evaluated on."""
+def open_model(args: argparse.Namespace, model: str, reads: bool = True) -> Opened:
+    """Load a run or a checkpoint; `reads` says that held-out text is needed too."""
     folder = weights.resolve(model)
     run = folder.parent if (folder / checkpoint.TRAINER).is_file() else None
-    if run is None and args.data is None:
+    if reads and run is None and args.data is None:
         raise ValueError(f"{folder} is no run, so give --data: a name in data/ or a folder")
     config = merged(args, folder, run)
     placement = choose_placement(config.run)
-    data = TokenDataset(resolve_data(config.run.data), "heldout")
     check_fits(read_config(folder), Tokenizer.load(folder), config, folder)
-    quiet, tokenizer = load(folder, config, placement)
-    data.check_tokenizer(tokenizer)
-    return Opened(folder, run, config, placement, data, quiet, tokenizer)
+    return Opened(folder, run, config, placement, *load(folder, config, placement))
+
+
+def heldout(opened: Opened) -> TokenDataset:
+    """The held-out text that a model is evaluated on."""
+    data = TokenDataset(resolve_data(opened.config.run.data), "heldout")
+    data.check_tokenizer(opened.tokenizer)
+    return data
+
+
+def exams(args: argparse.Namespace) -> None:
+    """Question sets: the probability of gold answers, decoded answers, chains of thought."""
+    names = args.tasks.split(",")
+    read = {
+        name: read_questions(name, question_file(name, "heldout", args.questions), args.limit)
+        for name in names
+    }
+    opened = open_model(args, args.model, reads=False)
+    out = Path(args.out) if args.out else opened.run or Path("runs") / opened.folder.name
+    print(f"model   {opened.folder}\ndevice  {opened.placement}\nanswers {out}")
+    found = {}
+    for name, questions in read.items():
+        exam = Exam(
+            task=name,
+            model=str(opened.folder),
+            thoughts=opened.config.thought.thoughts,
+            samples=args.samples,
+            votes=args.votes,
+            temperature=0.9 if args.temperature is None else args.temperature,
+            batch=args.batch,
+            seed=opened.config.run.seed,
+        )
+        began = time.perf_counter()
+        summary = run_exam(exam, opened.quiet, opened.tokenizer, questions, out)
+        summary["seconds"] = time.perf_counter() - began
+        found[exam.file] = {"exam": dataclasses.asdict(exam)} | summary
+        print("\n" + "\n".join(exam_lines(name, summary)))
+    path = out / RESULTS
+    results = checkpoint.read_json(path) if path.is_file() else {}
+    results["exams"] = results.get("exams", {}) | found
+    results["environment"] = environment(str(opened.placement))
+    checkpoint.write_json(path, results)
+    print(f"\nwritten to {path} and, a line for each question, beside it")
+
+
+def prompts_of(text: str) -> list[str]:
+    """A text; or the lines of a file or of standard input."""
+    if text == "-":
+        return sys.stdin.read().splitlines()
+    if Path(text).is_file():
+        return Path(text).read_text(encoding="utf-8").splitlines()
+    return [text]
+
+
+def continue_text(args: argparse.Namespace) -> None:
+    """Go on from prompts, token by token, and show what was thought before each."""
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Decoding)}
+    decoding = Decoding(**{name: value for name, value in given.items() if value is not None})
+    opened = open_model(args, args.model, reads=False)
+    for prompt in prompts_of(args.generate):
+        ids = opened.tokenizer.encode(prompt, bos=True)
+        stream = Stream(opened.quiet, [ids], decoding, opened.config.run.seed)
+        print(prompt, end="\n" if args.show_thoughts else "", flush=True)
+        shown_text = ""
+        for ((_, token),) in stream:
+            if args.show_thoughts:
+                print(token_line(token, opened.tokenizer), flush=True)
+                continue
+            text = opened.tokenizer.decode(ids + stream.results()[0].text_ids)[len(prompt) :]
+            if not text.endswith("\ufffd"):  # half a character
+                print(text[len(shown_text) :], end="", flush=True)
+                shown_text = text
+        counts = stream.counts
+        print(f"\n[{counts.tokens} tokens, {counts.thoughts} thoughts, {counts.slots} slots]")
 
 
 def plot(args: argparse.Namespace) -> None:
     """Pictures of a run: training, thought lengths, hard tokens."""
-    _, run, config, placement, data, quiet, tokenizer = open_model(args, args.plot)
+    opened = open_model(args, args.plot)
+    _, run, config, placement, quiet, tokenizer = opened
     if run is None:
         raise ValueError(f"{args.plot} is no run: --plot draws what a run folder holds")
-    batches = list(sequential(data, config.run.seq, config.run.batch, config.run.eval_rows))
-    device = placement.device
-    pairs = (
-        (b.tokens.to(device), b.documents.to(device))
-        for b in tqdm(batches, "held-out text", leave=False)
-    )
-    found = token_nlls(quiet, pairs, step_generator(config.run.seed, 0))
-    for path in draw(run, by_decile(*found)):
+    data = heldout(opened)
+    deciles = []
+    if config.run.objective != "plain":
+        batches = list(sequential(data, config.run.seq, config.run.batch, config.run.eval_rows))
+        device = placement.device
+        pairs = (
+            (b.tokens.to(device), b.documents.to(device))
+            for b in tqdm(batches, "held-out text", leave=False)
+        )
+        deciles = by_decile(*token_nlls(quiet, pairs, step_generator(config.run.seed, 0)))
+    for path in draw(run, deciles):
         print(f"written to {path}")
     if not (run / CONTROLS).is_file():
         print(f"no thought-length curve: make it with python evaluate.py --controls {run}")
@@ -162,14 +271,22 @@ def evaluate(argv: list[str]) -> int:
     if args.plot is not None:
         plot(args)
         return 0
-    folder, run, config, placement, data, quiet, tokenizer = open_model(args, args.model)
+    if args.tasks is not None:
+        exams(args)
+        return 0
+    if args.generate is not None:
+        continue_text(args)
+        return 0
+    opened = open_model(args, args.model)
+    folder, run, config, placement, quiet, tokenizer = opened
+    data = heldout(opened)
     print(f"thought {config.thought.thoughts} tokens, in rows of {config.run.seq}")
     print(f"model   {folder}\ndata    {data.folder}: {data.tokens:,} held-out tokens")
     print(f"device  {placement}")
     rows = config.run.eval_rows
     score = heldout_score(quiet, data, tokenizer, config, rows, "held-out text")
     print("\n" + "\n".join(score_lines(score)))
-    if args.show:
+    if args.show and config.run.objective != "plain":
         found = shown(quiet, data, tokenizer, config, min(rows, PAGE_ROWS))
         about = {"model": str(folder), "text": str(data.folder)}
         about["thoughts"] = thought_lengths(config.thinking)
@@ -193,7 +310,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return evaluate(sys.argv[1:] if argv is None else argv)
     except (Exception, KeyboardInterrupt) as error:
-        if (line := told(error)) is None:
+        line = told(error, "interrupted; what is finished is kept: the same command does the rest")
+        if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)
         return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 2

@@ -36,6 +36,8 @@ def finite(value: Any) -> Any:
     """The same with null for what is not finite: NaN is not JSON."""
     if isinstance(value, dict):
         return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

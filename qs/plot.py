@@ -121,8 +121,7 @@ def read_steps(run: Path) -> dict[str, np.ndarray]:
         raise wrong(f"no text ({error})") from None
     if lines > len(records) + 1:  # the last line alone may have been cut short
         raise wrong(f"line {len(records) + 1} damaged")
-    steps = records[1:]
-    if not steps:
+    if not (steps := records[1:]):
         raise wrong("no step")
     for number, record in enumerate(steps, 2):
         numbers = all(isinstance(record.get(k, 0), int | float | None) for k in MEASURED)
@@ -193,12 +192,14 @@ def smooth(values: np.ndarray, half: int) -> np.ndarray:
         half: neighbours on one side.
     """
     there = ~np.isnan(values)
-    sums = np.append(0.0, np.where(there, values, 0.0).cumsum())
+    level = values[there][:1].sum()  # a constant stays one to the last bit
+    sums = np.append(0.0, np.where(there, values - level, 0.0).cumsum())
     counts = np.append(0, there.cumsum())
     at = np.arange(len(values))
     low, high = (at - half).clip(0), (at + half + 1).clip(max=len(values))
     count = counts[high] - counts[low]
-    return np.divide(sums[high] - sums[low], count, np.full(len(values), np.nan), where=count > 0)
+    total = np.where(count > 0, sums[high] - sums[low], np.nan)
+    return level + total / np.maximum(count, 1)
 
 
 def spread(places: Sequence[float], heights: Sequence[float]) -> list[float]:
@@ -211,8 +212,6 @@ def spread(places: Sequence[float], heights: Sequence[float]) -> list[float]:
         places: wanted middle of each label.
         heights: of each label, in the same unit.
     """
-    if not len(places):
-        return []
     order = np.argsort(places, kind="stable")
     high = np.asarray(heights)[order]
     below = np.append(0.0, (high[:-1] + high[1:]).cumsum() / 2)  # middles, all touching, from 0
@@ -336,9 +335,9 @@ def _hard(figure: Figure, deciles: Sequence[Decile], thinking: str) -> None:
     (ax,) = _axes(figure, [2.8], right=0.1, bottom=0.8)
     ax.use_sticky_edges = False  # room above bars that all hang down
     x = range(1, len(deciles) + 1)
-    ax.bar(x, [decile.gain for decile in deciles], 0.7, color=BLUE)
-    bars = np.array([decile.interval for decile in deciles], float)
-    ax.errorbar(x, [d.gain for d in deciles], bars, fmt="none", ecolor="black", capsize=2)
+    gains, bars = np.array([(d.gain, d.interval) for d in deciles], float).T
+    ax.bar(x, gains, 0.7, color=BLUE)
+    ax.errorbar(x, gains, bars, fmt="none", ecolor="black", capsize=2)
     ax.axhline(0.0, color=GREY, linewidth=0.8)
     ax.set_xticks(x, [f"{i}\n{nll_range(decile)}" for i, decile in zip(x, deciles, strict=True)])
     ax.tick_params(axis="x", labelsize=NOTE - 0.5, length=0)
@@ -346,5 +345,4 @@ def _hard(figure: Figure, deciles: Sequence[Decile], thinking: str) -> None:
     ax.margins(x=0.01)
     ax.set_title(f"gain by {thinking}, nats a token")
     ax.set_xlabel(f"tenths of the tokens by NLL without {thinking}, in nats")
-    tokens = sum(decile.tokens for decile in deciles)
-    _note(figure, f"{tokens:,} tokens; lines: 95 % intervals")
+    _note(figure, f"{sum(d.tokens for d in deciles):,} tokens; lines: 95 % intervals")

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from qs.config import ThoughtConfig
+from qs.decoding import Token
 from qs.records import Shown
 from qs.scores import Score
+from qs.tokenizer import Tokenizer
 from qs.view import page, terminal
 
 OUT_OF_MEMORY = (
@@ -23,13 +25,16 @@ OUT_OF_MEMORY = (
 )
 
 
-def told(error: BaseException) -> str | None:
+INTERRUPTED = "interrupted; go on from the last checkpoint, if there is one, with --resume"
+
+
+def told(error: BaseException, interrupted: str = INTERRUPTED) -> str | None:
     """One line for what a person can mend; None for a bug of ours, which keeps its traceback."""
     allocator = "can't allocate memory"  # what PyTorch's CPU allocator says
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or allocator in str(error):
         return OUT_OF_MEMORY
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; go on from the last checkpoint, if there is one, with --resume"
+        return interrupted
     return str(error) if isinstance(error, (ValueError, OSError)) else None
 
 
@@ -165,3 +170,57 @@ def _lines(heads: tuple[str, ...], *scores: Score) -> list[str]:
 def cell(value: float | None) -> str:
     """A number of a table; None is one that was not finite, or not defined."""
     return f"{'-':>14}" if value is None else f"{value:14.4f}"
+
+
+MEASURES = {  # of `zeroshot.summary`: what is printed, and which columns it has
+    "gold": "gold answer probability",
+    "exact": "exact match of the decoded answer",
+    "option": "likeliest option is right",
+    "single": "one chain is right",
+}
+WAYS = {
+    "base": "without thoughts",
+    "greedy": "greedy thoughts",
+    "sampled": "sampled thoughts",
+    "mix": "greedy thoughts",
+}
+
+
+def exam_lines(task: str, summary: dict[str, Any]) -> list[str]:
+    """A question set's rates with 95 % intervals, and differences paired by question."""
+    lines = [f"{task}: {summary.get('scored', 0):,} of {summary['questions']:,} questions"]
+    if summary["too_long"]:
+        lines.append(f"  do not fit and are left out: {', '.join(summary['too_long'])}")
+    for kind, title in MEASURES.items():
+        for way, how in WAYS.items():
+            found = summary.get(f"{kind}_{way}")
+            if found is None:
+                continue
+            low, high = found.get("wilson") or spread(found["mean"], found["interval"])
+            line = f"  {title:36}{how:18}{found['mean']:9.4f}  95 % {low:.4f} to {high:.4f}"
+            if "change" in found:
+                low, high = spread(found["change"]["mean"], found["change"]["interval"])
+                line += f"   change {found['change']['mean']:+.4f} ({low:+.4f} to {high:+.4f})"
+            lines.append(line)
+    if "slots" in summary:
+        ratio = summary["slots_everywhere"] / summary["slots"]
+        lines.append(
+            f"  {summary['slots']:,} branch slots; thinking at every position has "
+            f"{summary['slots_everywhere']:,}, {ratio:.1f} times as many"
+        )
+    return [*lines, f"  {summary['seconds']:.0f} s"]
+
+
+def spread(mean: float, interval: float | None) -> tuple[float, float]:
+    """Both ends of an interval; of one unit there is none."""
+    half = interval or 0.0
+    return mean - half, mean + half
+
+
+def token_line(token: Token, tokenizer: Tokenizer) -> str:
+    """One output token, and what was thought before it."""
+    line = f"{tokenizer.piece(token.id)!r:16} entropy {token.entropy:5.2f} nats"
+    if token.thought is None:
+        return line
+    thought = "".join("…" if i < 0 else tokenizer.piece(i) for i in token.thought)
+    return f"{line}  weight {token.weight:+.2f}  thought {thought!r}"

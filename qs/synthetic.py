@@ -65,7 +65,7 @@ class World:
     again: float = setting(0.3, "chance that a working is written once more, and so on")
     lengths: tuple[int, ...] = setting((3, 4, 5), "summands of running sums")
     hops: tuple[int, ...] = setting((2, 3, 4), "relations that chains follow")
-    steps: tuple[int, ...] = setting((2, 3), "changes that word problems tell of")
+    steps: tuple[int, ...] = setting((3, 4), "changes that word problems tell of")
     relations: int = setting(7, "relations of a chain, a single cycle")
     width: int = setting(5, "tokens of a working, and digits of a sum (zeros after its summands)")
     heldout: float = setting(0.1, "share of all problems that only held-out documents use")

@@ -19,7 +19,7 @@ from itertools import accumulate, groupby
 LEVELS = (0.05, 0.15, 0.5, 1.5)  # nats from which a token is shaded, and shaded more
 FEW = 5  # tokens, and thoughts of each, in the table under a passage
 CONTEXT = 16  # characters before a token in that table
-NARROWEST = 40  # columns of a terminal
+NARROWEST = 48  # columns of a terminal
 COLORS = (0, 195, 153, 117, 75, 208, 215, 223, 230)  # of a terminal's 256, by level: [-1] hurt
 JOINERS = "\u200c\u200d"  # parts of words and of emoji
 EMPTY, MARKS = "∅", {"\n": "↵", "\t": "⇥"}  # other marks look like \x1b
@@ -62,8 +62,7 @@ def level(gain: float | None) -> int:
     """How many of LEVELS a gain reaches; negative for a loss, 0 for None and nan."""
     if gain is None or math.isnan(gain):
         return 0
-    reached = bisect_right(LEVELS, abs(gain))
-    return reached if gain > 0 else -reached
+    return int(math.copysign(bisect_right(LEVELS, abs(gain)), gain))
 
 
 def shown(text: str) -> list[str]:
@@ -99,15 +98,13 @@ def page(title: str, about: Mapping[str, str], passages: Sequence[Passage]) -> s
         about: names and values for the top: model, data, settings, counts.
         passages: in the order to show.
     """
-    facts = "".join(
-        f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>\n" for key, value in about.items()
-    )
+    facts = (_tagged("dt", _text(k)) + _tagged("dd", _text(v)) for k, v in about.items())
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(line(title))}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<header>\n<h1>{_text(title)}</h1>\n<dl>\n{facts}</dl>\n</header>\n"
+        f"<header>\n<h1>{_text(title)}</h1>\n<dl>{_tagged('div', *facts)}</dl>\n</header>\n"
         f"{LEGEND}\n<main>\n{''.join(map(_section, range(len(passages)), passages))}</main>\n"
         f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
@@ -122,8 +119,7 @@ def _text(text: str, breaks: bool = False) -> str:
     return "".join(parts)
 
 
-def _shade(gain: float | None) -> str:
-    """Classes of a token: h1 to h4 helped, x1 to x4 hurt."""
+def _shade(gain: float | None) -> str:  # classes of a token: h1 to h4 helped, x1 to x4 hurt
     reached = level(gain)
     return f"t {'h' if reached > 0 else 'x'}{abs(reached)}" if reached else "t"
 
@@ -141,23 +137,23 @@ def _token(name: str, token: Token) -> str:
     text, shade = _text(token.text, breaks=True), _shade(token.gain)
     if token.gain is None and token.nll is None and not token.thoughts:
         return f'<span class="{shade}">{text}</span>'
-    rows = [_cells("th", *HEADS[3:]), *map(_row, token.thoughts)]
-    table = f"<table>{_cells('tr', *rows)}</table>" if token.thoughts else ""
+    rows = [_tagged("th", *HEADS[3:]), *map(_row, token.thoughts)]
+    table = f"<table>{_tagged('tr', *rows)}</table>" if token.thoughts else ""
     return (
         f'<span class="{shade}" tabindex="0" aria-describedby="{name}">{text}</span>'
-        f'<div class="pop" id="{name}" role="tooltip"><p class="{shade}">{_text(token.text)}</p>'
-        f"<p>gain <b>{number(token.gain)}</b>, NLL without thoughts"
-        f" <b>{number(token.nll, '-')}</b> nats</p>{table}</div>"
+        f'<div class="pop" id="{name}" role="tooltip" tabindex="-1">'
+        f'<p class="{shade}">{_text(token.text)}</p><p>gain <b>{number(token.gain)}</b>,'
+        f" NLL without thoughts <b>{number(token.nll, '-')}</b> nats</p>{table}</div>"
     )
 
 
-def _cells(kind: str, *cells: str) -> str:
-    return "".join(f"<{kind}>{cell}</{kind}>" for cell in cells)
+def _tagged(tag: str, *contents: str) -> str:
+    return "".join(f"<{tag}>{content}</{tag}>" for content in contents)
 
 
 def _row(thought: Thought) -> str:
     numbers = number(thought.reward), number(thought.weight, "-")
-    return _cells("td", _text(thought.text), *numbers)
+    return _tagged("td", _text(thought.text), *numbers)
 
 
 def _most(passage: Passage) -> str:
@@ -168,9 +164,11 @@ def _most(passage: Passage) -> str:
     for gain, place in gains[:FEW]:
         token = passage.tokens[place]
         thoughts = sorted(token.thoughts, key=lambda x: (math.isnan(x.reward), -abs(x.reward)))
-        rows = [_row(thought) for thought in thoughts[:FEW]] or [_cells("td", *"–––")]
+        rows = [_row(thought) for thought in thoughts[:FEW]] or [_tagged("td", *"–––")]
         if len(thoughts) > FEW:
-            rows.append(f'<td class="c" colspan="3">{len(thoughts) - FEW} with less |reward|</td>')
+            rows.append(
+                f'<td class="c" colspan="3">and {len(thoughts) - FEW} with less |reward|</td>'
+            )
         before = "".join(x.text for x in passage.tokens[:place])
         start = "…" * (len(before) > CONTEXT) + _text(before[-CONTEXT:]) if before else ""
         tall = f'rowspan="{len(rows)}"'
@@ -179,12 +177,11 @@ def _most(passage: Passage) -> str:
             f'<span class="{_shade(gain)}">{_text(token.text)}</span></th><td {tall}>'
             f"{number(gain)}</td><td {tall}>{number(token.nll, '-')}</td>{rows[0]}"
         )
-        bodies.append(f"<tbody>{_cells('tr', *rows)}</tbody>\n")
-    mean = sum(gain for gain, _ in gains) / len(gains)
+        bodies.append(f"<tbody>{_tagged('tr', *rows)}</tbody>\n")
     return (
         f'<div class="most"><table><caption>Largest gains and losses of {len(gains)} predicted'
-        f" tokens; their mean gain is {number(mean)}</caption>\n"
-        f"<thead>{_cells('tr', _cells('th', *HEADS))}</thead>\n{''.join(bodies)}</table></div>\n"
+        f" tokens; their mean gain is {number(sum(x for x, _ in gains) / len(gains))}</caption>\n"
+        f"<thead>{_tagged('tr', _tagged('th', *HEADS))}</thead>\n{''.join(bodies)}</table></div>\n"
     )
 
 
@@ -193,12 +190,10 @@ SCALE = "".join(
     f'<li><span class="{_shade(end)}"></span>{f"{end:+g}".replace("-", "−") if end else 0}</li>'
     for end in (*(-end for end in reversed(LEVELS)), 0, *LEVELS)
 )
-LEGEND = f"""<aside>
-<h2>Gain in nats</h2><p>How much likelier its thoughts made a token.</p>
+LEGEND = f"""<aside><h2>Gain in nats</h2><p>How much likelier its thoughts made a token.</p>
 <ul class="scale">{SCALE}</ul>
-<p class="ends"><span>hurt, dashed</span><span>helped, solid</span></p>
-<p class="hint">Point at a token, or go there with Tab and the left and right arrow keys, to see
-what was thought before it.</p></aside>"""
+<p class="ends"><span>hurt, dashed</span><span>helped, solid</span></p><p class="hint">Point at a
+token, or go there with Tab and arrow keys, to see what was thought before it.</p></aside>"""
 STYLE = """
 :root { color-scheme: light; --paper: #fdfcfa; --ink: #1c1d20; --soft: #5d5f66; --line: #d9d6cf;
   --h: #1f5f99; --h1: #e8f1fa; --h2: #cbe1f5; --h3: #9dc9ee; --h4: #6cb0e6;
@@ -207,7 +202,7 @@ STYLE = """
   --paper: #16181b; --ink: #ecebe7; --soft: #a3a6ad; --line: #383b41;
   --h: #7db8ec; --h1: #182a3b; --h2: #173a5a; --h3: #174c7c; --h4: #1a5f9e;
   --x: #f0a35c; --x1: #33261a; --x2: #4b321a; --x3: #684217; --x4: #875212; } }
-html { -webkit-text-size-adjust: 100%; scroll-padding-bottom: 46vh; }
+html { -webkit-text-size-adjust: 100%; scroll-padding-bottom: calc(45vh + 2rem); }
 body { margin: 0 auto; padding: 2rem 1.25rem 50vh; max-width: 38rem; overflow-wrap: anywhere;
   font: 1em/1.5 Charter, Palatino, Georgia, serif; background: var(--paper); color: var(--ink); }
 h1, h2, p { font-size: 1em; margin: 0 0 .4rem; } section { margin-top: 2.25rem; }
@@ -218,12 +213,13 @@ dl div { display: grid; grid-template-columns: minmax(6rem, 1fr) 3fr; gap: 1rem;
 dt, .c, aside p, caption, thead th, .pop th { color: var(--soft); }
 aside { font-size: .875rem; margin: 1.75rem 0; } aside > * { margin: 0; }
 .scale { display: grid; grid-template-columns: repeat(9, 1fr); margin: .4rem 0 0; padding: 0;
-  list-style: none; text-align: center; font-size: .75rem; } .scale span { display: block;
-  height: 1rem; } .ends { display: flex; justify-content: space-between; margin-bottom: .8rem; }
+  list-style: none; text-align: center; font-size: .75rem; }
+.scale span { display: block; box-sizing: border-box; height: 1.25rem; }
+.ends { display: flex; justify-content: space-between; margin-bottom: .8rem; }
 .text { font-size: 1.125rem; line-height: 2; white-space: break-spaces; tab-size: 4; }
-.t { border-radius: 2px; border-bottom: 2px solid transparent; padding: .15em 0 .05em;
-  box-shadow: inset -1px 0 var(--paper); -webkit-box-decoration-break: clone;
-  box-decoration-break: clone; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
+.t { border-radius: 2px; padding: .15em 0 .05em; box-shadow: inset -1px 0 var(--paper);
+  -webkit-box-decoration-break: clone; box-decoration-break: clone;
+  -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 .h1 { background: var(--h1); } .h2 { background: var(--h2); } .h3 { background: var(--h3); }
 .h4 { background: var(--h4); } .h1, .h2, .h3, .h4 { border-bottom: 2px solid var(--h); }
 .x1 { background: var(--x1); } .x2 { background: var(--x2); } .x3 { background: var(--x3); }
@@ -253,7 +249,7 @@ td:nth-last-child(3), tbody th[scope] { white-space: pre-wrap; font-size: .92em;
     max-width: none; padding-bottom: 4rem; justify-content: center; }
   aside { grid-area: 1 / 2 / 3; align-self: start; position: sticky; top: 2rem; margin: 0; }
   .pop { inset: 9.5rem auto auto calc(50% + 10.75rem); width: 19rem; padding: .6rem 0;
-    max-height: calc(100vh - 10rem); min-height: 5rem; border-top-color: var(--line); } }
+    max-height: calc(100vh - 12rem); min-height: 5rem; border-top-color: var(--line); } }
 @media print { @page { margin: 2cm; } .pop.pop, .hint { display: none !important; }
   body { max-width: none; padding: 0; font-size: 10.5pt; } h2, caption { break-after: avoid; } }
 """
@@ -268,15 +264,17 @@ addEventListener("mouseover", ({ target }) => target.closest(".t") && body.class
 addEventListener("focusin", ({ target }) => {
   if (!tokens.includes(target)) return;
   body.classList.remove("off");
-  stop(target);
-  target.scrollIntoView({ block: "nearest" });
+  stop(target); target.scrollIntoView({ block: "nearest" });
 });
 addEventListener("keydown", (event) => {
   if (event.key === "Escape") body.classList.add("off");
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], at = tokens.indexOf(event.target);
-  if (!step || at < 0 || event.ctrlKey || event.altKey || event.metaKey || event.shiftKey) return;
-  event.preventDefault();
-  tokens[at + step]?.focus();
+  if (at < 0 || event.ctrlKey || event.altKey || event.metaKey || event.shiftKey) return;
+  const panel = event.target.nextSibling, long = panel.scrollHeight > panel.clientHeight;
+  const down = long && { ArrowDown: 40, ArrowUp: -40 }[event.key];
+  if (step || down) event.preventDefault();
+  if (down) panel.scrollBy(0, down);
+  if (step) tokens[at + step]?.focus();
 });
 """
 POLICY = "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'".format(
@@ -322,18 +320,20 @@ def _terminal_token(token: Token, color: bool) -> Iterator[tuple[str, str]]:
 
 def _wrapped(cells: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
     """Lines of at most `width` columns, broken after a space where there is one."""
-    row: list[tuple[str, str]] = []
+    row, used = [], 0
     for cell in [*cells, ("\n", "")]:
-        end, cut = cell[0] == "\n", len(row)
-        if not end and sum(columns(piece) for piece, _ in [*row, cell]) > width:
-            cut = next((i for i in range(cut, 0, -1) if row[i - 1][0] == " "), cut)
-        elif not end:
+        end = cell[0] == "\n"
+        while end or used + columns(cell[0]) > width:
+            spaces = (i for i in range(len(row), 0, -1) if row[i - 1][0] == " ")
+            cut = len(row) if end else next(spaces, len(row))
+            runs = groupby(row[:cut], key=lambda item: item[1])
+            texts = ((shade, "".join(piece for piece, _ in run)) for shade, run in runs)
+            yield "".join(f"\x1b[{shade}m{x}\x1b[0m" if shade else x for shade, x in texts)
+            row, used = row[cut:], sum(columns(piece) for piece, _ in row[cut:])
+            end = False
+        if cell[0] != "\n":
             row.append(cell)
-            continue
-        runs = groupby(row[:cut], key=lambda item: item[1])
-        texts = ((shade, "".join(piece for piece, _ in run)) for shade, run in runs)
-        yield "".join(f"\x1b[{shade}m{x}\x1b[0m" if shade else x for shade, x in texts)
-        row = [] if end else [*row[cut:], cell]
+            used += columns(cell[0])
 
 
 def columns(text: str) -> int:

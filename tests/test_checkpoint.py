@@ -282,6 +282,8 @@ def test_cutting_a_log_that_is_not_there_makes_none(tmp_path):
 
 def test_what_is_not_finite_is_written_as_null(tmp_path):
     log = Log(tmp_path)
+    write_json(tmp_path / "rows.json", {"rows": [{"x": (math.nan, 1.0)}]})
+    assert json.loads((tmp_path / "rows.json").read_text()) == {"rows": [{"x": [None, 1.0]}]}
     log.write({"step": 1, "loss": math.nan, "reward": -math.inf, "lr": 0.5})
     assert log.records() == [{"step": 1, "loss": None, "reward": None, "lr": 0.5}]
     write_json(tmp_path / "x.json", {"a": {"b": math.inf}, "c": 1})

@@ -11,15 +11,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # earlier ones first: the layers of the design, cut finer where it puts two in one
-    "config files masks distributed tokenizer view documents problems",
-    "shards flags losses attention model model_config checkpoint synthetic",
-    "data tensors thoughts mixing",
+    "config files masks distributed tokenizer view documents problems questions",
+    "shards flags losses attention model model_config checkpoint synthetic fewshot arithmetic",
+    "data tensors thoughts mixing decoding rows",
     "weights quiet",
     "build training generate",
     "tasks",
-    "answers",
+    "answers exams",
     "scores records controls",
-    "report star rivals",
+    "report star rivals zeroshot",
     "run plot",
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}

@@ -1,0 +1,161 @@
+"""Sums of two numbers of d digits each, with the written scratchpad of STaR.
+
+    Input:
+    6 2 4 + 2 5 9
+    Target:
+    <scratch>
+    6 2 4 + 2 5 9 , C: 0
+    6 2 + 2 5 , 3 C: 1
+    6 + 2 , 8 3 C: 0
+    , 8 8 3 C: 0
+    0 8 8 3
+    </scratch>
+    8 8 3
+
+Digits stand apart, so that each is one token. The first line between the marks repeats the input
+and carries 0. Each of the d following lines takes the last digit off both numbers and writes what
+they and the line's carry make: the last digit of their sum in front of the result so far, the carry
+behind `C:`. When no digits are left, so is no `+`. The last line is the carry and the result; the
+answer behind the mark is the same without leading zeros. Every line ends in a newline.
+
+So each line follows from the line above it alone, by a rule that does not depend on d. It is the
+format of the paper with one difference: there the lines after the first show only the next pair of
+digits, and the others must be looked up in the input. For one and two digits both are the same.
+
+Source: STaR (arXiv:2203.14465), section 4.1 and figure 3; after Nye et al. 2021 (arXiv:2112.00114).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qs.problems import SPLITS, Split
+
+OPEN, CLOSE = "<scratch>", "</scratch>"
+HELDOUT = 0.1  # share of all sums that are never trained on
+# Texts that a tokenizer should keep whole (`qs.tokenizer.train_tokenizer(symbols=SYMBOLS)`), with
+# sentencepiece's mark for a space: then a sum has a token for every word and for every newline.
+WORDS = (" +", " ,", ",", " C:", *(f" {digit}" for digit in range(10)))
+SYMBOLS = ("Input:", "Target:", OPEN, CLOSE, *(word.replace(" ", "\u2581") for word in WORDS))
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Two numbers to add, with the same number of digits."""
+
+    a: int
+    b: int
+
+    def __post_init__(self) -> None:
+        if min(self.a, self.b) < 0 or len(str(self.a)) != len(str(self.b)):
+            raise ValueError(f"expected two numbers of as many digits, found {self.a} and {self.b}")
+
+    @property
+    def digits(self) -> int:
+        """d: digits of each number."""
+        return len(str(self.a))
+
+    @property
+    def answer(self) -> str:
+        """The sum, as `parse_answer` gives it."""
+        return str(self.a + self.b)
+
+
+def split_of(problem: Sum) -> Split:
+    """The only split that a sum is ever drawn for: a hash of its numbers, in either order, decides.
+
+    Holds for one digit as for any other number: of the 100 ordered sums, 10 are held out and 90 are
+    trained on. (Their columns still occur in longer sums of the training split.)
+    """
+    low, high = sorted((problem.a, problem.b))
+    digest = hashlib.blake2b(f"addition {low} {high}".encode(), digest_size=8).digest()
+    return "heldout" if int.from_bytes(digest, "big") < HELDOUT * 2**64 else "train"
+
+
+def sums(seed: int, split: Split, digits: int) -> Iterator[Sum]:
+    """Sums without end; same seed, split and digits, same sums.
+
+    Drawn evenly from all of the split, so that they come again; see `split_of` for one digit.
+
+    Args:
+        seed: any integer.
+        split: "train" or "heldout"; disjoint whatever the seeds, a + b and b + a being in the same.
+        digits: d of both numbers; the first digit is 0 only where d is 1.
+
+    Raises:
+        ValueError: an unknown split, or digits below 1.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"expected a split {' or '.join(SPLITS)}, found {split!r}; name one")
+    if digits < 1:
+        raise ValueError(f"expected sums of at least 1 digit, found {digits}")
+    return _sums(random.Random(f"{seed} {split} {digits}"), split, digits)
+
+
+def _sums(rng: random.Random, split: Split, digits: int) -> Iterator[Sum]:
+    low, high = (0 if digits == 1 else 10 ** (digits - 1)), 10**digits
+    while True:
+        problem = Sum(rng.randrange(low, high), rng.randrange(low, high))
+        if split_of(problem) == split:
+            yield problem
+
+
+# ---- text ----------------------------------------------------------------------------------------
+def spaced(digits: str) -> str:
+    """Digits with a space between each two."""
+    return " ".join(digits)
+
+
+def prompt(problem: Sum) -> str:
+    """The question, which `scratchpad` or `direct` completes."""
+    return f"Input:\n{spaced(str(problem.a))} + {spaced(str(problem.b))}\nTarget:\n"
+
+
+def hinted_prompt(problem: Sum) -> str:
+    """The question with its answer behind `Target:`, for rationalisation; never stored."""
+    return f"{prompt(problem).rstrip()} {spaced(problem.answer)}\n"
+
+
+def scratchpad(problem: Sum) -> str:
+    """The right completion with all its steps."""
+    a, b = str(problem.a), str(problem.b)
+    result, carry = "", 0
+    lines = [OPEN, f"{spaced(a)} + {spaced(b)} , C: 0"]
+    while a:
+        carry, digit = divmod(int(a[-1]) + int(b[-1]) + carry, 10)
+        a, b, result = a[:-1], b[:-1], f"{digit}{result}"
+        left = f"{spaced(a)} + {spaced(b)} " if a else ""
+        lines.append(f"{left}, {spaced(result)} C: {carry}")
+    lines += [f"{carry} {spaced(result)}", CLOSE]
+    return "".join(f"{line}\n" for line in lines) + direct(problem)
+
+
+def direct(problem: Sum) -> str:
+    """The right completion without steps."""
+    return f"{spaced(problem.answer)}\n"
+
+
+def parse_answer(text: str, steps: bool = True) -> str | None:
+    """The number that a completion ends in, without spaces; otherwise None.
+
+    Accepted: behind the first line `</scratch>` one line of digits, one space between each two,
+    without leading zeros, its newline there or not. What stands before is not judged:
+    `check_scratchpad` does.
+
+    Args:
+        text: what was generated after `prompt` or `hinted_prompt`.
+        steps: if False, the completion is that line alone, as in `direct`.
+    """
+    if steps:
+        text = text.partition(f"\n{CLOSE}\n")[2]
+    match = re.fullmatch(r"([0-9]|[1-9](?: [0-9])+)\n?", text)
+    return match[1].replace(" ", "") if match else None
+
+
+def check_scratchpad(text: str, problem: Sum) -> bool:
+    """Whether each line of a completion is right, the answer included."""
+    return text.removesuffix("\n") == scratchpad(problem).removesuffix("\n")

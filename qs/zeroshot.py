@@ -1,0 +1,279 @@
+"""Run question sets through a model: batches, progress, a line for each question, a summary.
+
+A finished question is a line of a JSONL file whose name holds a hash of the settings, so that the
+same command after an interruption does the rest, and other settings get another file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from qs.decoding import Decoding
+from qs.exams import Item, batches, fitting, item, score
+from qs.files import flush
+from qs.generate import generate
+from qs.questions import (
+    COT_STOPS,
+    Question,
+    Task,
+    cot_final_prompt,
+    cot_prompt,
+    cut,
+    direct_prompt,
+    final_number,
+    majority,
+    parse_direct,
+    same_answer,
+)
+from qs.quiet import QuietStar
+from qs.tasks import mean_interval, wilson
+from qs.tokenizer import Tokenizer
+from qs.training import step_generator
+
+ANSWER_TOKENS = 16  # of a direct answer, at most
+CHAIN_TOKENS, NUMBER_TOKENS = 384, 12  # of a chain of thought and of the number after it
+
+
+@dataclass(frozen=True)
+class Exam:
+    """How a question set is run; two that are equal have the same answers.
+
+    Attributes:
+        task: of `questions.TASKS`.
+        model: the checkpoint.
+        thoughts: n.
+        samples: sampled thoughts at each scored position, beside the greedy one.
+        votes: chains of thought for each question; 0: direct answers are scored instead.
+        temperature: of chains.
+        batch: questions at a time.
+        seed: of thoughts and chains.
+    """
+
+    task: Task
+    model: str
+    thoughts: int
+    samples: int = 4
+    votes: int = 0
+    temperature: float = 0.9
+    batch: int = 8
+    seed: int = 0
+
+    @property
+    def file(self) -> str:
+        """Name of the file of its answers."""
+        settings = json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
+        kind = f"maj{self.votes}" if self.votes else "direct"
+        return f"{self.task}-{kind}-{hashlib.sha256(settings).hexdigest()[:8]}.jsonl"
+
+
+class Answers:
+    """The file of finished questions: one JSON object a line, whole lines only."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():  # a line that was cut short by a kill goes
+            whole = path.read_bytes().rpartition(b"\n")
+            if whole[2]:
+                path.write_bytes(whole[0] + whole[1])
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Every finished question."""
+        if not self.path.is_file():
+            return
+        with self.path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    raise ValueError(
+                        f"{self.path}, line {number}: expected an answer, found text that is not "
+                        "JSON; remove the file to start again"
+                    ) from None
+
+    def add(self, some: Sequence[dict[str, Any]]) -> None:
+        """Write and flush some questions."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in some)
+        flush(self.path)
+
+
+def run(
+    exam: Exam, quiet: QuietStar, tokenizer: Tokenizer, questions: Sequence[Question], out: Path
+) -> dict[str, Any]:
+    """Do what is not done yet, and sum up.
+
+    Args:
+        exam: how.
+        quiet, tokenizer: the model.
+        questions: all of them.
+        out: folder of the answers.
+
+    Returns:
+        The summary: counts, names of questions that do not fit, rates with intervals.
+    """
+    answers = Answers(out / exam.file)
+    longest = quiet.model.config.max_positions - exam.thoughts - 2
+    if exam.votes:
+        longest -= NUMBER_TOKENS + len(tokenizer.encode(cot_final_prompt("")))
+    fit, unfit = fitting([item(question, tokenizer) for question in questions], longest)
+    ids = {x.question.id for x in fit}
+    done = {line["id"] for line in answers.lines()} & ids
+    work: Callable[..., list[dict[str, Any]]] = _chains if exam.votes else _direct
+    with tqdm(total=len(fit), desc=exam.file.rpartition("-")[0], unit=" questions") as bar:
+        for number, batch in enumerate(batches(fit, exam.batch)):
+            left = [x for x in batch if x.question.id not in done]
+            bar.update(len(batch) - len(left))
+            if left:  # the whole batch again: its numbers do not depend on what was done
+                found = work(exam, quiet, tokenizer, batch, number)
+                answers.add([line for line in found if line["id"] not in done])
+                bar.update(len(left))
+    found = {line["id"]: line for line in answers.lines()}
+    lines = [found[x.question.id] for x in fit]
+    facts = {"questions": len(questions), "too_long": unfit, "file": answers.path.name}
+    return facts | (summary(lines) if lines else {})
+
+
+def _direct(
+    exam: Exam, quiet: QuietStar, tokenizer: Tokenizer, batch: list[Item], number: int
+) -> list[dict[str, Any]]:
+    """Probability of the gold answer and the answer that is decoded, with and without thoughts."""
+    generator = step_generator(exam.seed, number)
+    greedy = score(quiet, batch, 1, 0.0, generator)
+    sampled = score(quiet, batch, exam.samples, 1.0, generator)
+    prompts = [tokenizer.encode(direct_prompt(x.question), bos=True) for x in batch]
+    newline = tokenizer.encode("\nA:\n")[-1]
+    texts = {}
+    for name, when in (("base", "never"), ("mix", "always")):
+        decoding = Decoding(max_tokens=ANSWER_TOKENS, think_when=when, think_temperature=0.0)
+        results = generate(quiet, prompts, decoding, exam.seed, stop_ids=[newline])
+        texts[name] = [tokenizer.decode(r.text_ids) for r in results]
+    lines = []
+    for i, x in enumerate(batch):
+        question, one, many = x.question, greedy[i], sampled[i]
+        line = {
+            "id": question.id,
+            "gold_base": one.gold_base,
+            "gold_greedy": one.gold_mix,
+            "gold_sampled": many.gold_mix,
+            "slots": one.slots,
+            "slots_everywhere": one.slots_everywhere,
+        }
+        for name in ("base", "mix"):
+            said = parse_direct(question, texts[name][i].lstrip(" "))
+            line[f"said_{name}"] = texts[name][i]
+            line[f"exact_{name}"] = same_answer(exam.task, said, question.gold)
+        if question.choices:
+            line["option_base"] = one.likeliest_base == question.gold
+            line["option_greedy"] = one.likeliest_mix == question.gold
+            line["option_sampled"] = many.likeliest_mix == question.gold
+        lines.append(line)
+    return lines
+
+
+def _chains(
+    exam: Exam, quiet: QuietStar, tokenizer: Tokenizer, batch: list[Item], number: int
+) -> list[dict[str, Any]]:
+    """Chains of thought and the number that each comes to; the majority is the answer."""
+    lines: list[dict[str, Any]] = [{"id": x.question.id} for x in batch]
+    for name, when in (("base", "never"), ("mix", "always")):
+        prompts = [cot_prompt(x.question) for x in batch for _ in range(exam.votes)]
+        chains = _continue(exam, quiet, tokenizer, prompts, when, CHAIN_TOKENS, number)
+        asked = [
+            cot_final_prompt(prompt + cut(chain, COT_STOPS))
+            for prompt, chain in zip(prompts, chains, strict=True)
+        ]
+        ends = _continue(exam, quiet, tokenizer, asked, when, NUMBER_TOKENS, number)
+        for i, x in enumerate(batch):
+            own = slice(i * exam.votes, (i + 1) * exam.votes)
+            votes = [final_number(end) for end in ends[own]]
+            gold = final_number(x.question.gold)
+            lines[i] |= {
+                f"votes_{name}": votes,
+                f"exact_{name}": majority(votes) == gold,
+                f"single_{name}": float(np.mean([vote == gold for vote in votes])),
+                f"chain_{name}": chains[own][0],
+            }
+    return lines
+
+
+def _continue(
+    exam: Exam,
+    quiet: QuietStar,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    when: str,
+    tokens: int,
+    number: int,
+) -> list[str]:
+    """What the model writes after each prompt."""
+    ids = [tokenizer.encode(prompt, bos=True) for prompt in prompts]
+    decoding = Decoding(
+        max_tokens=tokens, temperature=exam.temperature, think_when=when, think_temperature=0.0
+    )
+
+    most = quiet.model.config.max_positions - exam.thoughts - 2
+    after = len(tokenizer.encode(cot_final_prompt(""))) + NUMBER_TOKENS  # what is asked next
+    room = [most - len(x) - (after if tokens > NUMBER_TOKENS else 0) for x in ids]
+
+    def ended(row: int, said: list[int]) -> bool:
+        full = len(said) >= room[kept[row]]
+        return full or any(stop in tokenizer.decode(said[-8:]) for stop in COT_STOPS)
+
+    kept = [i for i, tokens_left in enumerate(room) if tokens_left > 0]  # else nothing is said
+    first = number * len(prompts)
+    results = generate(
+        quiet,
+        [ids[i] for i in kept],
+        decoding,
+        exam.seed,
+        stop=ended,
+        numbers=[first + i for i in kept],
+    )
+    texts = [""] * len(prompts)
+    for i, result in zip(kept, results, strict=True):
+        texts[i] = tokenizer.decode(result.text_ids)
+    return texts
+
+
+def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means with 95 % intervals of everything that was measured, and paired differences.
+
+    Args:
+        lines: of one exam, at least one.
+    """
+    found: dict[str, Any] = {"scored": len(lines)}
+    for name in lines[0]:
+        values = [line[name] for line in lines]
+        if all(type(value) is bool for value in values):
+            found[name] = {
+                "mean": float(np.mean(values)),
+                "wilson": wilson(sum(values), len(lines)),
+            }
+        elif name.startswith(("gold_", "single_")):
+            numbers = np.array(values)
+            found[name] = {"mean": float(numbers.mean()), "interval": mean_interval(numbers)}
+        elif name.startswith("slots"):
+            found[name] = sum(values)
+    for name in lines[0]:
+        kind, _, which = name.rpartition("_")
+        if which in ("greedy", "sampled", "mix") and name in found:
+            found[name]["change"] = paired(
+                [line[f"{kind}_base"] for line in lines], [line[name] for line in lines]
+            )
+    return found
+
+
+def paired(before: Sequence[float], after: Sequence[float]) -> dict[str, float | None]:
+    """Mean of after - before on the same questions, with the half-width of its 95 % interval."""
+    difference = np.array(after, float) - np.array(before, float)
+    return {"mean": float(difference.mean()), "interval": mean_interval(difference)}

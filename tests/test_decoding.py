@@ -1,0 +1,97 @@
+"""decoding: each token is drawn from its share of the numbers; settings are read strictly."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from cases import VOCAB, normal, same, seeded, seeds
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qs.decoding import Decoding, ThinkWhen, choose, entropy, uniforms
+from qs.thoughts import draw
+
+
+@given(seed=seeds, temperature=st.sampled_from([0.5, 1.0, 3.0]), top_p=st.floats(0.05, 1.0))
+def test_each_token_is_drawn_from_its_share_of_the_numbers(
+    seed: int, temperature: float, top_p: float
+):
+    N, never = 4000, {2, 5}
+    logits = 2 * normal(VOCAB, seed=seed)
+    ids = torch.tensor([i for i in range(VOCAB) if i not in never])
+    p = {i: math.exp(logits[i].item() / temperature) for i in ids.tolist()}
+    total, nucleus = sum(p.values()), {}
+    for i in sorted(p, key=p.get, reverse=True):
+        if sum(nucleus.values()) < top_p * total:
+            nucleus[i] = p[i]
+    grid = (torch.arange(N, dtype=torch.float64) + 0.5) / N
+    found = choose(logits.expand(N, -1), grid, ids, temperature, top_p).bincount(minlength=VOCAB)
+    for i in range(VOCAB):
+        share = nucleus.get(i, 0.0) / sum(nucleus.values())
+        assert abs(found[i].item() / N - share) <= 1 / N
+    edges = torch.tensor([0.0, math.nextafter(1, 0)], dtype=torch.float64)
+    kept = set(choose(logits.expand(2, -1), edges, ids, temperature, top_p).tolist())
+    assert kept == {min(nucleus), max(nucleus)}
+    assert (choose(logits[None], grid[:1], ids, 0.0, top_p) == max(p, key=p.get)).all()
+
+
+@given(seed=seeds, temperature=st.sampled_from([0.0, 0.5, 1.0, 3.0]))
+def test_with_top_p_of_one_it_draws_as_the_sampler_of_training(seed: int, temperature: float):
+    logits = 3 * normal(30, VOCAB, seed=seed)
+    numbers = torch.rand(30, generator=seeded(seed), dtype=torch.float64)
+    ids = torch.tensor([0, 1, 3, 4, 6])
+    expected = draw(logits, numbers, temperature, (2, 5))
+    assert torch.equal(choose(logits, numbers, ids, temperature), expected)
+
+
+@given(seed=seeds)
+def test_entropy_is_that_of_the_probabilities(seed: int):
+    log_p = normal(2, VOCAB, seed=seed).log_softmax(1)
+    expected = [-sum(math.exp(x) * x for x in row) for row in log_p.tolist()]
+    same(entropy(log_p), torch.tensor(expected, dtype=torch.float64))
+
+
+@given(seed=seeds, row=st.integers(0, 9), tokens=st.integers(1, 4), n=st.integers(0, 3))
+def test_numbers_of_a_row_are_its_own(seed: int, row: int, tokens: int, n: int):
+    said, thinking = uniforms(seed, [row], tokens, n)
+    more = uniforms(seed, [row + 1, row], tokens + 2, n)
+    assert torch.equal(more[0][1, :tokens], said[0])
+    assert torch.equal(more[1][1, :tokens], thinking[0])
+    assert torch.equal(uniforms(seed, [row], tokens, n + 1)[0], said)
+    everything = torch.cat([x.flatten() for x in more])
+    assert len(everything.unique()) == len(everything)
+    assert not torch.equal(uniforms(seed + 1, [row], tokens, n)[0], said)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("max_tokens", 0, "--max-tokens must be at least 1, got 0"),
+        ("temperature", -0.1, "--temperature must be at least 0"),
+        ("think_temperature", math.nan, "--think-temperature must be at least 0"),
+        ("top_p", 0.0, "--top-p must be above 0"),
+        ("top_p", 1.5, r"--top-p is a share in \(0, 1\], got 1.5"),
+        ("think_when", "often", "expected always, never or entropy>X .* got 'often'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: str, value: object, message: str):
+    with pytest.raises(ValueError, match=message):
+        Decoding(**{setting: value})
+
+
+@given(above=st.floats(0, allow_nan=False))
+def test_when_to_think_survives_its_text(above: float):
+    for when in (ThinkWhen(above), ThinkWhen(-math.inf)):
+        assert ThinkWhen.parse(str(when)) == when
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Always", "entropy", "entropy>", "entropy>x", "entropy>-1", "entropy>nan", "entropy>1_0"]
+    + ["entropy>inf", "entropy>1e999", "entropy> 1", "entropy>1 ", "entropy<1", "entropy>1\n"],
+)
+def test_any_other_text_is_refused(text: str):
+    with pytest.raises(ValueError, match="expected always, never or entropy>X"):
+        ThinkWhen.parse(text)

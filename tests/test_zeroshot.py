@@ -1,0 +1,141 @@
+"""zeroshot: every question is answered once, whatever interrupts, and rates are of all of them."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import init_weights
+
+import qs.zeroshot
+from qs.build import choose_placement, load
+from qs.config import Config, RunConfig, ThoughtConfig
+from qs.questions import Question, direct_answer, direct_prompt
+from qs.tasks import wilson
+from qs.tokenizer import train_tokenizer
+from qs.zeroshot import Answers, Exam, paired, run, summary
+
+NUMBERS = [Question(f"n{i}", f"How many are {i}?", (), str(i), str(i)) for i in range(5)]
+CHOICES = [
+    Question(f"c{i}", f"Which of {i}?", (("A", "figs"), ("B", "nuts")), "AB"[i % 2], "AB"[i % 2])
+    for i in range(5)
+]
+EXAM = Exam("gsm8k", "m", thoughts=2, samples=2, batch=2)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    texts = [direct_prompt(q) + direct_answer(q) for q in NUMBERS + CHOICES] * 20
+    texts += ["A: 0 1 2 3 4 5 6 7 8 9\n"] * 50
+    tokenizer = train_tokenizer(texts, folder, 300)
+    init_weights(folder / "weights", folder)
+    thought = ThoughtConfig(thoughts=2, ahead=1, samples=2, start_text="0", end_text="1")
+    settings = Config(thought, run=RunConfig(device="cpu", dtype="float32"))
+    quiet, _ = load(folder / "weights", settings, choose_placement(settings.run))
+    torch.nn.init.normal_(quiet.mixer[4].weight, 0, 1.0, torch.Generator().manual_seed(0))
+    return quiet, tokenizer
+
+
+@pytest.mark.parametrize(("task", "questions"), [("gsm8k", NUMBERS), ("commonsense_qa", CHOICES)])
+def test_every_question_has_a_line_and_the_summary_is_of_all(opened, tmp_path, task, questions):
+    exam = dataclasses.replace(EXAM, task=task)
+    found = run(exam, *opened, questions, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / exam.file).read_text().splitlines()]
+    assert sorted(line["id"] for line in lines) == sorted(q.id for q in questions)
+    assert found["questions"] == found["scored"] == 5
+    assert found["too_long"] == []
+    for name in ("gold_base", "gold_greedy", "gold_sampled"):
+        assert found[name]["mean"] == pytest.approx(np.mean([line[name] for line in lines]))
+    assert found["gold_greedy"]["mean"] != found["gold_base"]["mean"]
+    hits = sum(line["exact_mix"] for line in lines)
+    assert found["exact_mix"]["wilson"] == pytest.approx(wilson(hits, 5))
+    assert ("option_greedy" in found) == (task == "commonsense_qa")
+    assert found["slots_everywhere"] > 3 * found["slots"]
+
+
+def test_an_interrupted_exam_goes_on_and_comes_to_the_same(opened, tmp_path, monkeypatch):
+    straight = run(EXAM, *opened, NUMBERS, tmp_path / "straight")
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return direct(*arguments)
+
+    direct = qs.zeroshot._direct
+    with monkeypatch.context() as patch:
+        patch.setattr(qs.zeroshot, "_direct", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(EXAM, *opened, NUMBERS, tmp_path / "again")
+        path = tmp_path / "again" / EXAM.file
+        path.write_bytes(path.read_bytes() + b'{"id": "n')  # killed while it wrote
+        calls[:] = [()] * 5
+        assert run(EXAM, *opened, NUMBERS, tmp_path / "again") == straight
+        assert len(calls) == 5 + 2  # of three batches one was done
+    one, other = ((tmp_path / n / EXAM.file).read_text() for n in ("straight", "again"))
+    assert one == other
+
+
+def test_other_settings_have_another_file():
+    names = {EXAM.file}
+    for change in ({"model": "x"}, {"thoughts": 3}, {"seed": 1}, {"votes": 8}, {"batch": 3}):
+        names.add(dataclasses.replace(EXAM, **change).file)
+    assert len(names) == 6
+
+
+def test_a_question_that_does_not_fit_is_named_and_not_cut(opened, tmp_path):
+    long = Question("long", "What? " * 200, (), "1", "1")
+    found = run(EXAM, *opened, [*NUMBERS, long], tmp_path)
+    assert found["too_long"] == ["long"]
+    assert (found["questions"], found["scored"]) == (6, 5)
+
+
+def test_chains_are_counted_by_their_majority(opened, tmp_path, monkeypatch):
+    exam = dataclasses.replace(EXAM, votes=3)
+    answers = iter(["chain"] * 6 + [" 3", " 4", " 4", " 1", " 0", " x"])
+
+    def said(exam, quiet, tokenizer, prompts, when, tokens, number):
+        assert all(p.startswith("Q: ") for p in prompts)
+        return [next(answers) for _ in prompts] if when == "never" else ["5"] * len(prompts)
+
+    monkeypatch.setattr(qs.zeroshot, "_continue", said)
+    found = run(exam, *opened, [NUMBERS[4], NUMBERS[1]], tmp_path)
+    lines = {x["id"]: x for x in Answers(tmp_path / exam.file).lines()}
+    assert lines["n4"]["votes_base"] == ["3", "4", "4"]
+    assert lines["n1"]["votes_base"] == ["1", "0", None]
+    assert [lines[i]["exact_base"] for i in ("n4", "n1")] == [True, True]
+    assert not lines["n1"]["exact_mix"]
+    assert found["single_base"]["mean"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+    assert found["exact_mix"]["change"]["mean"] == -1
+
+
+def test_chains_are_really_generated_and_do_not_depend_on_the_batch_before(opened, tmp_path):
+    exam = dataclasses.replace(EXAM, votes=2)
+    quiet, tokenizer = opened
+    found = run(exam, quiet, tokenizer, NUMBERS[:3], tmp_path / "a")
+    assert found["scored"] == 3
+    lines = list(Answers(tmp_path / "a" / exam.file).lines())
+    path = tmp_path / "b" / exam.file
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines[:2]))
+    run(exam, quiet, tokenizer, NUMBERS[:3], tmp_path / "b")
+    assert path.read_text() == (tmp_path / "a" / exam.file).read_text()
+
+
+def test_a_damaged_file_of_answers_is_named(opened, tmp_path):
+    path = tmp_path / EXAM.file
+    path.write_text("nonsense\n")
+    with pytest.raises(ValueError, match=r"line 1: expected an answer, .* remove the file"):
+        run(EXAM, *opened, NUMBERS, tmp_path)
+
+
+def test_differences_are_paired_by_question():
+    found = paired([0.0, 1.0, 0.5], [0.5, 1.0, 1.5])
+    assert found["mean"] == pytest.approx(0.5)
+    assert found["interval"] == pytest.approx(1.959964 * 0.5 / 3**0.5)
+    lines = [{"id": "x", "gold_base": 0.2, "gold_greedy": 0.4, "slots": 2}] * 2
+    assert summary(lines)["gold_greedy"]["change"]["mean"] == pytest.approx(0.2)
+    assert summary(lines)["slots"] == 4
