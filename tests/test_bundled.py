@@ -1,15 +1,21 @@
 """bundled: what the repository ships fits together, is small, and runs as README says."""
 
+import dataclasses
 import json
+from itertools import islice
 
 import pytest
+import torch
 from tiny import ROOT, run
 
 from qs import data, synthetic, weights
-from qs.build import check_fits
-from qs.config import PRESETS
+from qs.answers import marked, measure
+from qs.build import check_fits, choose_placement, load
+from qs.config import PRESETS, Config, RunConfig
 from qs.model_config import read_config
+from qs.problems import KINDS
 from qs.shards import TokenDataset
+from qs.thoughts import prefill
 from qs.tokenizer import Tokenizer
 
 WEIGHTS, DATA = ROOT / "weights" / "tiny", ROOT / "data" / "tiny"
@@ -46,6 +52,31 @@ def test_the_default_run_trains_the_bundled_model(tmp_path, monkeypatch, capsys)
     out = tmp_path / "out"
     folder = run(out, [f"--out={out}", "--steps=2", "--batch=2", "--eval-rows=4"])
     before = json.loads((folder / "results.json").read_text())["before"]
-    assert before["nll_base"] < 1.6  # it was really trained: a random model has 6.2
-    assert before["nll_mix"] == pytest.approx(before["nll_base"])
-    assert "gain by thinking" in capsys.readouterr().out
+    assert before["text"]["nll_base"] < 1.6  # it was really trained: a random model has 6.2
+    assert before["text"]["nll_mix"] == pytest.approx(before["text"]["nll_base"])
+    assert {answers["kind"] for answers in before["answers"]} == {*KINDS, "all"}
+    assert "gold answer probability" in capsys.readouterr().out
+
+
+def test_the_bundled_model_works_out_steps_that_are_written_and_fails_without_them():
+    tokenizer = Tokenizer.load(WEIGHTS)
+    settings = Config(run=RunConfig(seq=64, batch=16, device="cpu", dtype="float32"))
+    quiet, _ = load(WEIGHTS, settings, choose_placement(settings.run))
+    right = {kind: [] for kind in KINDS}
+    world = dataclasses.replace(synthetic.World(), written=1.0, useful=1.0)
+    for document in islice(synthetic.documents(world, 7, "heldout"), 300):
+        tokens = torch.tensor([tokenizer.encode(document.text, bos=True)])
+        with torch.no_grad():
+            outputs, _ = prefill(quiet.model, tokens, torch.zeros_like(tokens))
+            said = quiet.model.logits(outputs)[0].argmax(-1)
+        before = len(tokenizer.encode(f"{document.question}\n{synthetic.OPEN}", bos=True))
+        steps = range(before + 1, before + world.width)  # the first token chooses the style
+        right[document.kind] += [int(said[t - 1] == tokens[0, t]) for t in steps]
+    shares = {kind: sum(found) / len(found) for kind, found in right.items()}
+    assert min(shares.values()) > 0.95, shares
+
+    text = marked(DATA, tokenizer, 64, rows=192)
+    generator = torch.Generator().manual_seed(0)
+    batches = [slice(i, i + 16) for i in range(0, len(text.tokens), 16)]
+    found = measure(quiet, text, batches, generator, think=False)
+    assert found.gold[:, 0].mean() < 0.25
