@@ -5,15 +5,19 @@
 Three kinds of documents, each a question, a newline, perhaps a working between two marks, and the
 answer, a single token:
 
-    sum    92332\\n:91479;9                             the last digit of 9 + 2 + 3 + 3 + 2
-    chain  bd gc dh cb ... g3\\n: g c b d d; d           three relations (bd: from b to d)
-    story  Ana has 4 pears. She buys 7. ...\\n:41999;9   the last digit of the count
+    sum    71600\\n:78444;4                             the last digit of 7 + 1 + 6
+    chain  hm pc bg jb mp gh cj c4\\n: c j b g h; h    four relations (cj: from c to j)
+    story  Ana has 9 figs. She buys 9. ...\\n:98319;9   the last digit of the count
 
 The working has one token for each step and `width` in all: a shorter one repeats its last token, so
 that a thought of n tokens holds whatever takes n steps. Only the useful style helps; the others
-(`:q9233;`, `:r2332;`) spell the question's operands in order or in reverse. Which split an instance
+(`:q7160;`, `:r0061;`) spell the question's operands in order or in reverse. Which split an instance
 belongs to is a hash of its problem: no problem of the training split, however worded, is ever drawn
 for the held-out.
+
+A working may be written again: after one as after a question either the answer follows or a mark,
+and a thought cannot know which. If nothing but the answer followed a working, a thought could not
+be mixed in without denying the mark its probability.
 """
 
 from __future__ import annotations

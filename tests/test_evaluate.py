@@ -1,5 +1,6 @@
 """evaluate: a run is measured as it was trained, and refusals are one line."""
 
+import io
 import json
 
 import pytest
@@ -123,3 +124,85 @@ def test_what_stops_an_evaluation_is_told_in_one_line(
 def test_a_checkpoint_that_is_no_run_needs_data(tiny, capsys):
     assert evaluate.main([str(tiny.weights)]) == 2
     assert "give --data" in capsys.readouterr().err
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """A data folder with three questions of each published set."""
+    for task, name in (("gsm8k", "test.jsonl"), ("commonsense_qa", "validation.jsonl")):
+        lines = []
+        for i in range(3):
+            gsm8k = {"question": f"{i} plus {i}?", "answer": f"Easy.\n#### {2 * i}"}
+            choices = [{"label": label, "text": str(i)} for label in "AB"]
+            choice = {"question": {"stem": f"{i} plus {i}?", "choices": choices}, "answerKey": "B"}
+            lines.append(json.dumps((gsm8k if task == "gsm8k" else choice) | {"id": f"q{i}"}))
+        path = tmp_path / "data" / task / name
+        path.parent.mkdir(parents=True)
+        path.write_text("\n".join(lines))
+    return tmp_path / "data"
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    """A run whose tokenizer has the letters and digits of answers."""
+    folder = tmp_path_factory.mktemp("spoken")
+    made = make(folder, extra=["(A) plus (B) times A: A B\nA: B\nA: 1 Q:"] * 40)
+    return run(folder / "out", made.flags(folder / "out", "--start-text", "plus"))
+
+
+def test_question_sets_are_scored_into_the_results_of_the_run(spoken, questions, capsys):
+    before = json.loads((spoken / "results.json").read_text())
+    flags = ["--tasks", "gsm8k,commonsense_qa", f"--questions={questions}", "--samples=2"]
+    assert evaluate.main([str(spoken), *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "gsm8k: 3 of 3 questions" in printed
+    assert "commonsense_qa: 3 of 3 questions" in printed
+    assert "times as many" in printed
+    results = json.loads((spoken / "results.json").read_text())
+    assert results["after"] == before["after"]
+    assert {found["exam"]["task"] for found in results["exams"].values()} == {
+        "gsm8k",
+        "commonsense_qa",
+    }
+    for name in results["exams"]:
+        assert len((spoken / name).read_text().splitlines()) == 3
+
+
+def test_chains_are_voted_on(spoken, questions, capsys):
+    flags = ["--tasks=gsm8k", f"--questions={questions}", "--votes=2", "--limit=2"]
+    assert evaluate.main([str(spoken), *flags]) == 0
+    assert "one chain is right" in capsys.readouterr().out
+
+
+def test_text_is_continued_with_and_without_showing_thoughts(spoken, tmp_path, capsys, monkeypatch):
+    flags = ["--max-tokens", "4", "--think-when", "always"]
+    assert evaluate.main([str(spoken), "--generate", "1 plus 1", *flags]) == 0
+    plain = capsys.readouterr().out
+    assert plain.startswith("1 plus 1")
+    assert "4 thoughts" in plain
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("1 plus\n2 plus\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO(prompts.read_text()))
+    for source in (str(prompts), "-"):
+        assert evaluate.main([str(spoken), "--generate", source, *flags, "--show-thoughts"]) == 0
+        shown = capsys.readouterr().out
+        assert shown.count("thought '") + shown.count('thought "') == 8
+        assert shown.count("[4 tokens") == 2
+    assert evaluate.main([str(spoken), "--generate", "1", *flags[:2], "--think-when=never"]) == 0
+    assert "0 thoughts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tasks", "spelling"], "expected a task gsm8k or commonsense_qa, found 'spelling'"),
+        (["--tasks", "gsm8k", "--questions=nowhere"], "expected questions of gsm8k"),
+        (["--tasks", "gsm8k", "--limit=0"], "--limit is at least 1"),
+        (["--generate", "1", "--think-when=sometimes"], "expected always, never or entropy>X"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_one_line(spoken, capsys, flags, message):
+    assert evaluate.main([str(spoken), *flags]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,11 @@ class Tiny:
         return [f"--data={self.data}", f"--weights={self.weights}", f"--out={out}", *SMALL, *more]
 
 
-def make(folder: Path, vocab: int = VOCAB) -> Tiny:
-    """Make all three, with the project's own commands."""
+def make(folder: Path, vocab: int = VOCAB, extra: Sequence[str] = ()) -> Tiny:
+    """Make all three, with the project's own commands; `extra` is more text."""
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "source.jsonl"
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*TEXTS, *extra]))
     made = Tiny(folder / "tokenizer", folder / "data", folder / "weights")
     assert data.main(["tokenizer", str(source), f"--out={made.tokenizer}", f"--vocab={vocab}"]) == 0
     data.prepare([source], made.data, made.tokenizer, heldout=0.1, workers=1)
