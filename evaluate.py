@@ -21,9 +21,11 @@ import dataclasses
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from torch import Tensor
 from tqdm import tqdm
 
 from qs import checkpoint, weights
@@ -43,6 +45,7 @@ from qs.report import (
     environment,
     exam_lines,
     score_lines,
+    text_lines,
     thought_lengths,
     thoughts_shown,
     token_line,
@@ -52,12 +55,13 @@ from qs.rivals import CONTROLS, RESULTS, compare, jobs, train_all
 from qs.run import PAGE, PAGE_ROWS
 from qs.scores import heldout_score
 from qs.shards import TokenDataset, sequential
-from qs.tasks import by_decile, token_nlls
+from qs.tasks import by_decile, frontier, most_helped, token_nlls
 from qs.tokenizer import Tokenizer
 from qs.training import step_generator
 from qs.zeroshot import Exam
 from qs.zeroshot import run as run_exam
 
+TEXT = "text"  # the task that reads held-out text
 LEAST = {  # values of flags
     **{"rows": 1, "show": 0, "seeds": 1, "jobs": 1},
     **{"limit": 1, "batch": 1, "samples": 1, "votes": 0},
@@ -82,7 +86,7 @@ def settings(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--show", type=int, default=0, help="passages to show with their thoughts")
     exams = parser.add_argument_group("question sets")
-    exams.add_argument("--tasks", metavar="LIST", help=f"some of {','.join(TASKS)}")
+    exams.add_argument("--tasks", metavar="LIST", help=f"some of {','.join((*TASKS, TEXT))}")
     exams.add_argument("--questions", default="data", help="folder of the question sets [data]")
     exams.add_argument("--limit", type=int, help="questions from the top of each set [all]")
     exams.add_argument("--batch", type=int, default=8, help="questions at a time [8]")
@@ -174,14 +178,35 @@ def heldout(opened: Opened) -> TokenDataset:
     return data
 
 
+def pairs(opened: Opened) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens and documents of the held-out text, with a progress bar."""
+    run, data = opened.config.run, heldout(opened)
+    batches = list(sequential(data, run.seq, run.batch, run.eval_rows))
+    for batch in tqdm(batches, "held-out text", leave=False):
+        yield batch.tokens.to(opened.placement.device), batch.documents.to(opened.placement.device)
+
+
+def text_task(opened: Opened) -> dict[str, Any]:
+    """Hard tokens: what thinking does by difficulty, where it is worth it, and examples."""
+    seed = opened.config.run.seed
+    found = token_nlls(opened.quiet, pairs(opened), step_generator(seed, 0))
+    deciles = by_decile(found.nll_base, found.nll_mix, found.rows)
+    spared = frontier(found, opened.config.thought.thoughts)
+    best, worst = most_helped(opened.quiet, pairs(opened), step_generator(seed, 0), 20)
+    print("\n" + "\n".join(text_lines(deciles, spared, best, worst, opened.tokenizer)))
+    tables = {"deciles": deciles, "frontier": spared, "helped": best, "hurt": worst}
+    return {name: [dataclasses.asdict(x) for x in table] for name, table in tables.items()}
+
+
 def exams(args: argparse.Namespace) -> None:
     """Question sets: the probability of gold answers, decoded answers, chains of thought."""
     names = args.tasks.split(",")
     read = {
         name: read_questions(name, question_file(name, "heldout", args.questions), args.limit)
         for name in names
+        if name != TEXT
     }
-    opened = open_model(args, args.model, reads=False)
+    opened = open_model(args, args.model, reads=TEXT in names)
     out = Path(args.out) if args.out else opened.run or Path("runs") / opened.folder.name
     print(f"model   {opened.folder}\ndevice  {opened.placement}\nanswers {out}")
     found = {}
@@ -204,9 +229,12 @@ def exams(args: argparse.Namespace) -> None:
     path = out / RESULTS
     results = checkpoint.read_json(path) if path.is_file() else {}
     results["exams"] = results.get("exams", {}) | found
+    if TEXT in names:
+        results[TEXT] = text_task(opened)
+    out.mkdir(parents=True, exist_ok=True)
     results["environment"] = environment(str(opened.placement))
     checkpoint.write_json(path, results)
-    print(f"\nwritten to {path} and, a line for each question, beside it")
+    print(f"\nwritten to {path}" + (" and, a line for each question, beside it" if read else ""))
 
 
 def prompts_of(text: str) -> list[str]:
@@ -243,19 +271,13 @@ def continue_text(args: argparse.Namespace) -> None:
 def plot(args: argparse.Namespace) -> None:
     """Pictures of a run: training, thought lengths, hard tokens."""
     opened = open_model(args, args.plot)
-    _, run, config, placement, quiet, tokenizer = opened
+    run, config, quiet = opened.run, opened.config, opened.quiet
     if run is None:
         raise ValueError(f"{args.plot} is no run: --plot draws what a run folder holds")
-    data = heldout(opened)
     deciles = []
     if config.run.objective != "plain":
-        batches = list(sequential(data, config.run.seq, config.run.batch, config.run.eval_rows))
-        device = placement.device
-        pairs = (
-            (b.tokens.to(device), b.documents.to(device))
-            for b in tqdm(batches, "held-out text", leave=False)
-        )
-        deciles = by_decile(*token_nlls(quiet, pairs, step_generator(config.run.seed, 0)))
+        found = token_nlls(quiet, pairs(opened), step_generator(config.run.seed, 0))
+        deciles = by_decile(found.nll_base, found.nll_mix, found.rows)
     for path in draw(run, deciles):
         print(f"written to {path}")
     if not (run / CONTROLS).is_file():

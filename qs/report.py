@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import resource
 import subprocess
@@ -16,6 +17,7 @@ from qs.config import ThoughtConfig
 from qs.decoding import Token
 from qs.records import Shown
 from qs.scores import Score
+from qs.tasks import Decile, Helped, Spared
 from qs.tokenizer import Tokenizer
 from qs.view import page, terminal
 
@@ -224,3 +226,40 @@ def token_line(token: Token, tokenizer: Tokenizer) -> str:
         return line
     thought = "".join("…" if i < 0 else tokenizer.piece(i) for i in token.thought)
     return f"{line}  weight {token.weight:+.2f}  thought {thought!r}"
+
+
+def text_lines(
+    deciles: Sequence[Decile],
+    spared: Sequence[Spared],
+    best: Sequence[Helped],
+    worst: Sequence[Helped],
+    tokenizer: Tokenizer,
+) -> list[str]:
+    """Tokens by difficulty, thinking only where it may pay, tokens helped and hurt most."""
+    lines = ["tokens by their NLL without thoughts, a tenth each (nats; perplexity in brackets)"]
+    lines.append(f"{'NLL from':>10}{'to':>8}{'tokens':>9}{'without':>18}{'with':>18}{'gain':>10}")
+    for d in deciles:
+        both = (d.nll_base, d.nll_base - d.gain)
+        cells = "".join(f"{x:9.4f} ({math.exp(x):6.2f})" for x in both)
+        half = "" if d.interval is None else f" ± {d.interval:.4f}"
+        lines.append(f"{d.low:10.3f}{d.high:8.3f}{d.tokens:9,}{cells}{d.gain:+10.4f}{half}")
+    lines.append("\nthinking only where the entropy of the prediction without thoughts is above X")
+    lines.append(
+        f"{'X, nats':>10}{'share of tokens':>18}{'slots a token':>15}{'gain':>10}{'kept':>8}"
+    )
+    for s in spared:
+        kept = "-" if s.kept is None else f"{s.kept:.1%}"
+        lines.append(f"{s.above:10.3f}{s.share:18.1%}{s.slots:15.2f}{s.gain:+10.4f}{kept:>8}")
+
+    def named(ids: Sequence[int]) -> str:
+        special = (tokenizer.bos_id, tokenizer.eos_id)
+        return repr("".join("…" if i < 0 else tokenizer.piece(i) for i in ids if i not in special))
+
+    for title, found in (("helped", best), ("hurt", worst)):
+        lines.append(f"\ntokens that their thoughts {title} most: gain, weight, token, thought")
+        for x in found:
+            lines.append(
+                f"{x.gain:+8.3f} {x.weight:+6.2f}  {named(x.context)} -> {named([x.target])}"
+                f"   thought {named(x.thought)}"
+            )
+    return lines

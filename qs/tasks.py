@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qs.quiet import QuietStar, Step
+from qs.thoughts import prefill
 
 ONE_THOUGHT = {  # everywhere, judged on the next token
     "ahead": 1,
@@ -150,6 +152,7 @@ class Decile:
         tokens: how many.
         gain: mean of nll_base - nll_mix, in nats.
         interval: half-width of its 95 % interval, rows of text as units; None for one row.
+        nll_base: mean NLL without thoughts, in nats.
     """
 
     low: float
@@ -157,13 +160,29 @@ class Decile:
     tokens: int
     gain: float
     interval: float | None
+    nll_base: float
+
+
+class Tokens(NamedTuple):
+    """Every token of some text, in nats; (N,) each.
+
+    Attributes:
+        nll_base, nll_mix: NLL without and with one sampled thought.
+        entropy: of the prediction without thoughts.
+        rows: row of text that the token is in.
+    """
+
+    nll_base: np.ndarray
+    nll_mix: np.ndarray
+    entropy: np.ndarray
+    rows: np.ndarray
 
 
 @torch.no_grad()
 def token_nlls(
     quiet: QuietStar, batches: Iterable[tuple[Tensor, Tensor]], generator: torch.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """NLL of every token in nats, without and with one sampled thought; and its row of text.
+) -> Tokens:
+    """Measure every token.
 
     Args:
         quiet, batches, generator: as for `text_score`, which thinks the same thoughts.
@@ -172,13 +191,65 @@ def token_nlls(
     for tokens, documents in batches:
         with quiet.with_settings(**ONE_THOUGHT):
             step = quiet(tokens, documents, generator=generator)
+        outputs, _ = prefill(quiet.model, tokens, documents)
+        entropy = torch.stack([_entropy(quiet.model.logits(row)) for row in outputs])
         there = step.base_valid
         row = rows + there.nonzero()[:, 0]
-        both = step.nll_base[there], step.nll_mix[:, :, 0, 0][there]
-        found.append([x.double().cpu().numpy() for x in (*both, row)])
+        three = step.nll_base[there], step.nll_mix[:, :, 0, 0][there], entropy[there]
+        found.append([x.double().cpu().numpy() for x in (*three, row)])
         rows += len(tokens)
-    base, mix, row = (np.concatenate(x) for x in zip(*found, strict=True))
-    return base, mix, row.astype(int)
+    base, mix, nats, row = (np.concatenate(x) for x in zip(*found, strict=True))
+    return Tokens(base, mix, nats, row.astype(int))
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    log_p = logits.float().log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+@dataclass(frozen=True)
+class Spared:
+    """Thinking only where the prediction without thoughts is unsure.
+
+    Attributes:
+        above: entropy in nats from which on a token thinks.
+        share: of the tokens that think, and so of the thought tokens.
+        slots: computed for each token, the n + 3 of a thought and its text included.
+        gain: mean of nll_base - nll_mix over all tokens, in nats; 0 where a token does not think.
+        kept: share of the gain of thinking everywhere; None if that gained nothing.
+    """
+
+    above: float
+    share: float
+    slots: float
+    gain: float
+    kept: float | None
+
+
+def frontier(found: Tokens, thoughts: int, points: int = 10) -> list[Spared]:
+    """What is gained against what is thought, for thresholds of the entropy.
+
+    Args:
+        found: tokens.
+        thoughts: n.
+        points: thresholds, the first of which lets every token think: quantiles of the entropy.
+    """
+    gain = found.nll_base - found.nll_mix
+    result = []
+    for share in np.linspace(1, 0, points, endpoint=False):
+        above = float(np.quantile(found.entropy, 1 - share)) if share < 1 else 0.0
+        thinks = found.entropy > above if share < 1 else np.ones(len(gain), bool)
+        total, kept = gain.sum(), gain[thinks].sum()
+        result.append(
+            Spared(
+                above=above,
+                share=float(thinks.mean()),
+                slots=float(1 + thinks.mean() * (thoughts + 2)),
+                gain=float(kept / len(gain)),
+                kept=float(kept / total) if total > 0 else None,
+            )
+        )
+    return result
 
 
 def by_decile(nll_base: np.ndarray, nll_mix: np.ndarray, rows: np.ndarray) -> list[Decile]:
@@ -205,6 +276,7 @@ def by_decile(nll_base: np.ndarray, nll_mix: np.ndarray, rows: np.ndarray) -> li
                 tokens=len(part),
                 gain=float(gain.mean()),
                 interval=ratio_interval(sums[counts > 0], counts[counts > 0]),
+                nll_base=float(nll_base[part].mean()),
             )
         )
     return found

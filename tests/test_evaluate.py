@@ -206,3 +206,14 @@ def test_what_cannot_be_asked_is_refused_in_one_line(spoken, capsys, flags, mess
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
+
+
+def test_hard_tokens_are_told_with_what_sparing_thoughts_costs(trained, capsys):
+    assert evaluate.main([str(trained), "--tasks", "text"]) == 0
+    printed = capsys.readouterr().out
+    for title in ("a tenth each", "thinking only where", "helped most", "hurt most"):
+        assert title in printed
+    found = json.loads((trained / "results.json").read_text())
+    assert len(found["text"]["deciles"]) == len(found["text"]["frontier"]) == 10
+    assert found["text"]["frontier"][0]["share"] == 1
+    assert found["after"]["text"]["tokens"] == sum(d["tokens"] for d in found["text"]["deciles"])

@@ -13,7 +13,9 @@ from tiny import batch, module
 from qs.config import ThoughtConfig
 from qs.quiet import QuietStar
 from qs.tasks import (
+    Tokens,
     by_decile,
+    frontier,
     mean_interval,
     most_helped,
     ratio_interval,
@@ -175,11 +177,22 @@ def test_the_interval_agrees_with_a_bootstrap_over_rows():
 def test_tokens_are_those_whose_means_the_score_gives(seed):
     quiet = module(TRAINED[0], seed)
     batches = [batch(seed, rows=2), batch(seed + 1, rows=1, length=5)]
-    base, mix, rows = token_nlls(quiet, batches, generator(seed))
+    base, mix, entropy, rows = token_nlls(quiet, batches, generator(seed))
     score = text_score(quiet, batches, generator(seed))
     assert len(base) == score.tokens
     assert base.mean() == pytest.approx(score.nll_base)
     assert mix.mean() == pytest.approx(score.nll_mix)
+    with torch.no_grad():
+        expected = []
+        for tokens, documents in batches:
+            everywhere = torch.arange(tokens.shape[1]).expand(tokens.shape)
+            thoughts = torch.zeros(*tokens.shape, 1, 0, dtype=torch.int64)
+            with quiet.with_settings(ahead=1):
+                plain, _, _ = quiet.predict(tokens, documents, everywhere, thoughts)
+            p = plain[:, :, 0, 0].exp()
+            there = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
+            expected.append(-(p * p.log()).sum(-1)[:, :-1][there])
+    np.testing.assert_allclose(entropy, torch.cat(expected), rtol=1e-5)
     same = [(d[:, 1:] == d[:, :-1]) & (d[:, 1:] >= 0) for _, d in batches]
     assert [(rows == i).sum() for i in range(3)] == torch.cat([x.sum(1) for x in same]).tolist()
 
@@ -201,6 +214,7 @@ def test_deciles_are_tenths_of_the_tokens_in_order_of_difficulty(seed, count):
         inside = (base >= decile.low) & (base <= decile.high)
         assert inside.sum() == decile.tokens
         assert decile.gain == pytest.approx((base - mix)[inside].mean())
+        assert decile.nll_base == pytest.approx(base[inside].mean())
 
 
 def test_rates_have_the_interval_of_wilson():
@@ -217,3 +231,25 @@ def test_the_interval_of_a_mean_is_two_standard_errors():
     values = np.array([1.0, 2.0, 4.0, 5.0])
     assert mean_interval(values) == pytest.approx(1.959964 * values.std(ddof=1) / 2)
     assert mean_interval(values[:1]) is None
+
+
+@given(seeds, st.integers(1, 50))
+def test_thinking_where_it_is_unsure_keeps_the_gain_of_those_tokens(seed, count):
+    numbers = np.random.default_rng(seed)
+    found = Tokens(*numbers.random((3, count)), np.zeros(count, int))
+    gain = found.nll_base - found.nll_mix
+    points = frontier(found, 5)
+    assert points[0].share == 1
+    assert points[0].slots == 8
+    assert points[0].gain == pytest.approx(gain.mean())
+    shares = [point.share for point in points]
+    assert shares == sorted(shares, reverse=True)
+    for point in points[1:]:
+        thinks = found.entropy > point.above
+        assert point.share == thinks.mean()
+        assert point.slots == pytest.approx(1 + 7 * thinks.mean())
+        assert point.gain == pytest.approx(gain[thinks].sum() / count)
+        if gain.sum() > 0:
+            assert point.kept == pytest.approx(gain[thinks].sum() / gain.sum())
+        else:
+            assert point.kept is None
