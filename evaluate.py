@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qs import checkpoint, weights
+from qs.answers import gold_above, marked, measure
 from qs.build import STORED, Placement, check_fits, choose_placement, load
 from qs.config import Config
 from qs.controls import controls_page, keep_comments
@@ -192,6 +193,11 @@ def text_task(opened: Opened) -> dict[str, Any]:
     found = token_nlls(opened.quiet, pairs(opened), step_generator(seed, 0))
     deciles = by_decile(found.nll_base, found.nll_mix, found.rows)
     spared = frontier(found, opened.config.thought.thoughts)
+    folder, run = heldout(opened).folder, opened.config.run
+    if (text := marked(folder, opened.tokenizer, run.seq, run.eval_rows)) is not None:
+        rows = [slice(i, i + run.batch) for i in range(0, len(text.tokens), run.batch)]
+        asked = measure(opened.quiet, text, rows, step_generator(seed, 0))
+        spared = [dataclasses.replace(s, gold=gold_above(asked, s.above)) for s in spared]
     best, worst = most_helped(opened.quiet, pairs(opened), step_generator(seed, 0), 20)
     print("\n" + "\n".join(text_lines(deciles, spared, best, worst, opened.tokenizer)))
     tables = {"deciles": deciles, "frontier": spared, "helped": best, "hurt": worst}

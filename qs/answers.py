@@ -133,6 +133,7 @@ class Measured(NamedTuple):
         nll: (Q, 2) NLL of the answer in nats.
         useful: (Q,) whether the thought is the steps that reach the answer.
         weight: (Q,) mixing weight.
+        entropy: (Q,) of the prediction without a thought, in nats.
         other: (R, 4) sums over tokens that answer no question, see `tasks.text_sums`.
         text: (R, 4) sums over all tokens.
     """
@@ -141,6 +142,7 @@ class Measured(NamedTuple):
     nll: np.ndarray
     useful: np.ndarray
     weight: np.ndarray
+    entropy: np.ndarray
     other: np.ndarray
     text: np.ndarray
 
@@ -192,9 +194,22 @@ def measure(
             chosen = thoughts[at] if think else thoughts.new_zeros(len(asked), 1, 0)
             lines += _lines(quiet, tokens[at[0]], documents[at[0]], chosen, asked, fixed_weight)
         sums.append([text_sums(step, mask).cpu() for mask in (other, step.base_valid)])
-    table = np.array(lines).reshape(len(lines), 6)
+    table = np.array(lines, float).reshape(len(lines), 7)
     other, everything = (torch.cat(x).numpy() for x in zip(*sums, strict=True))
-    return Measured(table[:, :2], table[:, 2:4], table[:, 4] > 0, table[:, 5], other, everything)
+    return Measured(
+        gold=table[:, :2],
+        nll=table[:, 2:4],
+        useful=table[:, 4] > 0,
+        weight=table[:, 5],
+        entropy=table[:, 6],
+        other=other,
+        text=everything,
+    )
+
+
+def gold_above(found: Measured, above: float) -> float:
+    """Mean gold answer probability if only predictions of more entropy (nats) are thought about."""
+    return float(np.where(found.entropy > above, found.gold[:, 1], found.gold[:, 0]).mean())
 
 
 def _lines(
@@ -220,5 +235,6 @@ def _lines(
         chosen = torch.stack([base[row], mix[row]])[:, list(q.choices)].double()
         gold, nll = chosen.softmax(1)[:, q.gold], -chosen[:, q.gold]
         useful = tuple(thought[: len(q.working)]) == q.working
-        lines.append([*gold.tolist(), *nll.tolist(), float(useful), weight[row].item()])
+        entropy = -(base[row].exp() * base[row]).sum().item()
+        lines.append([*gold.tolist(), *nll.tolist(), useful, weight[row].item(), entropy])
     return lines

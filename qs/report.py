@@ -249,7 +249,10 @@ def text_lines(
     )
     for s in spared:
         kept = "-" if s.kept is None else f"{s.kept:.1%}"
-        lines.append(f"{s.above:10.3f}{s.share:18.1%}{s.slots:15.2f}{s.gain:+10.4f}{kept:>8}")
+        gold = "-" if s.gold is None else f"{s.gold:.3f}"
+        lines.append(
+            f"{s.above:10.3f}{s.share:18.1%}{s.slots:15.2f}{s.gain:+10.4f}{kept:>8}{gold:>8}"
+        )
 
     def named(ids: Sequence[int]) -> str:
         special = (tokenizer.bos_id, tokenizer.eos_id)

@@ -217,6 +217,7 @@ class Spared:
         slots: computed for each token, the n + 3 of a thought and its text included.
         gain: mean of nll_base - nll_mix over all tokens, in nats; 0 where a token does not think.
         kept: share of the gain of thinking everywhere; None if that gained nothing.
+        gold: gold answer probability; None where answers are not known.
     """
 
     above: float
@@ -224,6 +225,7 @@ class Spared:
     slots: float
     gain: float
     kept: float | None
+    gold: float | None = None
 
 
 def frontier(found: Tokens, thoughts: int, points: int = 10) -> list[Spared]:

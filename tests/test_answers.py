@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import make_world
 
-from qs.answers import marked, measure
+from qs.answers import gold_above, marked, measure
 from qs.build import choose_placement, load
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.quiet import PAUSE
@@ -199,3 +199,21 @@ def test_text_that_its_recipe_does_not_give_is_refused(world, tmp_path):
         marked(copy, Tokenizer.load(world.tokenizer), 48)
     (copy / "world.json").unlink()
     assert marked(copy, Tokenizer.load(world.tokenizer), 48) is None
+
+
+def test_a_threshold_of_entropy_chooses_between_both_predictions(quiet, text):
+    result = found(quiet, text)
+    assert gold_above(result, -1) == pytest.approx(result.gold[:, 1].mean())
+    assert gold_above(result, 99) == pytest.approx(result.gold[:, 0].mean())
+    middle = float(np.median(result.entropy))
+    expected = [
+        g[1] if h > middle else g[0] for g, h in zip(result.gold, result.entropy, strict=True)
+    ]
+    assert gold_above(result, middle) == pytest.approx(np.mean(expected))
+    q = text.questions[0]
+    tokens, documents = (x[q.row : q.row + 1] for x in (text.tokens, text.documents))
+    anchors, thoughts = torch.tensor([[q.position]]), torch.zeros(1, 1, 1, 0, dtype=torch.int64)
+    with torch.no_grad(), quiet.with_settings(ahead=1):
+        base, _, _ = quiet.predict(tokens, documents, anchors, thoughts)
+    expected = -(base.exp() * base).sum().item()
+    assert result.entropy[0] == pytest.approx(expected, rel=1e-4)

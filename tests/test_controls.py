@@ -123,6 +123,7 @@ def some(seed: int, questions: int = 6, rows: int = 4) -> Measured:
         numbers.random((questions, 2)),
         numbers.random(questions) < 0.5,
         numbers.random(questions),
+        numbers.random(questions),
         other,
         other,
     )
