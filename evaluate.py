@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from tqdm import tqdm
 
-from qs import checkpoint, weights
+from qs import checkpoint, report, weights
 from qs.answers import gold_above, marked, measure
 from qs.build import STORED, Placement, check_fits, choose_placement, load
 from qs.config import Config
@@ -42,16 +42,6 @@ from qs.plot import draw
 from qs.questions import TASKS, question_file, read_questions
 from qs.quiet import QuietStar
 from qs.records import shown
-from qs.report import (
-    environment,
-    exam_lines,
-    score_lines,
-    text_lines,
-    thought_lengths,
-    thoughts_shown,
-    token_line,
-    told,
-)
 from qs.rivals import CONTROLS, RESULTS, compare, jobs, train_all
 from qs.run import PAGE, PAGE_ROWS
 from qs.scores import heldout_score
@@ -59,7 +49,7 @@ from qs.shards import TokenDataset, sequential
 from qs.tasks import by_decile, frontier, most_helped, token_nlls
 from qs.tokenizer import Tokenizer
 from qs.training import step_generator
-from qs.zeroshot import Exam
+from qs.zeroshot import Exam, against
 from qs.zeroshot import run as run_exam
 
 TEXT = "text"  # the task that reads held-out text
@@ -93,6 +83,7 @@ def settings(argv: list[str]) -> argparse.Namespace:
     exams.add_argument("--batch", type=int, default=8, help="questions at a time [8]")
     exams.add_argument("--samples", type=int, default=4, help="sampled thoughts to average [4]")
     exams.add_argument("--votes", type=int, default=0, help="chains of thought to vote [0: none]")
+    exams.add_argument("--against", metavar="FOLDER", help="compare with answers of another model")
     exams.add_argument("--out", metavar="FOLDER", help="of answers [the run; else runs/MODEL]")
     text = parser.add_argument_group("text")
     text.add_argument("--generate", metavar="PROMPT", help="a text, a file of lines, or - (stdin)")
@@ -140,7 +131,7 @@ def controls(args: argparse.Namespace) -> None:
     named = {title: [dataclasses.asdict(line) for line in lines] for title, lines in tables.items()}
     command = f"python evaluate.py --controls {run} --seeds {args.seeds} --rows {rows}"
     placement = str(choose_placement(checkpoint.read_config(run).run))
-    results = {"command": command, "environment": environment(placement), "tables": named}
+    results = {"command": command, "environment": report.environment(placement), "tables": named}
     checkpoint.write_json(run / CONTROLS, results)
     text = controls_page(tables, command, results["environment"])
     print("\n" + text)
@@ -199,7 +190,7 @@ def text_task(opened: Opened) -> dict[str, Any]:
         asked = measure(opened.quiet, text, rows, step_generator(seed, 0))
         spared = [dataclasses.replace(s, gold=gold_above(asked, s.above)) for s in spared]
     best, worst = most_helped(opened.quiet, pairs(opened), step_generator(seed, 0), 20)
-    print("\n" + "\n".join(text_lines(deciles, spared, best, worst, opened.tokenizer)))
+    print("\n" + "\n".join(report.text_lines(deciles, spared, best, worst, opened.tokenizer)))
     tables = {"deciles": deciles, "frontier": spared, "helped": best, "hurt": worst}
     return {name: [dataclasses.asdict(x) for x in table] for name, table in tables.items()}
 
@@ -230,15 +221,19 @@ def exams(args: argparse.Namespace) -> None:
         began = time.perf_counter()
         summary = run_exam(exam, opened.quiet, opened.tokenizer, questions, out)
         summary["seconds"] = time.perf_counter() - began
+        lines = report.exam_lines(name, summary)
+        if args.against:
+            summary["against"] = against(out / exam.file, Path(args.against))
+            lines += report.against_lines(summary["against"])
         found[exam.file] = {"exam": dataclasses.asdict(exam)} | summary
-        print("\n" + "\n".join(exam_lines(name, summary)))
+        print("\n" + "\n".join(lines))
     path = out / RESULTS
     results = checkpoint.read_json(path) if path.is_file() else {}
     results["exams"] = results.get("exams", {}) | found
     if TEXT in names:
         results[TEXT] = text_task(opened)
     out.mkdir(parents=True, exist_ok=True)
-    results["environment"] = environment(str(opened.placement))
+    results["environment"] = report.environment(str(opened.placement))
     checkpoint.write_json(path, results)
     print(f"\nwritten to {path}" + (" and, a line for each question, beside it" if read else ""))
 
@@ -264,7 +259,7 @@ def continue_text(args: argparse.Namespace) -> None:
         shown_text = ""
         for ((_, token),) in stream:
             if args.show_thoughts:
-                print(token_line(token, opened.tokenizer), flush=True)
+                print(report.token_line(token, opened.tokenizer), flush=True)
                 continue
             text = opened.tokenizer.decode(ids + stream.results()[0].text_ids)[len(prompt) :]
             if not text.endswith("\ufffd"):  # half a character
@@ -313,18 +308,18 @@ def evaluate(argv: list[str]) -> int:
     print(f"device  {placement}")
     rows = config.run.eval_rows
     score = heldout_score(quiet, data, tokenizer, config, rows, "held-out text")
-    print("\n" + "\n".join(score_lines(score)))
+    print("\n" + "\n".join(report.score_lines(score)))
     if args.show and config.run.objective != "plain":
         found = shown(quiet, data, tokenizer, config, min(rows, PAGE_ROWS))
         about = {"model": str(folder), "text": str(data.folder)}
-        about["thoughts"] = thought_lengths(config.thinking)
-        print("\n" + thoughts_shown(found, args.show, run and run / PAGE, about))
+        about["thoughts"] = report.thought_lengths(config.thinking)
+        print("\n" + report.thoughts_shown(found, args.show, run and run / PAGE, about))
     if run:
         checkpoint.write_json(
             run / "evaluation.json",
             {
                 "checkpoint": folder.name,
-                "environment": environment(str(placement)),
+                "environment": report.environment(str(placement)),
                 "settings": config.to_json(),
                 "score": dataclasses.asdict(score),
             },
@@ -338,7 +333,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return evaluate(sys.argv[1:] if argv is None else argv)
     except (Exception, KeyboardInterrupt) as error:
-        line = told(error, "interrupted; what is finished is kept: the same command does the rest")
+        line = report.told(
+            error, "interrupted; what is finished is kept: the same command does the rest"
+        )
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)

@@ -213,6 +213,19 @@ def exam_lines(task: str, summary: dict[str, Any]) -> list[str]:
     return [*lines, f"  {summary['seconds']:.0f} s"]
 
 
+def against_lines(found: dict[str, Any]) -> list[str]:
+    """Differences from another model on the same questions."""
+    lines = [f"  minus {found['file']}, {found['questions']:,} questions, paired"]
+    for kind, title in MEASURES.items():
+        for way, how in WAYS.items():
+            if (value := found.get(f"{kind}_{way}")) is not None:
+                low, high = spread(value["mean"], value["interval"])
+                lines.append(
+                    f"  {title:36}{how:18}{value['mean']:+9.4f}  95 % {low:+.4f} to {high:+.4f}"
+                )
+    return lines
+
+
 def spread(mean: float, interval: float | None) -> tuple[float, float]:
     """Both ends of an interval; of one unit there is none."""
     half = interval or 0.0

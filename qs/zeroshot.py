@@ -277,3 +277,32 @@ def paired(before: Sequence[float], after: Sequence[float]) -> dict[str, float |
     """Mean of after - before on the same questions, with the half-width of its 95 % interval."""
     difference = np.array(after, float) - np.array(before, float)
     return {"mean": float(difference.mean()), "interval": mean_interval(difference)}
+
+
+def against(own: Path, other: Path) -> dict[str, Any]:
+    """Differences own - other of everything measured, paired on the questions that both answered.
+
+    Args:
+        own: a file of answers.
+        other: a folder with answers of the same kind; the newest of them is taken.
+
+    Raises:
+        ValueError: there are none, or none of the same questions.
+    """
+    kind = own.name.rpartition("-")[0]
+    files = sorted(other.glob(f"{kind}-*.jsonl"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        raise ValueError(
+            f"{other}: expected answers of {kind} to compare with, found none; "
+            "run the same --tasks on that model first"
+        )
+    mine, theirs = ({x["id"]: x for x in Answers(path).lines()} for path in (own, files[-1]))
+    shared = [i for i in mine if i in theirs]
+    if not shared:
+        raise ValueError(f"{files[-1]}: expected some of the questions of {own}, found none")
+    found: dict[str, Any] = {"file": str(files[-1]), "questions": len(shared)}
+    for name, value in mine[shared[0]].items():
+        if type(value) in (bool, float) and name in theirs[shared[0]]:
+            before, after = ([x[i][name] for i in shared] for x in (theirs, mine))
+            found[name] = paired(before, after)
+    return found

@@ -14,7 +14,7 @@ from qs.config import Config, RunConfig, ThoughtConfig
 from qs.questions import Question, direct_answer, direct_prompt
 from qs.tasks import wilson
 from qs.tokenizer import train_tokenizer
-from qs.zeroshot import Answers, Exam, paired, run, summary
+from qs.zeroshot import Answers, Exam, against, paired, run, summary
 
 NUMBERS = [Question(f"n{i}", f"How many are {i}?", (), str(i), str(i)) for i in range(5)]
 CHOICES = [
@@ -139,3 +139,25 @@ def test_differences_are_paired_by_question():
     lines = [{"id": "x", "gold_base": 0.2, "gold_greedy": 0.4, "slots": 2}] * 2
     assert summary(lines)["gold_greedy"]["change"]["mean"] == pytest.approx(0.2)
     assert summary(lines)["slots"] == 4
+
+
+def test_two_models_are_compared_on_the_questions_that_both_answered(opened, tmp_path):
+    own = dataclasses.replace(EXAM, model="own")
+    run(EXAM, *opened, NUMBERS[:4], tmp_path / "other")
+    run(own, *opened, NUMBERS[1:], tmp_path / "own")
+    path = tmp_path / "own" / own.file
+    lines = list(Answers(path).lines())
+    lines[0]["gold_greedy"] += 0.3
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    theirs = {x["id"]: x for x in Answers(tmp_path / "other" / EXAM.file).lines()}
+    shared = [x for x in lines if x["id"] in theirs]
+    found = against(path, tmp_path / "other")
+    assert found["questions"] == len(shared) == 3
+    expected = np.mean([x["gold_greedy"] - theirs[x["id"]]["gold_greedy"] for x in shared])
+    assert found["gold_greedy"]["mean"] == pytest.approx(expected)
+    assert found["exact_mix"]["mean"] == 0
+    with pytest.raises(ValueError, match="expected answers of gsm8k-direct to compare with"):
+        against(path, tmp_path)
+    run(EXAM, *opened, NUMBERS[:1], tmp_path / "none")
+    with pytest.raises(ValueError, match="expected some of the questions"):
+        against(path, tmp_path / "none")
