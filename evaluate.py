@@ -35,11 +35,12 @@ from qs.config import Config
 from qs.controls import controls_page, keep_comments
 from qs.data import resolve as resolve_data
 from qs.decoding import Decoding
+from qs.exams import ARITHMETIC, questions_of
 from qs.flags import Parser
 from qs.generate import Stream
 from qs.model_config import read_config, read_settings
 from qs.plot import draw
-from qs.questions import TASKS, question_file, read_questions
+from qs.questions import TASKS
 from qs.quiet import QuietStar
 from qs.records import shown
 from qs.rivals import CONTROLS, RESULTS, compare, jobs, train_all
@@ -77,9 +78,15 @@ def settings(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--show", type=int, default=0, help="passages to show with their thoughts")
     exams = parser.add_argument_group("question sets")
-    exams.add_argument("--tasks", metavar="LIST", help=f"some of {','.join((*TASKS, TEXT))}")
+    exams.add_argument(
+        "--tasks", metavar="LIST", help=f"some of {','.join((*TASKS, ARITHMETIC, TEXT))}"
+    )
     exams.add_argument("--questions", default="data", help="folder of the question sets [data]")
-    exams.add_argument("--limit", type=int, help="questions from the top of each set [all]")
+    exams.add_argument(
+        "--limit",
+        type=int,
+        help="questions from the top of each set [all]; sums of each length [100]",
+    )
     exams.add_argument("--batch", type=int, default=8, help="questions at a time [8]")
     exams.add_argument("--samples", type=int, default=4, help="sampled thoughts to average [4]")
     exams.add_argument("--votes", type=int, default=0, help="chains of thought to vote [0: none]")
@@ -198,11 +205,7 @@ def text_task(opened: Opened) -> dict[str, Any]:
 def exams(args: argparse.Namespace) -> None:
     """Question sets: the probability of gold answers, decoded answers, chains of thought."""
     names = args.tasks.split(",")
-    read = {
-        name: read_questions(name, question_file(name, "heldout", args.questions), args.limit)
-        for name in names
-        if name != TEXT
-    }
+    read = {x: questions_of(x, args.questions, args.limit) for x in names if x != TEXT}
     opened = open_model(args, args.model, reads=TEXT in names)
     out = Path(args.out) if args.out else opened.run or Path("runs") / opened.folder.name
     print(f"model   {opened.folder}\ndevice  {opened.placement}\nanswers {out}")

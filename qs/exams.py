@@ -8,15 +8,22 @@ Source: Quiet-STaR (arXiv:2403.09629), section 5.1; ezelikman/quiet-star, eval_h
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from qs.arithmetic import sums
 from qs.masks import PADDING
-from qs.questions import Question, direct_answer, direct_prompt
+from qs.questions import (
+    Question,
+    direct_answer,
+    direct_prompt,
+    question_file,
+    read_questions,
+)
 from qs.quiet import QuietStar
 from qs.tasks import ONE_THOUGHT
 from qs.tokenizer import Tokenizer
@@ -45,6 +52,41 @@ def gold_probability(log_p: Tensor, targets: Sequence[int], allowed: Sequence[in
     index = torch.tensor([allowed.index(targets[i]) for i in kept], device=log_p.device)
     index = index.expand(chosen.shape[:-1])[..., None]
     return chosen.gather(-1, index).squeeze(-1).sum(-1).exp()
+
+
+ARITHMETIC = "arithmetic"  # a task that needs no file
+
+
+def arithmetic_questions(each: int, seed: int = 0) -> list[Question]:
+    """Held-out sums of two numbers of 1 to 5 digits, asked as a question: "What is 12 + 34?".
+
+    Args:
+        each: how many different sums of each length (of one digit there are 10).
+        seed: of the draw.
+    """
+    found: dict[str, Question] = {}
+    for digits in range(1, 6):
+        for problem in itertools.islice(sums(seed, "heldout", digits), each):
+            name = f"{problem.a}+{problem.b}"
+            text = f"What is {problem.a} + {problem.b}?"
+            found[name] = Question(name, text, (), problem.answer, problem.answer)
+    return list(found.values())
+
+
+def questions_of(task: str, data: str, limit: int | None) -> list[Question]:
+    """The held-out questions of a task.
+
+    Args:
+        task: of `questions.TASKS`, or ARITHMETIC.
+        data: folder of the question sets.
+        limit: questions from the top of the file (all), or sums of each length (100).
+
+    Raises:
+        ValueError: an unknown task; no such file.
+    """
+    if task == ARITHMETIC:
+        return arithmetic_questions(limit or 100)
+    return read_questions(task, question_file(task, "heldout", data), limit)
 
 
 @dataclass(frozen=True)
@@ -181,8 +223,3 @@ def fitting(items: Sequence[Item], longest: int) -> tuple[list[Item], list[str]]
     """Questions that fit in rows of `longest` tokens, and the ids of those that do not."""
     fit = [x for x in items if len(x.tokens) <= longest]
     return fit, [x.question.id for x in items if len(x.tokens) > longest]
-
-
-def as_json(found: Sequence[Scored]) -> list[dict]:
-    """Plain values, one for each question."""
-    return [dataclasses.asdict(x) for x in found]

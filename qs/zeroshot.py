@@ -48,7 +48,7 @@ class Exam:
     """How a question set is run; two that are equal have the same answers.
 
     Attributes:
-        task: of `questions.TASKS`.
+        task: of `questions.TASKS`, or ARITHMETIC.
         model: the checkpoint.
         thoughts: n.
         samples: sampled thoughts at each scored position, beside the greedy one.
@@ -58,7 +58,7 @@ class Exam:
         seed: of thoughts and chains.
     """
 
-    task: Task
+    task: str
     model: str
     thoughts: int
     samples: int = 4
@@ -171,7 +171,8 @@ def _direct(
         for name in ("base", "mix"):
             said = parse_direct(question, texts[name][i].lstrip(" "))
             line[f"said_{name}"] = texts[name][i]
-            line[f"exact_{name}"] = same_answer(exam.task, said, question.gold)
+            kind: Task = "commonsense_qa" if question.choices else "gsm8k"
+            line[f"exact_{name}"] = same_answer(kind, said, question.gold)
         if question.choices:
             line["option_base"] = one.likeliest_base == question.gold
             line["option_greedy"] = one.likeliest_mix == question.gold

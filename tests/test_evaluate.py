@@ -168,6 +168,11 @@ def test_question_sets_are_scored_into_the_results_of_the_run(spoken, questions,
         assert len((spoken / name).read_text().splitlines()) == 3
 
 
+def test_sums_need_no_file(spoken, capsys):
+    assert evaluate.main([str(spoken), "--tasks=arithmetic", "--limit=2", "--samples=1"]) == 0
+    assert "arithmetic: 10 of 10 questions" in capsys.readouterr().out
+
+
 def test_chains_are_voted_on(spoken, questions, capsys):
     flags = ["--tasks=gsm8k", f"--questions={questions}", "--votes=2", "--limit=2"]
     assert evaluate.main([str(spoken), *flags]) == 0

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny import make, module
 
+from qs.arithmetic import Sum, split_of
 from qs.build import choose_placement, load
 from qs.config import Config, RunConfig, ThoughtConfig
-from qs.exams import batches, fitting, gold_probability, item, score
+from qs.exams import arithmetic_questions, batches, fitting, gold_probability, item, score
 from qs.model import Mistral
 from qs.questions import Question, direct_answer, direct_prompt
 from qs.quiet import QuietStar
@@ -148,3 +149,14 @@ def test_a_tokenizer_without_single_digits_is_refused(tmp_path):
     strange = Question("s", "Which?", (("Ω", "x"), ("Ж", "y")), "Ω", "Ω")
     with pytest.raises(ValueError, match="expected a token for"):
         item(strange, tokenizer)
+
+
+def test_sums_are_asked_once_each_and_are_held_out():
+    asked = arithmetic_questions(20)
+    assert len({q.id for q in asked}) == len(asked) > 85
+    for q in asked:
+        a, b = map(int, q.id.split("+"))
+        assert q.text == f"What is {a} + {b}?"
+        assert q.gold == q.written == str(a + b)
+        assert split_of(Sum(a, b)) == "heldout"
+    assert {len(q.id.split("+")[0]) for q in asked} == {1, 2, 3, 4, 5}
