@@ -17,14 +17,14 @@ LAYERS = [  # earlier ones first: the layers of the design, cut finer where it p
     "weights quiet",
     "build training generate",
     "tasks",
-    "answers exams",
+    "answers exams continuations",
     "scores records controls",
     "report star rivals zeroshot",
-    "run plot",
+    "run plot harness",
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 RUNTIME = {"torch", "numpy", "sentencepiece", "safetensors", "tqdm"} | set(sys.stdlib_module_names)
-EXTRAS = {"pyarrow", "matplotlib"}  # inside functions only: optional
+EXTRAS = {"pyarrow", "matplotlib", "lm_eval"}  # inside functions only: optional
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"eval", "exec", "torch.load", "torch.save"}
 
