@@ -146,7 +146,8 @@ def questions(tmp_path):
 def spoken(tmp_path_factory):
     """A run whose tokenizer has the letters and digits of answers."""
     folder = tmp_path_factory.mktemp("spoken")
-    made = make(folder, extra=["(A) plus (B) times A: A B\nA: B\nA: 1 Q:"] * 40)
+    texts = ["(A) plus (B) times A: A B\nA: B\nA: 1 Q:"] * 40
+    made = make(folder, extra=texts, positions=128)
     return run(folder / "out", made.flags(folder / "out", "--start-text", "plus"))
 
 

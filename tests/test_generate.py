@@ -23,6 +23,9 @@ from qs.generate import Stream, generate
 from qs.model import Mistral
 from qs.quiet import PAUSE, QuietStar
 
+SHAPE = ModelConfig(
+    5, dim=8, layers=1, heads=1, kv_heads=1, head_dim=4, hidden_dim=8, max_positions=8
+)
 temperatures = st.sampled_from([1.0, 0.0, 0.5, 3.0])
 
 
@@ -71,12 +74,12 @@ def asked(draw, thoughts=(2, 0, 1, 3), **fixed) -> Asked:
         max_tokens=draw(st.sampled_from([4, 1, 2, 3, 5])),
         temperature=draw(temperatures),
         top_p=draw(st.sampled_from([0.8, 1.0, 0.3])),
-        think_temperature=draw(temperatures),
+        think_temperature=draw(st.sampled_from([3.0, 1.0, 0.0])),
         think_when=draw(st.sampled_from(["entropy>1.5", "always", "never", "entropy>1.2"])),
         fixed_weight=draw(st.sampled_from([None, None, 0.25])),
     )
     lengths = draw(st.lists(st.sampled_from([3, 1, 2, 4, 5]), min_size=1, max_size=3))
-    pause, seed = draw(st.sampled_from([False, False, True])), draw(seeds)
+    pause, seed = draw(st.sampled_from([False] * 3 + [True])), draw(seeds)
     numbers = seeded(seed)
     prompts = [torch.randint(VOCAB, (size,), generator=numbers).tolist() for size in lengths]
     case = Asked(shape, config, decoding, prompts, pause, seed)
@@ -153,6 +156,17 @@ def same_tokens(found: list[Token], expected: list[Token]) -> None:
 def test_decoding_equals_recomputing_everything_for_every_token(case: Asked):
     for row, found in enumerate(case.generate()):
         same_tokens(found.tokens, slowly(case, row, {case.shape.eos_id}))
+
+
+@torch.no_grad()
+def test_those_who_think_draw_by_their_own_numbers():
+    config, decoding = ThoughtConfig(thoughts=3), Decoding(max_tokens=1, think_temperature=3.0)
+    case = Asked(SHAPE, config, decoding, [[4], [3], [2, 3]], False, 0)
+    first, *others = (row.tokens[0].entropy for row in case.but(think_when="never").generate())
+    assert first + 1e-3 < min(others)
+    case = case.but(think_when=f"entropy>{first + 1e-3}")
+    for row, found in enumerate(case.generate()):
+        same_tokens(found.tokens, slowly(case, row))
 
 
 @given(case=asked())
@@ -320,10 +334,6 @@ def test_no_row_grows_past_the_positions_of_the_model(case: Asked, positions: in
 
 # Refusals
 
-SHAPE = ModelConfig(
-    5, dim=8, layers=1, heads=1, kv_heads=1, head_dim=4, hidden_dim=8, max_positions=8
-)
-
 
 @pytest.mark.parametrize(
     ("prompts", "arguments", "message"),
@@ -332,6 +342,11 @@ SHAPE = ModelConfig(
         ([[1], [2, 5]], {}, r"prompt 1: expected ids in \[0, 5\), got 5"),
         ([[1], [-1]], {}, r"prompt 1: expected ids in \[0, 5\), got -1"),
         ([[1], [2] * 5], {}, "prompt 1: 5 tokens and a thought of 4 .* exceed the 8 positions"),
+        (
+            [[1] * 8],
+            {"decoding": Decoding(think_when="never")},
+            "8 tokens and one after them exceed",
+        ),
         ([[1]], {"stop_ids": [7]}, r"stop ids: expected ids in \[0, 5\), got 7"),
         ([[1], [2]], {"numbers": [0]}, "expected 2 numbers of rows, got 1"),
     ],
@@ -339,12 +354,4 @@ SHAPE = ModelConfig(
 def test_what_cannot_be_decoded_is_refused(prompts, arguments, message: str):
     module = random_module(SHAPE, ThoughtConfig(thoughts=2), 0)
     with pytest.raises(ValueError, match=message):
-        generate(module, prompts, Decoding(), **arguments)
-
-
-def test_a_prompt_without_room_for_one_token_is_refused():
-    module = random_module(SHAPE, ThoughtConfig(thoughts=2), 0)
-    decoding = Decoding(think_when="never")
-    assert len(generate(module, [[1] * 7], decoding)[0].ids) == 1
-    with pytest.raises(ValueError, match="prompt 0: 8 tokens and one after them exceed the 8"):
-        generate(module, [[1] * 8], decoding)
+        generate(module, prompts, **{"decoding": Decoding()} | arguments)

@@ -27,6 +27,7 @@ from tiny import module as tiny_module
 from torch import Tensor
 
 import qs.losses
+import qs.mixing
 import qs.quiet
 from qs.config import Config, ModelConfig, RunConfig, ThoughtConfig
 from qs.losses import Terms, linear_nll, targets_ahead
@@ -152,7 +153,8 @@ def test_mixed_prediction_of_step_zero_equals_the_base_prediction_exactly(
         return linear_nll(outputs, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(qs.quiet, "linear_nll", watched)
+        for place in (qs.quiet, qs.mixing):
+            patch.setattr(place, "linear_nll", watched)
         step = case.step(module)
     base, mixed, _ = judged  # of the text, of the mixture, of the thoughts' tokens
     at = case.anchors[:, :, None] + torch.arange(case.config.ahead)

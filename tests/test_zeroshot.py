@@ -30,7 +30,7 @@ def opened(tmp_path_factory):
     texts = [direct_prompt(q) + direct_answer(q) for q in NUMBERS + CHOICES] * 20
     texts += ["A: 0 1 2 3 4 5 6 7 8 9\n"] * 50
     tokenizer = train_tokenizer(texts, folder, 300)
-    init_weights(folder / "weights", folder)
+    init_weights(folder / "weights", folder, positions=128)
     thought = ThoughtConfig(thoughts=2, ahead=1, samples=2, start_text="0", end_text="1")
     settings = Config(thought, run=RunConfig(device="cpu", dtype="float32"))
     quiet, _ = load(folder / "weights", settings, choose_placement(settings.run))

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))  # train.py is a script, not a part of the install
 
 import train  # noqa: E402
 
-VOCAB, DIM, POSITIONS = 300, 16, 128
+VOCAB, DIM, POSITIONS = 300, 16, 48
 TEXTS = [
     f"{a} plus {b} is {a + b}.\nThen {a} times {b} is {a * b}." for a in range(9) for b in range(9)
 ]
@@ -51,7 +51,9 @@ class Tiny:
         return [f"--data={self.data}", f"--weights={self.weights}", f"--out={out}", *SMALL, *more]
 
 
-def make(folder: Path, vocab: int = VOCAB, extra: Sequence[str] = ()) -> Tiny:
+def make(
+    folder: Path, vocab: int = VOCAB, extra: Sequence[str] = (), positions: int = POSITIONS
+) -> Tiny:
     """Make all three, with the project's own commands; `extra` is more text."""
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "source.jsonl"
@@ -59,7 +61,7 @@ def make(folder: Path, vocab: int = VOCAB, extra: Sequence[str] = ()) -> Tiny:
     made = Tiny(folder / "tokenizer", folder / "data", folder / "weights")
     assert data.main(["tokenizer", str(source), f"--out={made.tokenizer}", f"--vocab={vocab}"]) == 0
     data.prepare([source], made.data, made.tokenizer, heldout=0.1, workers=1)
-    init_weights(made.weights, made.tokenizer)
+    init_weights(made.weights, made.tokenizer, positions=positions)
     return made
 
 
@@ -73,14 +75,14 @@ def make_world(folder: Path) -> Tiny:
     assert data.main([*command, "--symbol=:", "--symbol=;"]) == 0
     data.prepare([train_text], made.data, made.tokenizer, workers=1, heldout_sources=[heldout])
     shutil.copy(raw / "world.json", made.data)
-    init_weights(made.weights, made.tokenizer)
+    init_weights(made.weights, made.tokenizer, positions=128)
     return made
 
 
-def init_weights(out: Path, tokenizer: Path, seed: int = 0) -> None:
+def init_weights(out: Path, tokenizer: Path, seed: int = 0, positions: int = POSITIONS) -> None:
     """A random model of `DIM` for a tokenizer."""
     command = ["init", f"--out={out}", f"--tokenizer={tokenizer}", f"--dim={DIM}", "--layers=2"]
-    command += ["--heads=2", "--kv-heads=1", "--hidden-dim=24", f"--max-positions={POSITIONS}"]
+    command += ["--heads=2", "--kv-heads=1", "--hidden-dim=24", f"--max-positions={positions}"]
     assert weights.main([*command, f"--seed={seed}"]) == 0
 
 
