@@ -162,7 +162,7 @@ class RunConfig:
 
     objective: Literal["quiet", "plain", "pause"] = setting(
         "quiet",
-        "quiet: Quiet-STaR; plain: next-token training; pause: n learned pauses, not thoughts",
+        "quiet: Quiet-STaR; plain: next-token training; pause: a learned pause, n times",
     )
     data: str = setting("owm", "folder made by `python -m qs.data prepare`, or its name in data/")
     weights: str = setting("mistral-7b", "folder of a checkpoint or a run, or its name in weights/")

@@ -251,7 +251,7 @@ class Run:
         record = {"step": state.step} | record
         record["tokens_per_second"] = run.batch * run.seq / seconds
         if run.objective != "plain":
-            thought = self.config.thought
+            thought = self.config.thinking
             anchors = thought.anchor_count(run.seq)
             sampled = run.batch * anchors * thought.samples * thought.thoughts
             record["thought_tokens_per_second"] = sampled / seconds

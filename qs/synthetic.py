@@ -230,7 +230,7 @@ def read_recipe(folder: Path, split: Split) -> list[Document] | None:
         settings = {k: tuple(v) if type(v) is list else v for k, v in recipe["world"].items()}
         some = documents(World(**settings), recipe["seed"], split)
         return list(itertools.islice(some, recipe["documents"][split]))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path}: expected what python -m qs.synthetic writes, found {error}"
         ) from None
