@@ -258,7 +258,8 @@ def text_lines(
         lines.append(f"{d.low:10.3f}{d.high:8.3f}{d.tokens:9,}{cells}{d.gain:+10.4f}{half}")
     lines.append("\nthinking only where the entropy of the prediction without thoughts is above X")
     lines.append(
-        f"{'X, nats':>10}{'share of tokens':>18}{'slots a token':>15}{'gain':>10}{'kept':>8}{'gold':>8}"
+        f"{'X, nats':>10}{'share of tokens':>18}{'slots a token':>15}{'gain':>10}"
+        f"{'kept':>8}{'gold':>8}"
     )
     for s in spared:
         kept = "-" if s.kept is None else f"{s.kept:.1%}"

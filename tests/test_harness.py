@@ -28,7 +28,7 @@ LONG = " ".join(f"{a} plus {a} is {a + a}." for a in range(60))
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("tiny"))
+    return make(tmp_path_factory.mktemp("tiny"), positions=128)
 
 
 @pytest.fixture(scope="module")
