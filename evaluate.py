@@ -21,34 +21,25 @@ import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import Tensor
-from tqdm import tqdm
-
-from qs import checkpoint, report, weights
+from qs import checkpoint, report
 from qs.answers import gold_above, marked, measure
-from qs.build import STORED, Placement, check_fits, choose_placement, load
-from qs.config import Config
+from qs.build import choose_placement
 from qs.controls import controls_page, keep_comments
-from qs.data import resolve as resolve_data
 from qs.decoding import Decoding
 from qs.exams import ARITHMETIC, questions_of
 from qs.flags import Parser
 from qs.generate import Stream
-from qs.model_config import read_config, read_settings
+from qs.opened import Opened, heldout, heldout_pairs, open_model
 from qs.plot import draw
 from qs.questions import TASKS
-from qs.quiet import QuietStar
 from qs.records import shown
 from qs.rivals import CONTROLS, RESULTS, compare, jobs, train_all
 from qs.run import PAGE, PAGE_ROWS
 from qs.scores import heldout_score
-from qs.shards import TokenDataset, sequential
 from qs.tasks import by_decile, frontier, most_helped, token_nlls
-from qs.tokenizer import Tokenizer
 from qs.training import step_generator
 from qs.zeroshot import Exam, against
 from qs.zeroshot import run as run_exam
@@ -109,23 +100,11 @@ def settings(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def merged(args: argparse.Namespace, folder: Path, run: Path | None) -> Config:
-    """The run's settings (or the checkpoint's own), changed by the flags that were given."""
-    config = checkpoint.read_config(run) if run else Config()
-    stored = {} if run else read_settings(folder) or {}
-
-    def given(*names: str) -> dict[str, object]:
-        return {n: getattr(args, n) for n in names if getattr(args, n) is not None}
-
-    thought = {key: stored[key] for key in (*STORED, "thoughts") if key in stored}
-    thought |= given("thoughts", "sample_temperature") | {"beta": 0.0}
-    changed = {"device": args.device} | given("data", "seq", "seed")
-    changed["eval_rows"] = args.rows or config.run.eval_rows or 32
-    return dataclasses.replace(
-        config,
-        thought=dataclasses.replace(config.thought, **thought),
-        run=dataclasses.replace(config.run, **changed),
-    )
+def opened_by(args: argparse.Namespace, model: str, reads: bool = True) -> Opened:
+    """Load a model with the settings that flags give; `reads`: it will read held-out text."""
+    thought = {name: getattr(args, name) for name in ("thoughts", "sample_temperature")}
+    run = {name: getattr(args, name) for name in ("device", "data", "seq", "seed")}
+    return open_model(model, thought, run | {"eval_rows": args.rows}, reads)
 
 
 def controls(args: argparse.Namespace) -> None:
@@ -147,48 +126,10 @@ def controls(args: argparse.Namespace) -> None:
         print(f"written to {path}")
 
 
-class Opened(NamedTuple):
-    """A model that is ready, and where it came from."""
-
-    folder: Path
-    run: Path | None
-    config: Config
-    placement: Placement
-    quiet: QuietStar
-    tokenizer: Tokenizer
-
-
-def open_model(args: argparse.Namespace, model: str, reads: bool = True) -> Opened:
-    """Load a run or a checkpoint; `reads` says that held-out text is needed too."""
-    folder = weights.resolve(model)
-    run = folder.parent if (folder / checkpoint.TRAINER).is_file() else None
-    if reads and run is None and args.data is None:
-        raise ValueError(f"{folder} is no run, so give --data: a name in data/ or a folder")
-    config = merged(args, folder, run)
-    placement = choose_placement(config.run)
-    check_fits(read_config(folder), Tokenizer.load(folder), config, folder)
-    return Opened(folder, run, config, placement, *load(folder, config, placement))
-
-
-def heldout(opened: Opened) -> TokenDataset:
-    """The held-out text that a model is evaluated on."""
-    data = TokenDataset(resolve_data(opened.config.run.data), "heldout")
-    data.check_tokenizer(opened.tokenizer)
-    return data
-
-
-def pairs(opened: Opened) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tokens and documents of the held-out text, with a progress bar."""
-    run, data = opened.config.run, heldout(opened)
-    batches = list(sequential(data, run.seq, run.batch, run.eval_rows))
-    for batch in tqdm(batches, "held-out text", leave=False):
-        yield batch.tokens.to(opened.placement.device), batch.documents.to(opened.placement.device)
-
-
 def text_task(opened: Opened) -> dict[str, Any]:
     """Hard tokens: what thinking does by difficulty, where it is worth it, and examples."""
     seed = opened.config.run.seed
-    found = token_nlls(opened.quiet, pairs(opened), step_generator(seed, 0))
+    found = token_nlls(opened.quiet, heldout_pairs(opened), step_generator(seed, 0))
     deciles = by_decile(found.nll_base, found.nll_mix, found.rows)
     spared = frontier(found, opened.config.thought.thoughts)
     folder, run = heldout(opened).folder, opened.config.run
@@ -196,7 +137,7 @@ def text_task(opened: Opened) -> dict[str, Any]:
         rows = [slice(i, i + run.batch) for i in range(0, len(text.tokens), run.batch)]
         asked = measure(opened.quiet, text, rows, step_generator(seed, 0))
         spared = [dataclasses.replace(s, gold=gold_above(asked, s.above)) for s in spared]
-    best, worst = most_helped(opened.quiet, pairs(opened), step_generator(seed, 0), 20)
+    best, worst = most_helped(opened.quiet, heldout_pairs(opened), step_generator(seed, 0), 20)
     print("\n" + "\n".join(report.text_lines(deciles, spared, best, worst, opened.tokenizer)))
     tables = {"deciles": deciles, "frontier": spared, "helped": best, "hurt": worst}
     return {name: [dataclasses.asdict(x) for x in table] for name, table in tables.items()}
@@ -206,7 +147,7 @@ def exams(args: argparse.Namespace) -> None:
     """Question sets: the probability of gold answers, decoded answers, chains of thought."""
     names = args.tasks.split(",")
     read = {x: questions_of(x, args.questions, args.limit) for x in names if x != TEXT}
-    opened = open_model(args, args.model, reads=TEXT in names)
+    opened = opened_by(args, args.model, reads=TEXT in names)
     out = Path(args.out) if args.out else opened.run or Path("runs") / opened.folder.name
     print(f"model   {opened.folder}\ndevice  {opened.placement}\nanswers {out}")
     found = {}
@@ -254,7 +195,7 @@ def continue_text(args: argparse.Namespace) -> None:
     """Go on from prompts, token by token, and show what was thought before each."""
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Decoding)}
     decoding = Decoding(**{name: value for name, value in given.items() if value is not None})
-    opened = open_model(args, args.model, reads=False)
+    opened = opened_by(args, args.model, reads=False)
     for prompt in prompts_of(args.generate):
         ids = opened.tokenizer.encode(prompt, bos=True)
         stream = Stream(opened.quiet, [ids], decoding, opened.config.run.seed)
@@ -274,13 +215,13 @@ def continue_text(args: argparse.Namespace) -> None:
 
 def plot(args: argparse.Namespace) -> None:
     """Pictures of a run: training, thought lengths, hard tokens."""
-    opened = open_model(args, args.plot)
+    opened = opened_by(args, args.plot)
     run, config, quiet = opened.run, opened.config, opened.quiet
     if run is None:
         raise ValueError(f"{args.plot} is no run: --plot draws what a run folder holds")
     deciles = []
     if config.run.objective != "plain":
-        found = token_nlls(quiet, pairs(opened), step_generator(config.run.seed, 0))
+        found = token_nlls(quiet, heldout_pairs(opened), step_generator(config.run.seed, 0))
         deciles = by_decile(found.nll_base, found.nll_mix, found.rows)
     for path in draw(run, deciles):
         print(f"written to {path}")
@@ -303,7 +244,7 @@ def evaluate(argv: list[str]) -> int:
     if args.generate is not None:
         continue_text(args)
         return 0
-    opened = open_model(args, args.model)
+    opened = opened_by(args, args.model)
     folder, run, config, placement, quiet, tokenizer = opened
     data = heldout(opened)
     print(f"thought {config.thought.thoughts} tokens, in rows of {config.run.seq}")

@@ -36,13 +36,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from qs import checkpoint, weights
-from qs.build import STORED, check_fits, choose_placement, load
-from qs.config import Config, at_least
+from qs.config import at_least
 from qs.continuations import Row, Scored, Thinking, fitted, number, score, split, windows
 from qs.decoding import Decoding, ThinkWhen
 from qs.generate import generate
-from qs.model_config import read_config, read_settings
+from qs.opened import open_model
 from qs.quiet import QuietStar
 from qs.report import told
 from qs.tasks import ONE_THOUGHT
@@ -134,29 +132,17 @@ class Adapter:
         Raises:
             ValueError: it is none, or does not fit what was asked for.
         """
-        folder = weights.resolve(given.pretrained)
-        run = folder.parent if (folder / checkpoint.TRAINER).is_file() else None
-        config = checkpoint.read_config(run) if run else Config()
-        stored = {} if run else read_settings(folder) or {}
-        thought = {key: stored[key] for key in (*STORED, "thoughts") if key in stored} | ONE_THOUGHT
-        if given.thoughts is not None:
-            thought["thoughts"] = given.thoughts
         device = "auto" if given.device == "cuda:0" else given.device  # the harness's default
         if device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device: expected auto, cpu or cuda, got {given.device}")
+        thought = ONE_THOUGHT | {"thoughts": given.thoughts}
         # every batch has another shape: layers that are compiled would be compiled for each
-        changed = {"device": device, "seed": given.seed, "seq": 2, "compile": False}
-        config = dataclasses.replace(
-            config,
-            thought=dataclasses.replace(config.thought, **thought),
-            run=dataclasses.replace(config.run, **changed),
-        )
-        placement = choose_placement(config.run)
-        check_fits(read_config(folder), Tokenizer.load(folder), config, folder)
-        if config.run.objective == "plain" and given.think is None:
+        run = {"device": device, "seed": given.seed, "seq": 2, "compile": False}
+        opened = open_model(given.pretrained, thought, run)
+        if opened.config.run.objective == "plain" and given.think is None:
             given = dataclasses.replace(given, think=False)
-        adapter = Adapter(*load(folder, config, placement), given)
-        log.info(f"{folder} on {placement}, thinks {adapter.thinking.when}")
+        adapter = Adapter(opened.quiet, opened.tokenizer, given)
+        log.info(f"{opened.folder} on {opened.placement}, thinks {adapter.thinking.when}")
         return adapter
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Scored]]:

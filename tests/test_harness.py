@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from tiny import POSITIONS, make, run
+from tiny import make, run
 
 from qs import harness
 from qs.continuations import split, windows
@@ -89,8 +89,8 @@ def test_a_long_context_loses_its_beginning_and_is_counted(trained):
     assert adapter.tally["cut"] == 1
     assert adapter.longest == 20
     n = adapter.quiet.config.thoughts
-    assert opened(trained).longest == POSITIONS - n - 2
-    assert opened(trained, think=False).longest == POSITIONS
+    assert opened(trained).longest == 128 - n - 2
+    assert opened(trained, think=False).longest == 128
 
 
 def test_all_windows_of_a_text_together_are_the_text(trained):

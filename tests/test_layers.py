@@ -18,7 +18,7 @@ LAYERS = [  # earlier ones first: the layers of the design, cut finer where it p
     "build training generate",
     "tasks",
     "answers exams continuations",
-    "scores records controls",
+    "scores records controls opened",
     "report star rivals zeroshot",
     "run plot harness",
 ]
