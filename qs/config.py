@@ -160,9 +160,10 @@ class OptimConfig:
 class RunConfig:
     """What is trained on what, where, and for how long."""
 
-    objective: Literal["quiet", "plain", "pause"] = setting(
+    objective: Literal["quiet", "plain", "pause", "star"] = setting(
         "quiet",
-        "quiet: Quiet-STaR; plain: next-token training; pause: a learned pause, n times",
+        "quiet: Quiet-STaR; plain: next-token training; pause: a learned pause, n times; "
+        "star: rationales for question sets (--task)",
     )
     data: str = setting("owm", "folder made by `python -m qs.data prepare`, or its name in data/")
     weights: str = setting("mistral-7b", "folder of a checkpoint or a run, or its name in weights/")
@@ -192,6 +193,11 @@ class RunConfig:
                 f"--micro-batch {self.micro_batch} does not divide --batch {self.batch}"
             )
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the model thinks (or pauses) before every token."""
+        return self.objective in ("quiet", "pause")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -202,7 +208,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        if self.run.objective != "plain" and self.thought.ahead >= self.run.seq:
+        if self.run.thinks and self.thought.ahead >= self.run.seq:
             raise ValueError(
                 f"--ahead {self.thought.ahead} does not fit in rows of --seq {self.run.seq} tokens:"
                 " no thought would have its m true tokens; lower --ahead or raise --seq"

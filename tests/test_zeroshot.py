@@ -11,10 +11,11 @@ from tiny import init_weights
 import qs.zeroshot
 from qs.build import choose_placement, load
 from qs.config import Config, RunConfig, ThoughtConfig
+from qs.files import Lines
 from qs.questions import Question, direct_answer, direct_prompt
 from qs.tasks import wilson
 from qs.tokenizer import train_tokenizer
-from qs.zeroshot import Answers, Exam, against, paired, run, summary
+from qs.zeroshot import Exam, against, paired, run, summary
 
 NUMBERS = [Question(f"n{i}", f"How many are {i}?", (), str(i), str(i)) for i in range(5)]
 CHOICES = [
@@ -103,7 +104,7 @@ def test_chains_are_counted_by_their_majority(opened, tmp_path, monkeypatch):
 
     monkeypatch.setattr(qs.zeroshot, "_continue", said)
     found = run(exam, *opened, [NUMBERS[4], NUMBERS[1]], tmp_path)
-    lines = {x["id"]: x for x in Answers(tmp_path / exam.file).lines()}
+    lines = {x["id"]: x for x in Lines(tmp_path / exam.file).lines()}
     assert lines["n4"]["votes_base"] == ["3", "4", "4"]
     assert lines["n1"]["votes_base"] == ["1", "0", None]
     assert [lines[i]["exact_base"] for i in ("n4", "n1")] == [True, True]
@@ -117,7 +118,7 @@ def test_chains_are_really_generated_and_do_not_depend_on_the_batch_before(opene
     quiet, tokenizer = opened
     found = run(exam, quiet, tokenizer, NUMBERS[:3], tmp_path / "a")
     assert found["scored"] == 3
-    lines = list(Answers(tmp_path / "a" / exam.file).lines())
+    lines = list(Lines(tmp_path / "a" / exam.file).lines())
     path = tmp_path / "b" / exam.file
     path.parent.mkdir()
     path.write_text("".join(json.dumps(line) + "\n" for line in lines[:2]))
@@ -146,10 +147,10 @@ def test_two_models_are_compared_on_the_questions_that_both_answered(opened, tmp
     run(EXAM, *opened, NUMBERS[:4], tmp_path / "other")
     run(own, *opened, NUMBERS[1:], tmp_path / "own")
     path = tmp_path / "own" / own.file
-    lines = list(Answers(path).lines())
+    lines = list(Lines(path).lines())
     lines[0]["gold_greedy"] += 0.3
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    theirs = {x["id"]: x for x in Answers(tmp_path / "other" / EXAM.file).lines()}
+    theirs = {x["id"]: x for x in Lines(tmp_path / "other" / EXAM.file).lines()}
     shared = [x for x in lines if x["id"] in theirs]
     found = against(path, tmp_path / "other")
     assert found["questions"] == len(shared) == 3
