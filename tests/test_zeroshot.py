@@ -129,7 +129,7 @@ def test_chains_are_really_generated_and_do_not_depend_on_the_batch_before(opene
 def test_a_damaged_file_of_answers_is_named(opened, tmp_path):
     path = tmp_path / EXAM.file
     path.write_text("nonsense\n")
-    with pytest.raises(ValueError, match=r"line 1: expected an answer, .* remove the file"):
+    with pytest.raises(ValueError, match=r"line 1: expected a JSON object, .* remove the file"):
         run(EXAM, *opened, NUMBERS, tmp_path)
 
 
