@@ -54,6 +54,13 @@ class Lines:
                     )
                 yield found
 
+    def keep(self, count: int) -> None:
+        """Drop all but the first lines."""
+        kept = b"".join(self.path.read_bytes().splitlines(keepends=True)[:count])
+        aside = self.path.with_name(self.path.name + ".tmp")
+        aside.write_bytes(kept)
+        aside.replace(self.path)
+
     def add(self, some: Sequence[dict[str, Any]]) -> None:
         """Write and flush some lines."""
         with self.path.open("a", encoding="utf-8") as file:

@@ -280,3 +280,20 @@ def text_lines(
                 f"   thought {named(x.thought)}"
             )
     return lines
+
+
+def rounds_table(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Rounds of STaR: what was kept, and accuracy on held-out problems by group, in %."""
+    groups = list(records[0]["accuracy"])
+    heads = ("round", "problems", "kept", "hinted", "kept", "steps", "minutes", *groups)
+    widths = [max(8, len(head)) for head in heads]
+    lines = ["  ".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
+    for record in records:
+        seconds = sum(value for name, value in record.items() if name.endswith("_seconds"))
+        names = ("round", "problems", "kept", "rationalized", "rationalized_kept", "steps")
+        cells = [str(record.get(name, "-")) for name in names] + [f"{seconds / 60:.1f}"]
+        cells += [f"{100 * record['accuracy'][group]:.1f}" for group in groups]
+        lines.append(
+            "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        )
+    return lines

@@ -12,15 +12,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # earlier ones first: the layers of the design, cut finer where it puts two in one
     "config files masks distributed tokenizer view documents problems questions",
-    "shards flags losses attention model model_config checkpoint synthetic fewshot arithmetic",
-    "data tensors thoughts mixing decoding rows",
+    "presets shards losses attention model model_config checkpoint synthetic fewshot arithmetic",
+    "flags data tensors thoughts mixing decoding rows",
     "weights quiet",
-    "build training generate",
+    "build training generate completions star_tasks",
     "tasks",
     "answers exams continuations",
     "scores records controls opened",
     "report star rivals zeroshot",
-    "run plot harness",
+    "run plot harness star_run",
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 RUNTIME = {"torch", "numpy", "sentencepiece", "safetensors", "tqdm"} | set(sys.stdlib_module_names)
