@@ -287,13 +287,15 @@ def rounds_table(records: Sequence[dict[str, Any]]) -> list[str]:
     groups = list(records[0]["accuracy"])
     heads = ("round", "problems", "kept", "hinted", "kept", "steps", "minutes", *groups)
     widths = [max(8, len(head)) for head in heads]
-    lines = ["  ".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+    lines = [line(heads)]
     for record in records:
         seconds = sum(value for name, value in record.items() if name.endswith("_seconds"))
         names = ("round", "problems", "kept", "rationalized", "rationalized_kept", "steps")
         cells = [str(record.get(name, "-")) for name in names] + [f"{seconds / 60:.1f}"]
         cells += [f"{100 * record['accuracy'][group]:.1f}" for group in groups]
-        lines.append(
-            "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        )
+        lines.append(line(cells))
     return lines

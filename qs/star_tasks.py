@@ -1,4 +1,4 @@
-"""What STaR asks: problems as texts, with and without the answer as a hint, and how to read answers.
+"""What STaR asks: problems as texts, with and without a hint, and how answers are read.
 
 Every task gives the same records, so that a round (`qs/star.py`) knows no task:
 
