@@ -11,14 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # earlier ones first: the layers of the design, cut finer where it puts two in one
-    "config files masks distributed tokenizer view documents problems questions",
+    "config files masks distributed tokenizer view documents problems questions pictures",
     "presets shards losses attention model model_config checkpoint synthetic fewshot arithmetic",
     "flags data tensors thoughts mixing decoding rows",
     "weights quiet",
     "build training generate completions star_tasks",
     "tasks",
     "answers exams continuations",
-    "scores records controls opened",
+    "scores records controls opened star_report",
     "report star rivals zeroshot",
     "run plot harness star_run",
 ]

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qs.controls import OWN, Row
-from qs.plot import draw, nll_range, read_curves, read_steps, smooth, spread
+from qs.pictures import spread
+from qs.plot import draw, nll_range, read_curves, read_steps, smooth
 from qs.presets import PRESETS
 from qs.rivals import LENGTH, SAME, TRAINED
 from qs.tasks import Decile
