@@ -12,13 +12,8 @@ from tiny import batch, module
 from qs.answers import Measured
 from qs.config import PRESETS, Config, ThoughtConfig
 from qs.controls import (
-    COMMENTS,
-    HEADS,
     OWN,
     REPLACED,
-    controls_page,
-    keep_comments,
-    markdown,
     pauses,
     random_tokens,
     rivals,
@@ -26,6 +21,7 @@ from qs.controls import (
     shuffled,
     with_seed,
 )
+from qs.controls_page import COMMENTS, HEADS, keep_comments, markdown, page
 from qs.quiet import PAUSE
 from qs.tasks import mean_interval, ratio_interval
 
@@ -164,11 +160,12 @@ def test_the_markdown_has_a_cell_for_every_column():
 
 def test_what_a_person_wrote_below_the_tables_is_kept(tmp_path):
     path = tmp_path / "results" / "controls.md"
-    page = controls_page({"A table": [row("one", [some(0)])]}, "the command", {"torch": "2"})
-    assert "the command" in page
-    assert "## A table" in page
-    keep_comments(path, page)
-    assert path.read_text() == page
+    made = {"Measured with": "torch 2"}
+    text = page({"A table": [row("one", [some(0)])]}, "the command", made, "How to read.")
+    for part in ("the command", "Measured with torch 2.", "How to read.", "## A table"):
+        assert part in text
+    keep_comments(path, text)
+    assert path.read_text() == text
     path.write_text(f"old\n{COMMENTS}\n\nA sentence.\n")
-    keep_comments(path, page)
-    assert path.read_text() == f"{page}\n{COMMENTS}\n\nA sentence.\n"
+    keep_comments(path, text)
+    assert path.read_text() == f"{text}\n{COMMENTS}\n\nA sentence.\n"
