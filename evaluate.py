@@ -134,10 +134,10 @@ def controls(args: argparse.Namespace) -> None:
     config = checkpoint.read_config(run)
     rows = args.rows or config.run.eval_rows or ROWS
     rivals.check(run, todo, rows)
+    here = report.environment(str(choose_placement(config.run)))
     rivals.train_all(todo, Path(__file__).with_name("train.py"), args.jobs)
     tables = rivals.compare(run, args.seeds, rows)
     named = {title: [dataclasses.asdict(line) for line in lines] for title, lines in tables.items()}
-    here = report.environment(str(choose_placement(config.run)))
     trained = rivals.trained_by(run, args.seeds)
     results = {"command": args.command, "environment": here, "trained": trained, "tables": named}
     checkpoint.write_json(run / rivals.CONTROLS, results)

@@ -24,7 +24,9 @@ READ_BY = {  # each flag: the modes that read it
     "show": "score",
     **dict.fromkeys(("questions", "limit", "batch", "samples", "votes", "against"), "sets"),
     "out": "sets text",
-    **dict.fromkeys(("max_tokens", "top_p", "think_when", "think_temperature"), "generate"),
+    **dict.fromkeys(
+        ("max_tokens", "top_p", "fixed_weight", "think_when", "think_temperature"), "generate"
+    ),
     "temperature": "generate votes",
     "show_thoughts": "generate",
 }
