@@ -220,6 +220,17 @@ def test_a_tokenizer_that_does_not_spell_answers_in_one_token_is_refused(world, 
         marked(world.data, tokenizer, 48)
 
 
+def test_possible_answers_that_share_a_token_are_refused_though_none_is_the_answer(world, text):
+    first = [q for q in text.questions if q.row == 0]
+    assert any(q.kind != "chain" for q in first)
+    right = {q.gold for q in first if q.kind != "chain"}
+    one, two, *_ = (digit for digit in range(10) if digit not in right)
+    tokenizer = Odd.load(world.tokenizer)
+    tokenizer.swaps = ((f"\n{one}", f"\n{two}"),)
+    with pytest.raises(ValueError, match="expected each possible answer to be one token"):
+        marked(world.data, tokenizer, 48, rows=1)
+
+
 def test_the_change_of_other_tokens_is_paired_by_row(quiet, text):
     one, two = found(quiet, text), found(quiet, text, fixed_weight=0.5)
     before, after = summarise(text, one), summarise(text, two)
