@@ -12,6 +12,8 @@ from tiny import batch, module
 from qs.answers import Measured
 from qs.config import PRESETS, Config, ThoughtConfig
 from qs.controls import (
+    EVALUATED,
+    LENGTHS,
     OWN,
     REPLACED,
     pauses,
@@ -61,6 +63,11 @@ def test_the_run_itself_is_no_rival_of_its_own():
         "pause tokens",
         "n = 0",
     }
+
+
+def test_lengths_in_evaluation_are_those_of_training_and_more_between():
+    assert set(LENGTHS) < set(EVALUATED)
+    assert set(EVALUATED) - set(LENGTHS) == {3, 6, 7, 10, 14}
 
 
 def test_another_seed_is_the_only_change():
