@@ -13,13 +13,13 @@ HEADS = (
     "control",
     "seeds",
     "gold answer probability",
-    "less before training",
-    "less beta = 0",
+    "minus before training",
+    "minus beta = 0",
     "NLL at answers",
     "thoughts with the steps",
     "weight at answers",
     "NLL of other tokens",
-    "less before training",
+    "minus before training",
     "training, s",
 )
 
@@ -67,11 +67,12 @@ NOTES = """{questions:,} questions and {tokens:,} other tokens in {rows:,} rows 
 Means over seeds; ± is half of a 95 % interval over questions (for other tokens: over rows of text),
 each taken as its mean over seeds; in brackets the smallest and the largest seed. Gold answer
 probability is renormalised over possible answers, on questions whose working is left out, one
-thought sampled {how} before every token. "less" is the paired difference on the same questions or
-rows of text: from the model before training, without thoughts, and from the row
-`{unrewarded}`. The row `{before}` thinks with the start and end vectors that training begins from.
-A thought earns a reward only if its m tokens are left in the document: where a row says that
-answers earn none, REINFORCE never saw them, and the row is no fair comparison.
+thought sampled {how} before every token. "minus" is the paired difference on the same
+questions or rows of text: from the model before training, without thoughts, and from the row
+`{unrewarded}`. The row `{before}` thinks with the start and end
+vectors that training begins from. A thought earns a reward only if its m tokens are left in the
+document: where a row says that answers earn none, REINFORCE never saw their thoughts, and the row
+is no fair comparison.
 """
 
 

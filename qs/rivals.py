@@ -220,9 +220,10 @@ def compare(run: Path, seeds: int, rows: int) -> dict[str, list[Row]]:
     def found(
         checkpoints: Sequence[Path], configs: Sequence[Config], replaced: Replaced = REPLACED[0]
     ) -> list[Measured]:
-        bar.update()
         some = zip(checkpoints, configs, strict=True)
-        return [_measured(folder, config, text, replaced) for folder, config in some]
+        done = [_measured(folder, config, text, replaced) for folder, config in some]
+        bar.update()
+        return done
 
     def cost(runs: Sequence[Path]) -> float:
         return float(np.mean([seconds(folder) for folder in runs]))
