@@ -18,25 +18,27 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from qs import checkpoint, report
+from qs import checkpoint, report, rivals
 from qs.answers import gold_above, marked, measure
 from qs.build import choose_placement
-from qs.controls import controls_page, keep_comments
+from qs.checkpoint import RESULTS
+from qs.controls_page import keep_comments, notes, page
 from qs.decoding import Decoding
 from qs.exams import ARITHMETIC, questions_of
 from qs.flags import Parser
 from qs.generate import Stream
-from qs.opened import Opened, heldout, heldout_pairs, open_model
+from qs.modes import READ_BY, asked, refuse_unread
+from qs.opened import ROWS, Opened, heldout, heldout_pairs, open_model
 from qs.plot import draw
 from qs.questions import TASKS
 from qs.records import shown
-from qs.rivals import CONTROLS, RESULTS, compare, jobs, train_all
 from qs.run import PAGE, PAGE_ROWS
 from qs.scores import heldout_score
 from qs.tasks import by_decile, frontier, most_helped, token_nlls
@@ -52,7 +54,11 @@ LEAST = {  # values of flags
 
 
 def settings(argv: list[str]) -> argparse.Namespace:
-    """The command line; a flag that is not given takes the run's own setting."""
+    """The command line; a flag that is not given takes the run's own setting.
+
+    Raises:
+        ValueError: a flag is unknown, out of range, or not read by what is asked for.
+    """
     parser = Parser("evaluate.py", __doc__)
     parser.add_argument("model", nargs="?", help="a run, a checkpoint, or a name in weights/")
     parser.add_argument("--controls", metavar="RUN", help="train and measure what to compare with")
@@ -90,36 +96,55 @@ def settings(argv: list[str]) -> argparse.Namespace:
         kind = {"max_tokens": int, "think_when": str}.get(f.name, float)
         flag, default = f"--{f.name.replace('_', '-')}", f"[{f.default}]"
         text.add_argument(flag, type=kind, help=f"{f.metadata['help']} {default}")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(READ_BY)))
+    given = [name for name in READ_BY if getattr(args, name) is not None]
+    for name in READ_BY.keys() - set(given):
+        setattr(args, name, parser.get_default(name))
+    args.command = shlex.join(["python", "evaluate.py", *argv])
     for name, least in LEAST.items():
         value = getattr(args, name)
         if value is not None and value < least:
             raise ValueError(f"--{name} is at least {least}, got {value}")
     if sum(x is not None for x in (args.model, args.controls, args.plot)) != 1:
         raise ValueError("give one of: a model, --controls RUN, --plot RUN")
+    refuse_unread(given, asked(args, TEXT))
     return args
 
 
 def opened_by(args: argparse.Namespace, model: str, reads: bool = True) -> Opened:
-    """Load a model with the settings that flags give; `reads`: it will read held-out text."""
+    """Load a model with the settings that flags give; `reads`: it will read held-out text.
+
+    Raises:
+        ValueError: it does not think, and what thinking does to text is asked for.
+    """
     thought = {name: getattr(args, name) for name in ("thoughts", "sample_temperature")}
     run = {name: getattr(args, name) for name in ("device", "data", "seq", "seed")}
-    return open_model(model, thought, run | {"eval_rows": args.rows}, reads)
+    opened = open_model(model, thought, run | {"eval_rows": args.rows}, reads)
+    if reads and args.tasks and not opened.config.run.thinks:
+        raise ValueError(
+            f"{model} was trained with --objective plain: --tasks {TEXT} expects a model that "
+            "thinks, so leave it out"
+        )
+    return opened
 
 
 def controls(args: argparse.Namespace) -> None:
     """Train what a run is compared with, unless it is there, and measure all of it."""
-    run = Path(args.controls)
-    todo = jobs(run, args.seeds)
-    train_all(todo, Path(__file__).with_name("train.py"), args.jobs)
-    rows = args.rows or checkpoint.read_config(run).run.eval_rows or 32
-    tables = compare(run, args.seeds, rows)
+    run, todo = Path(args.controls), rivals.jobs(Path(args.controls), args.seeds)
+    config = checkpoint.read_config(run)
+    rows = args.rows or config.run.eval_rows or ROWS
+    rivals.check(run, todo, rows)
+    here = report.environment(str(choose_placement(config.run)))
+    rivals.train_all(todo, Path(__file__).with_name("train.py"), args.jobs)
+    tables = rivals.compare(run, args.seeds, rows)
     named = {title: [dataclasses.asdict(line) for line in lines] for title, lines in tables.items()}
-    command = f"python evaluate.py --controls {run} --seeds {args.seeds} --rows {rows}"
-    placement = str(choose_placement(checkpoint.read_config(run).run))
-    results = {"command": command, "environment": report.environment(placement), "tables": named}
-    checkpoint.write_json(run / CONTROLS, results)
-    text = controls_page(tables, command, results["environment"])
+    trained = rivals.trained_by(run, args.seeds)
+    results = {"command": args.command, "environment": here, "trained": trained, "tables": named}
+    checkpoint.write_json(run / rivals.CONTROLS, results)
+    measured = ", ".join(f"{key} {value}" for key, value in here.items())
+    made = {"Measured with": measured, "Trained with": trained}
+    about = notes(rivals.questions(run, rows), config.thought.sample_temperature)
+    text = page(tables, args.command, made, about)
     print("\n" + text)
     for path in filter(None, (run / "controls.md", args.markdown and Path(args.markdown))):
         keep_comments(path, text)
@@ -225,7 +250,7 @@ def plot(args: argparse.Namespace) -> None:
         deciles = by_decile(found.nll_base, found.nll_mix, found.rows)
     for path in draw(run, deciles):
         print(f"written to {path}")
-    if not (run / CONTROLS).is_file():
+    if not (run / rivals.CONTROLS).is_file():
         print(f"no thought-length curve: make it with python evaluate.py --controls {run}")
 
 

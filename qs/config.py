@@ -256,6 +256,11 @@ class Config:
             return dataclasses.replace(self.thought, samples=1, beta=0.0)
         return self.thought
 
+    @property
+    def sampled(self) -> bool:
+        """Whether there are thoughts of sampled tokens: neither pauses nor nothing at all."""
+        return self.run.objective == "quiet" and self.thought.thoughts > 0
+
     def to_json(self) -> dict[str, dict[str, Any]]:
         """Nested plain values, for `json.dump`."""
         return dataclasses.asdict(self)

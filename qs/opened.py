@@ -65,11 +65,12 @@ def open_model(
     config = checkpoint.read_config(home) if home else Config()
     stored = {} if home else read_settings(folder) or {}
     kept = {key: stored[key] for key in (*STORED, "thoughts") if key in stored} | {"beta": 0.0}
-    rows = {"eval_rows": config.run.eval_rows or ROWS}
+    own = {key: stored[key] for key in ("objective",) if key in stored}
+    own["eval_rows"] = config.run.eval_rows or ROWS
     config = dataclasses.replace(
         config,
         thought=dataclasses.replace(config.thought, **kept | _given(thought)),
-        run=dataclasses.replace(config.run, **rows | _given(run)),
+        run=dataclasses.replace(config.run, **own | _given(run)),
     )
     placement = choose_placement(config.run)
     check_fits(read_config(folder), Tokenizer.load(folder), config, folder)

@@ -16,7 +16,7 @@ import torch
 from qs.config import ThoughtConfig
 from qs.decoding import Token
 from qs.records import Shown
-from qs.scores import Score
+from qs.scores import Score, other_change
 from qs.tasks import Decile, Helped, Spared
 from qs.tokenizer import Tokenizer
 from qs.view import page, terminal
@@ -154,7 +154,8 @@ def _lines(heads: tuple[str, ...], *scores: Score) -> list[str]:
         lines.append(row("    95 % +-", overall, "gold_mix_interval", "gold_base_interval"))
         lines += answers("NLL at the answer, nats", "nll_mix", "nll_base")
         if last.text.nll_mix is not None:
-            lines.append(row("thoughts that hold the steps", overall, "useful", None))
+            if overall[-1].useful is not None:
+                lines.append(row("thoughts that hold the steps", overall, "useful", None))
             lines.append(row("mixing weight at the answer", overall, "weight", None))
     texts = [("held-out text", [score.text for score in scores])]
     if last.other is not None:
@@ -162,6 +163,9 @@ def _lines(heads: tuple[str, ...], *scores: Score) -> list[str]:
     for title, items in texts:
         lines.append(f"{title}, {items[-1].tokens:,} tokens")
         lines.append(row("  NLL, nats a token", items, "nll_mix", "nll_base"))
+        if items[-1] is last.other and (change := other_change(scores[0], last)) and scores[1:]:
+            for label, value in zip(("  change by training", "    95 % +-"), change, strict=True):
+                lines.append(f"{label:32}{cell(None)}{cell(value)}")
         if last.text.nll_mix is not None:
             lines.append(row("  gain by thinking", items, "gain", None))
             lines.append(row("    95 % +-", items, "gain_interval", None))

@@ -72,6 +72,31 @@ def test_an_exported_run_scores_as_the_run(tiny, trained, tmp_path, capsys):
     assert len(lines[0]) == 5
 
 
+def test_an_exported_run_of_pauses_pauses(tiny, tmp_path, capsys):
+    made = run(tmp_path / "made", tiny.flags(tmp_path / "made", "--objective=pause"))
+    out = tmp_path / "released"
+    assert weights.main(["export", str(made), "--layout", "quietstar", f"--out={out}"]) == 0
+    capsys.readouterr()
+    flags = ["--rows", "6", "--seq", "16", "--data", str(tiny.data)]
+    lines = []
+    for model in (made, out):
+        for seed in ("0", "1"):  # nothing is drawn
+            assert evaluate.main([str(model), *flags, "--seed", seed]) == 0
+            printed = capsys.readouterr().out.splitlines()
+            lines.append([x for x in printed if x.startswith("  ")])
+    assert lines[0] == lines[1] == lines[2] == lines[3]
+
+
+def test_hard_tokens_of_a_model_that_does_not_think_are_refused(tiny, tmp_path, capsys):
+    flags = tiny.flags(tmp_path / "out", "--objective=plain", "--steps=1")
+    plain = run(tmp_path / "out", flags)
+    capsys.readouterr()
+    assert evaluate.main([str(plain), "--tasks", "arithmetic,text", "--limit=1"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "--tasks text expects a model that thinks" in error
+    assert "\n" not in error
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

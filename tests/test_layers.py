@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # earlier ones first: the layers of the design, cut finer where it puts two in one
-    "config files masks distributed tokenizer view documents problems questions pictures",
+    "config files modes masks distributed tokenizer view documents problems questions pictures",
     "presets shards losses attention model model_config checkpoint synthetic fewshot arithmetic",
     "flags data tensors thoughts mixing decoding rows",
     "weights quiet",
@@ -19,7 +19,7 @@ LAYERS = [  # earlier ones first: the layers of the design, cut finer where it p
     "tasks",
     "answers exams continuations",
     "scores records controls opened star_report",
-    "report star rivals zeroshot",
+    "report star rivals zeroshot controls_page",
     "run plot harness star_run",
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
