@@ -78,7 +78,9 @@ def bootstrap(folder: Path | None, config: Config) -> int:
         print(f"\nstopped by {run.stop.name}; what is finished is kept")
         print(f"go on with: python train.py --resume {run.folder}")
         return 128 + run.stop
-    checkpoint.write_json(run.folder / "results.json", {"rounds": rounds})
+    path = run.folder / "results.json"
+    others = checkpoint.read_json(path) if path.is_file() else {}  # evaluate.py writes there too
+    checkpoint.write_json(path, others | {"rounds": rounds})
     print("\n" + "\n".join(rounds_table(rounds)))
     print(f"\nrun folder: {run.folder} (settings, log.jsonl, rationales in round_*/, checkpoint)")
     return 0

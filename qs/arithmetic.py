@@ -97,13 +97,13 @@ def split_of(problem: Sum) -> Split:
     return "heldout" if int.from_bytes(digest, "big") < HELDOUT * 2**64 else "train"
 
 
-def sums(seed: int, split: Split, digits: int) -> Iterator[Sum]:
+def sums(seed: int | str, split: Split, digits: int) -> Iterator[Sum]:
     """Sums without end; same seed, split and digits, same sums.
 
     Drawn evenly from all of the split, so that they come again; see `split_of` for one digit.
 
     Args:
-        seed: any integer.
+        seed: any integer or text.
         split: "train" or "heldout"; disjoint whatever the seeds, a + b and b + a being in the same.
         digits: d of both numbers; the first digit is 0 only where d is 1.
 

@@ -117,8 +117,12 @@ def few_shot_prompt(examples: Sequence[Example], question: Question, hint: bool 
         question: the one at hand.
         hint: whether the answers are given (rationalisation).
     """
-    shown = [f"{question_prompt(e.question, hint)} {e.rationale}\n\n" for e in examples]
-    return "".join([*shown, question_prompt(question, hint)])
+    return shown(examples, hint) + question_prompt(question, hint)
+
+
+def shown(examples: Sequence[Example], hint: bool = False) -> str:
+    """What every prompt of a task begins with: the worked examples."""
+    return "".join(f"{question_prompt(e.question, hint)} {e.rationale}\n\n" for e in examples)
 
 
 def example_text(question: Question, rationale: str) -> tuple[str, str]:

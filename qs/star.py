@@ -15,8 +15,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
+from qs.config import check_names
 from qs.decoding import Decoding
 from qs.generate import generate
 from qs.questions import cut
@@ -160,6 +162,16 @@ def _write(
     return found
 
 
+def attempt(line: dict[str, Any], where: str) -> Attempt:
+    """Read back a line that holds an attempt.
+
+    Raises:
+        ValueError: it holds anything else; `where` names the file.
+    """
+    check_names(where, line, {field.name for field in fields(Attempt)})
+    return Attempt(**line)
+
+
 def failures(problems: Sequence[Problem], first: Sequence[Attempt]) -> list[Problem]:
     """Problems that were answered wrongly, to be rationalised; those that did not fit are not."""
     return [
@@ -188,7 +200,7 @@ def answers(problems: Sequence[Problem]) -> list[Example]:
 
 
 def accuracy(made: Sequence[Attempt]) -> dict[str, float]:
-    """Share of right answers by group, in order of appearance, and of all as "all"."""
+    """Share of right answers by group, sorted, and of all as "all"; what did not fit is wrong."""
     right: Counter[str] = Counter()
     count: Counter[str] = Counter()
     for attempt in made:

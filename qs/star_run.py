@@ -6,8 +6,9 @@
     round_01/heldout.jsonl       attempts at held-out problems after training
     step_000001/                 the model after round 1; only the last round's is kept
 
-Attempts are appended as batches are finished, so that a kill loses at most the batch in hand, and
-the same command then makes the same examples. Training of a round begins anew.
+round_00/ holds what the untrained model writes for held-out problems. Attempts are appended as
+batches are finished, so that a kill loses at most the batch in hand, and the same command then
+makes the same examples. Training of a round begins anew.
 
 Source: STaR (arXiv:2203.14465), algorithm 1 and section 4.
 """
@@ -36,7 +37,17 @@ from qs.files import Lines
 from qs.model_config import read_config
 from qs.quiet import QuietStar
 from qs.report import environment, rounds_table
-from qs.star import Attempt, Example, accuracy, answers, attempts, batches, examples, failures
+from qs.star import (
+    Attempt,
+    Example,
+    accuracy,
+    answers,
+    attempt,
+    attempts,
+    batches,
+    examples,
+    failures,
+)
 from qs.star_tasks import Problem, task_of
 from qs.tokenizer import Tokenizer
 from qs.training import make_optimizer, train_step
@@ -74,10 +85,10 @@ class StarRun:
         check_fits(read_config(self.start), self.tokenizer, self.config, self.start)
         self.task = task_of(config.star, run.seed)
         self.stop: signal.Signals | None = None
-        new = folder is None
         self.folder = folder or checkpoint.new_run(run.out, name, self.config)
         self.log = checkpoint.Log(self.folder)
-        if new:
+        self.log.cut(0)  # a line that a kill cut short
+        if not self.log.path.is_file():
             self.log.write(environment(str(self.placement)))
         print(f"model   {self.start}: {read_config(self.start).layers} layers")
         print(f"task    {config.star.task}: {len(self.task.heldout)} held-out problems")
@@ -92,6 +103,8 @@ class StarRun:
             ValueError: a round kept nothing.
         """
         records = [r for r in self.log.records() if "round" in r]
+        if records:
+            print("\n".join(["", *rounds_table(records)]), flush=True)
         for number in range(len(records), self.config.star.rounds + 1):
             if number == 0:
                 quiet, record = self._load(self.start), {"round": 0}
@@ -100,10 +113,16 @@ class StarRun:
             record |= self._evaluate(quiet, number)
             self.log.write(record)
             records.append(record)
-            if number > 1:
-                shutil.rmtree(self.folder / f"step_{number - 1:06d}", ignore_errors=True)
-            print(self.line(record))
+            rows = rounds_table(records)
+            print("\n".join(["", *rows] if number == 0 else rows[-1:]), flush=True)
+            self._forget(number)
         return records
+
+    def _forget(self, number: int) -> None:
+        """Remove the models of rounds before this one."""
+        for step, folder in checkpoint.saved_steps(self.folder).items():
+            if step < number:
+                shutil.rmtree(folder)
 
     def steps(self, number: int) -> int:
         """Optimiser steps of a round."""
@@ -118,30 +137,48 @@ class StarRun:
 
     def _round(self, number: int) -> tuple[QuietStar, dict[str, Any]]:
         """Generate, filter, rationalise, train from the original model, save."""
-        began, star = time.perf_counter(), self.config.star
+        done = self.folder / f"step_{number:06d}"
+        if done.is_dir():  # stopped while it was evaluated
+            return self._load(done), checkpoint.read_json(done / checkpoint.TRAINER)
+        began = time.perf_counter()
         problems = self.task.training(number)
         record: dict[str, Any] = {"round": number, "problems": len(problems)}
-        if star.learn == "answers":
+        if self.config.star.learn == "answers":
             found = answers(problems)
         else:
             found, counts = self._rationales(number, problems)
             record |= counts
+        self._write(number, found)
         record["examples"] = len(found)
         record["generating_seconds"] = time.perf_counter() - began
-        done = self.folder / f"step_{number:06d}"
-        if done.is_dir():  # stopped while it was evaluated
-            (record["trained_tokens"],) = checkpoint.read_json(done / checkpoint.TRAINER).values()
-            return self._load(done), record
+        if not found:
+            raise ValueError(
+                f"round {number}: expected right answers to train on, found none among "
+                f"{len(problems)} problems (what was written is in {self._of(number)}): take a "
+                "model that gets some right, or more --problems, --shots or --rationale-tokens"
+            )
         quiet = self._load(self.start)
         record |= self._train(quiet, found, number)
-        self._save(quiet, number, record["trained_tokens"])
+        self._save(quiet, number, record)
         return quiet, record
+
+    def _of(self, number: int) -> Path:
+        """Where a round's attempts and examples are."""
+        return self.folder / f"round_{number:02d}"
+
+    def _write(self, number: int, found: Sequence[Example]) -> None:
+        """Write a round's examples, whole or not at all."""
+        path = self._of(number) / EXAMPLES
+        path.parent.mkdir(exist_ok=True)
+        aside = path.with_name(f"{path.name}.tmp")
+        aside.write_text("".join(json.dumps(dataclasses.asdict(e)) + "\n" for e in found))
+        aside.replace(path)
 
     def _rationales(
         self, number: int, problems: Sequence[Problem]
     ) -> tuple[list[Example], dict[str, int]]:
         """Every kept rationale of a round, and what was counted."""
-        folder, quiet = self.folder / f"round_{number:02d}", self._before(number)
+        folder, quiet = self._of(number), self._before(number)
         made = self._attempts(quiet, folder / GENERATED, problems, number)
         counts = {
             "too_long": sum(a.rationale is None for a in made),
@@ -156,11 +193,7 @@ class StarRun:
             }
             made = [*made, *hinted]
         counts["generated_tokens"] = sum(a.tokens for a in made)
-        found = examples(problems, made)
-        aside = folder / f"{EXAMPLES}.tmp"
-        aside.write_text("".join(json.dumps(dataclasses.asdict(e)) + "\n" for e in found))
-        aside.replace(folder / EXAMPLES)
-        return found, counts
+        return examples(problems, made), counts
 
     def _attempts(
         self,
@@ -173,7 +206,7 @@ class StarRun:
     ) -> list[Attempt]:
         """Attempts at all problems: read what is there, make and append the rest."""
         star, lines = self.config.star, Lines(path)
-        made = [Attempt(**line) for line in lines.lines()]
+        made = [attempt(line, str(path)) for line in lines.lines()]
         # whole batches only: a batch is attempted as it was
         ends = list(itertools.accumulate(map(len, batches(problems, star.rationale_batch))))
         skip = sum(end <= len(made) for end in ends)
@@ -183,7 +216,7 @@ class StarRun:
                 f"{path}: expected attempts at the problems of this run, found others; are the "
                 "question files the same? start a new run"
             )
-        if lines.path.is_file():
+        if path.is_file():
             lines.keep(len(made))
         drawn = star.rationale_temperature if temperature is None else temperature
         decoding = Decoding(max_tokens=star.rationale_tokens, temperature=drawn, think_when="never")
@@ -218,7 +251,7 @@ class StarRun:
             [(e.prompt, e.completion) for e in found], self.tokenizer, run.seq, run.seed
         )
         optimizer = make_optimizer(quiet, config.optim)
-        device, tokens, loss = self.placement.device, 0, 0.0
+        device, tokens, skipped, loss = self.placement.device, 0, 0, 0.0
         bar = tqdm(range(steps), f"round {number}, training", unit="step", leave=False)
         for step, batch in zip(bar, data.batches(run.batch), strict=False):
             text, documents, counted = (x.to(device) for x in batch)
@@ -226,32 +259,39 @@ class StarRun:
                 quiet, optimizer, text, documents, config, step, False, counted=counted
             )
             tokens += int((batch.documents >= 0).sum())
+            skipped += int(step_record["skipped"])
             loss = step_record["nll_base"]
             bar.set_postfix_str(f"nll {loss:.3f}")
             self._pause()
+        if skipped == steps or not all(p.isfinite().all() for p in quiet.model.parameters()):
+            raise ValueError(
+                f"round {number}: {skipped} of {steps} steps had a loss or gradient that is not "
+                "finite, or left such parameters; lower --lr or use --dtype float32"
+            )
         return {
             "examples_too_long": data.too_long,
             "steps": steps,
+            "skipped": skipped,
             "trained_tokens": tokens,
             "nll": loss,
             "training_seconds": time.perf_counter() - began,
         }
 
-    def _save(self, quiet: QuietStar, number: int, tokens: int) -> None:
+    def _save(self, quiet: QuietStar, number: int, record: dict[str, Any]) -> None:
         named = {n: p for n, p in quiet.named_parameters() if n.startswith("model.")}
         model = {n.removeprefix("model."): x for n, x in checkpoint.gathered(named).items()}
 
         def write(folder: Path) -> None:
             weights.save(folder, quiet.model.config, model)
             shutil.copyfile(self.start / "tokenizer.model", folder / "tokenizer.model")
-            checkpoint.write_json(folder / checkpoint.TRAINER, {"trained_tokens": tokens})
+            checkpoint.write_json(folder / checkpoint.TRAINER, record)
 
         checkpoint.save_step(self.folder, number, write)
 
     def _evaluate(self, quiet: QuietStar, number: int) -> dict[str, Any]:
         """Accuracy on held-out problems, greedily decoded."""
         began = time.perf_counter()
-        path = self.folder / f"round_{number:02d}" / HELDOUT
+        path = self._of(number) / HELDOUT
         made = self._attempts(quiet, path, self.task.heldout, number, temperature=0.0)
         seconds = time.perf_counter() - began
         return {"accuracy": accuracy(made), "heldout_seconds": seconds}
@@ -259,7 +299,3 @@ class StarRun:
     def _pause(self) -> None:
         if self.stop is not None:
             raise Stopped
-
-    def line(self, record: dict[str, Any]) -> str:
-        """A round in one line."""
-        return rounds_table([record])[-1]

@@ -31,22 +31,38 @@ class Problem:
     Attributes:
         id: unique in its set.
         group: by which accuracy is told ("3 digits"), or "".
-        gold: the answer.
-        prompt: what is asked: worked examples, if any, and the question.
-        hinted: the same with the answer (the answer only) as a hint; None: the task has no hints.
+        gold: the answer, as `read` gives it.
         question: what is stored and trained on: the question, never hinted nor with examples.
+        hint: the question with the answer (the answer only) as a hint; None: the task has no hints.
         answer: the completion that is the answer without a rationale.
         read: completion -> the answer it comes to, or None.
+        shown: worked examples, without and with hints; one object for all problems of a task.
     """
 
     id: str
     group: str
     gold: str
-    prompt: str
-    hinted: str | None
     question: str
+    hint: str | None
     answer: str
     read: Callable[[str], str | None]
+    shown: tuple[str, str] = ("", "")
+
+    @property
+    def prompt(self) -> str:
+        """What is asked: worked examples, if any, and the question."""
+        return self.shown[0] + self.question
+
+    @property
+    def hinted(self) -> str:
+        """The same with hints.
+
+        Raises:
+            ValueError: the task has none.
+        """
+        if self.hint is None:
+            raise ValueError("this task has no hints: pass --no-rationalize")
+        return self.shown[1] + self.hint
 
 
 @dataclass(frozen=True)
@@ -98,22 +114,23 @@ def _sums(config: StarConfig, seed: int) -> Task:
     def read(text: str) -> str | None:
         return arithmetic.parse_answer(text, steps)
 
-    def problem(one: arithmetic.Sum) -> Problem:
-        def prompt(ask: Callable[[arithmetic.Sum], str]) -> str:
-            return "".join(f"{ask(x)}{complete(x)}\n" for x in shown) + ask(one)
+    # not parted by empty lines: what follows a sum is then cut off without a trace of it
+    asks = (arithmetic.prompt, arithmetic.hinted_prompt)
+    plain, hinted = ("".join(ask(one) + complete(one) for one in shown) for ask in asks)
 
+    def problem(one: arithmetic.Sum) -> Problem:
         return Problem(
             id=f"{one.a}+{one.b}",
             group=f"{one.digits} digits",
             gold=one.answer,
-            prompt=prompt(arithmetic.prompt),
-            hinted=prompt(arithmetic.hinted_prompt),
             question=arithmetic.prompt(one),
+            hint=arithmetic.hinted_prompt(one),
             answer=arithmetic.direct(one),
             read=read,
+            shown=(plain, hinted),
         )
 
-    def different(seed: object, split: Split, each: int) -> list[Problem]:
+    def different(seed: int | str, split: Split, each: int) -> list[Problem]:
         found: dict[str, Problem] = {}
         for digits in range(1, LONGEST + 1):
             for one in itertools.islice(arithmetic.sums(seed, split, digits), each):
@@ -134,6 +151,8 @@ def _world(config: StarConfig, seed: int) -> Task:
     opened, closed = synthetic.OPEN, synthetic.CLOSE
 
     def read(text: str) -> str | None:
+        if config.learn == "rationales" and closed not in text:
+            return None
         return text.rpartition(closed)[2].strip() or None
 
     def problem(one: synthetic.Document) -> Problem:
@@ -143,10 +162,9 @@ def _world(config: StarConfig, seed: int) -> Task:
         return Problem(
             id=one.question,
             group=one.kind,
-            gold=one.answer,
-            prompt=question,
-            hinted=None,
+            gold=one.answer.strip(),
             question=question,
+            hint=None,
             answer=one.answer,
             read=read,
         )
@@ -170,6 +188,7 @@ def _question_set(config: StarConfig, seed: int) -> Task:
     examples = fewshot.few_shot(config.task)[: config.shots]
     if config.learn == "answers":
         examples = [fewshot.Example(e.question, fewshot.closing(e.question)) for e in examples]
+    shown = fewshot.shown(examples), fewshot.shown(examples, hint=True)
 
     def problem(one: Question) -> Problem:
         question, answer = fewshot.example_text(one, fewshot.closing(one))
@@ -177,11 +196,11 @@ def _question_set(config: StarConfig, seed: int) -> Task:
             id=one.id,
             group="",
             gold=one.gold,
-            prompt=fewshot.few_shot_prompt(examples, one),
-            hinted=fewshot.few_shot_prompt(examples, one, hint=True),
             question=question,
+            hint=fewshot.question_prompt(one, hint=True),
             answer=answer,
             read=lambda text: parse_stated(one, cut(text, fewshot.STOPS)),
+            shown=shown,
         )
 
     def read(split: str, limit: int) -> list[Question]:

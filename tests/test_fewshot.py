@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from qs.fewshot import (
     PROMPTS,
     STOPS,
+    closing,
     example_text,
     few_shot,
     few_shot_prompt,
     question_prompt,
+    shown,
 )
 from qs.questions import TASKS, Question, cut, parse_stated
 
@@ -70,6 +72,23 @@ def test_what_is_stored_is_the_plain_question_and_the_rationale(asked, rationale
         prompt, completion = example_text(asked, generated)
         assert prompt == question_prompt(asked)
         assert completion == f" {rationale}"
+
+
+@given(asked=QUESTIONS)
+def test_the_closing_statement_is_the_answer_alone_and_reads_back(asked):
+    assert parse_stated(asked, closing(asked)) == asked.gold
+    words = f"Therefore, the answer is ({asked.gold.lower()})." if asked.choices else None
+    assert closing(asked) == (words or f"The answer is {asked.gold}.")
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("hint", [False, True])
+def test_every_prompt_begins_with_what_is_shown(task, hint):
+    examples = few_shot(task)
+    asked = {"gsm8k": BIRDS, "commonsense_qa": FRUIT}[task]
+    prompt = few_shot_prompt(examples, asked, hint)
+    assert prompt == shown(examples, hint) + question_prompt(asked, hint)
+    assert shown([], hint) == ""
 
 
 @pytest.mark.parametrize("task", TASKS)

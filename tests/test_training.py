@@ -118,7 +118,9 @@ def test_every_split_of_a_batch_thinks_the_same_thoughts(seed, anchors, rows):
         config = settings_of(anchors, micro_batch)
         quiet, generator = module(config.thought, seed), step_generator(0, STEP)
         parts = think(quiet, *text(config, seed), config, generator)
-        return len(parts), [torch.cat(column) for column in zip(*parts, strict=True)]
+        assert all(part.counted is None for part in parts)
+        rows = [(*part[:2], *part[3:]) for part in parts]
+        return len(parts), [torch.cat(column) for column in zip(*rows, strict=True)]
 
     (split, some), (whole, together) = thoughts(rows), thoughts(0)
     assert (split, whole) == (4 // rows, 1)
@@ -286,3 +288,47 @@ def test_the_generator_of_a_step_depends_on_seed_and_step_alone():
         assert first(1, 2) == one
     found = [first(seed, step) for seed in (0, 1, 2, 2**70) for step in (0, 1, 2)]
     assert len({tuple(values) for values in found}) == len(found)
+
+
+# Targets that count
+
+
+@few
+@given(seeds, st.sampled_from([0, 1, 2]), st.sampled_from([0.2, 0.6, 1.0]))
+def test_only_counted_targets_are_learnt_whatever_the_split(seed, rows, share):
+    config = settings_of(micro_batch=rows, objective="plain")
+    tokens, documents = batch(seed)
+    counted = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(seed)) < share
+    counted[0, 1], documents[0, :2] = True, 0  # something counts
+
+    quiet = module(config.thought, seed)
+    recorder = Recorder(quiet)
+    record = train_step(quiet, recorder, tokens, documents, config, STEP, False, counted=counted)
+
+    naive = module(config.thought, seed)
+    step = naive(tokens, documents, generator=step_generator(0, 0))
+    found, number_of = 0.0, 0
+    for row in range(tokens.shape[0]):
+        for target in range(1, tokens.shape[1]):
+            same = documents[row, target] == documents[row, target - 1] != -1
+            if same and counted[row, target]:
+                found, number_of = found + step.nll_base[row, target - 1], number_of + 1
+    expected = separate(naive, found / number_of)
+    close(recorder.found, {name: expected[name] for name in recorder.found})
+    assert record["loss"] == pytest.approx(number(found / number_of), rel=1e-9)
+
+
+@few
+@given(seeds, st.sampled_from(["plain", "quiet"]), st.sampled_from([0, 2]))
+def test_counting_everything_is_counting_nothing_apart(seed, objective, rows):
+    config = settings_of(micro_batch=rows, objective=objective)
+    results = []
+    for counted in (None, torch.ones((4, 7), dtype=torch.bool)):
+        quiet = module(config.thought, seed)
+        recorder = Recorder(quiet)
+        record = train_step(quiet, recorder, *batch(seed), config, STEP, False, counted=counted)
+        results.append((record, recorder.found))
+    (record, found), (other, same) = results
+    assert record == other
+    assert found.keys() == same.keys()
+    assert all(torch.equal(found[name], same[name]) for name in found)
