@@ -12,12 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # earlier ones first: the layers of the design, cut finer where it puts two in one
     "config files masks distributed tokenizer view documents problems questions",
-    "shards flags losses attention model model_config checkpoint synthetic fewshot arithmetic",
-    "data tensors thoughts mixing decoding rows",
+    "shards flags decoding losses attention model model_config checkpoint synthetic",
+    "data tensors thoughts mixing rows fewshot arithmetic",
     "weights quiet",
     "build training generate",
     "tasks",
-    "answers exams continuations",
+    "answers continuations",
+    "exams",
     "scores records controls opened",
     "report star rivals zeroshot",
     "run plot harness",
