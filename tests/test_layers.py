@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # earlier ones first: the layers of the design, cut finer where it puts two in one
-    "config files masks distributed tokenizer view documents problems questions",
+    "config files masks distributed tokenizer view documents problems questions tables",
     "shards flags decoding losses attention model model_config checkpoint synthetic",
     "data tensors thoughts mixing rows fewshot arithmetic",
     "weights quiet",
@@ -20,8 +20,9 @@ LAYERS = [  # earlier ones first: the layers of the design, cut finer where it p
     "answers continuations",
     "exams",
     "scores records controls opened",
-    "report star rivals zeroshot",
-    "run plot harness",
+    "star rivals zeroshot",
+    "report",
+    "run plot harness hard_tokens",
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 RUNTIME = {"torch", "numpy", "sentencepiece", "safetensors", "tqdm"} | set(sys.stdlib_module_names)
