@@ -42,7 +42,7 @@ from qs.rivals import CONTROLS, RESULTS, compare, jobs, train_all
 from qs.run import PAGE, PAGE_ROWS
 from qs.scores import heldout_score
 from qs.tables import Table, page, terminal
-from qs.tasks import by_decile, token_nlls
+from qs.tasks import ONE_THOUGHT, by_decile, token_nlls
 from qs.training import step_generator
 from qs.zeroshot import Exam, against, answers_of
 from qs.zeroshot import run as run_exam
@@ -68,7 +68,7 @@ def settings(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--plot", metavar="RUN", help="draw what RUN and its controls measured")
     parser.add_argument("--data", help="prepared data, or its name in data/")
     parser.add_argument("--rows", type=int, help="held-out rows to read [the run's, or 32]")
-    parser.add_argument("--thoughts", type=int, help="n: tokens in one thought")
+    parser.add_argument("--thoughts", type=int, help="n: tokens in one thought; 0: see train.py")
     parser.add_argument("--sample-temperature", type=float, help="of thoughts; 0 is greedy")
     parser.add_argument("--seq", type=int, help="T: tokens in a row")
     parser.add_argument("--seed", type=int, help="seed of the thoughts")
@@ -118,7 +118,8 @@ def opened_by(
     """
     thought = {name: getattr(args, name) for name in ("thoughts", "sample_temperature")}
     run = {name: getattr(args, name) for name in ("device", "data", "seq", "seed")}
-    run |= {} if reads else {"seq": 2}
+    if not reads:  # what it was trained in is nothing to what it is asked
+        thought, run = ONE_THOUGHT | thought, run | {"seq": 2}
     run |= {"compile": False} if varies else {}
     return open_model(model, thought, run | {"eval_rows": args.rows}, reads)
 
