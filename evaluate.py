@@ -6,12 +6,14 @@
     python evaluate.py weights/NAME --data NAME        any checkpoint, any prepared data
     python evaluate.py runs/NAME --tasks gsm8k,commonsense_qa    zero-shot, both ways
     python evaluate.py runs/NAME --tasks gsm8k --votes 8         chains of thought, majority of 8
+    python evaluate.py runs/NAME --tasks text          hard tokens: where thinking helps and hurts
     python evaluate.py runs/NAME --generate "Q: ..." --show-thoughts
     python evaluate.py --controls runs/NAME --seeds 5  what else could explain the gain
     python evaluate.py --plot runs/NAME                pictures (needs pip install -e '.[plot]')
 
 Results are printed and written to evaluation.json in the run folder (for a folder that is no run,
-nothing is written). NLL is in nats a token, one thought sampled before every token.
+nothing is written), those of --tasks to results.json there (or in --out, or in runs/MODEL). NLL is
+in nats a token, one thought sampled before every token.
 """
 
 from __future__ import annotations
