@@ -190,12 +190,14 @@ def tasks(args: argparse.Namespace, command: str) -> None:
     for name in names:
         results = checkpoint.read_json(path) if path.is_file() else {}
         if name == TEXT:
-            results[TEXT], made = hard_tokens(opened)
+            found, made = hard_tokens(opened)
+            results[TEXT] = found | {"environment": environment}
         else:
             exam = planned[name]
             found, made = exam_task(opened, exam, read[name], out, others[name])
+            found["environment"] = environment
             results["exams"] = results.get("exams", {}) | {exam.file: found}
-        checkpoint.write_json(path, results | {"environment": environment})
+        checkpoint.write_json(path, results)
         print("\n" + "\n\n".join(map(terminal, made)))
         tables += made
     print(f"\nwritten to {path}" + (" and, a line for each question, beside it" if read else ""))
@@ -234,7 +236,10 @@ def continue_text(args: argparse.Namespace) -> None:
                 print(text[len(shown_text) :], end="", flush=True)
                 shown_text = text
         counts = stream.counts
-        print(f"\n[{counts.tokens} tokens, {counts.thoughts} thoughts, {counts.slots} slots]")
+        print(
+            f"\n[{counts.tokens} tokens, {counts.thoughts} thoughts, "
+            f"{counts.slots} slots in {counts.passes} passes]"
+        )
 
 
 def plot(args: argparse.Namespace) -> None:

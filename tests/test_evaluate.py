@@ -11,6 +11,7 @@ from tiny import make, run
 import evaluate
 from qs import weights
 from qs.shards import TokenDataset
+from qs.tables import escaped
 
 
 @pytest.fixture(scope="module")
@@ -169,12 +170,16 @@ def test_question_sets_are_scored_into_the_results_of_the_run(spoken, questions,
         "gsm8k",
         "commonsense_qa",
     }
-    for name in results["exams"]:
+    for name, found in results["exams"].items():
+        assert found["environment"].keys() >= {"commit", "torch", "device"}
         assert len((spoken / name).read_text().splitlines()) == 3
     assert f"written to {page}" in printed
     text = page.read_text()
     for part in (f"python evaluate.py {spoken} --tasks", "commit", "torch", "seed 0", "3 of 3"):
         assert part in text
+    assert [x for x in text.splitlines() if x.startswith("## ")] == [
+        f"## {escaped(f'{task}: 3 of 3 questions')}" for task in ("gsm8k", "commonsense_qa")
+    ]
     shown = {cell for line in printed.splitlines() for cell in line.split("  ")}
     cells = {c.strip() for x in text.splitlines() if x.startswith("| gold") for c in x.split("|")}
     assert len(cells) > 4
@@ -293,6 +298,7 @@ def test_text_is_continued_with_and_without_showing_thoughts(spoken, tmp_path, c
     plain = capsys.readouterr().out
     assert plain.startswith("1 plus 1")
     assert "4 thoughts" in plain
+    assert "passes]" in plain
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("1 plus\n2 plus\n")
     monkeypatch.setattr("sys.stdin", io.StringIO(prompts.read_text()))
