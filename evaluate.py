@@ -43,7 +43,7 @@ from qs.records import shown
 from qs.rivals import CONTROLS, RESULTS, compare, jobs, train_all
 from qs.run import PAGE, PAGE_ROWS
 from qs.scores import heldout_score
-from qs.tables import Table, page, terminal
+from qs.tables import Table, results_page, terminal
 from qs.tasks import ONE_THOUGHT, by_decile, token_nlls
 from qs.training import step_generator
 from qs.zeroshot import Exam, against, answers_of
@@ -203,7 +203,9 @@ def tasks(args: argparse.Namespace, command: str) -> None:
     print(f"\nwritten to {path}" + (" and, a line for each question, beside it" if read else ""))
     if args.markdown:
         title = f"{opened.folder} on {', '.join(names)}"
-        Path(args.markdown).write_text(page(title, command, environment, tables), encoding="utf-8")
+        Path(args.markdown).write_text(
+            results_page(title, command, environment, tables), encoding="utf-8"
+        )
         print(f"written to {args.markdown}")
 
 

@@ -60,7 +60,7 @@ def markdown(table: Table) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def page(
+def results_page(
     title: str, command: str, environment: Mapping[str, object], tables: Sequence[Table]
 ) -> str:
     """A Markdown page that says how its tables were made."""

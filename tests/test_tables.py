@@ -7,7 +7,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qs.tables import Table, escaped, markdown, page, terminal
+from qs.tables import Table, escaped, markdown, results_page, terminal
 
 TABLE = Table(
     "sums | 3", ("what", "gain"), [("easy", "+0.10"), ("a|b `c`", "-12.00")], ["seed 0", "*n* 5"]
@@ -26,7 +26,8 @@ def test_a_terminal_has_aligned_columns_with_numbers_to_the_right():
 
 
 def test_a_page_says_how_its_tables_were_made():
-    found = page("m on sums", "python evaluate.py m", {"commit": "c0", "threads": 1}, [TABLE])
+    made = {"commit": "c0", "threads": 1}
+    found = results_page("m on sums", "python evaluate.py m", made, [TABLE])
     assert found.splitlines() == [
         "# m on sums",
         "",
