@@ -251,7 +251,7 @@ def plot(args: argparse.Namespace) -> None:
     if run is None:
         raise ValueError(f"{args.plot} is no run: --plot draws what a run folder holds")
     deciles = []
-    if config.run.objective != "plain":
+    if config.run.thinks:
         found = token_nlls(quiet, heldout_pairs(opened), step_generator(config.run.seed, 0))
         deciles = by_decile(found.nll_base, found.nll_mix, found.documents)
     for path in draw(run, deciles):
@@ -284,7 +284,7 @@ def evaluate(argv: list[str]) -> int:
     rows = config.run.eval_rows
     score = heldout_score(quiet, data, tokenizer, config, rows, "held-out text")
     print("\n" + "\n".join(report.score_lines(score)))
-    if args.show and config.run.objective != "plain":
+    if args.show and config.run.thinks:
         found = shown(quiet, data, tokenizer, config, min(rows, PAGE_ROWS))
         about = {"model": str(folder), "text": str(data.folder)}
         about["thoughts"] = report.thought_lengths(config.thinking)

@@ -3,6 +3,7 @@
     python train.py                                    the bundled model and text, on a laptop
     python train.py --data owm --thoughts 16           Mistral-7B on OpenWebMath, as published
     python train.py --objective plain --data NAME --weights weights/NAME    next-token training
+    python train.py --objective star                   STaR: sums with scratchpads, on a laptop
     python train.py --resume runs/NAME                 go on from its last checkpoint
 
 --data is a folder made by `python -m qs.data prepare`, --weights a folder in the layout of Hugging
@@ -27,8 +28,9 @@ from qs import checkpoint, distributed, weights
 from qs.config import Config
 from qs.data import resolve as resolve_data
 from qs.flags import Parser, parse
-from qs.report import table, told
+from qs.report import rounds_table, table, told
 from qs.run import Run, read_score
+from qs.star_run import StarRun, Stopped
 
 
 def settings(argv: list[str]) -> tuple[Config | None, Path | None]:
@@ -50,7 +52,7 @@ def settings(argv: list[str]) -> tuple[Config | None, Path | None]:
 
 
 @contextlib.contextmanager
-def stopping(run: Run) -> Iterator[None]:
+def stopping(run: Run | StarRun) -> Iterator[None]:
     """SIGINT and SIGTERM ask the run to stop after its step; a second one ends it at once."""
 
     def ask_to_stop(number: int, frame: Any) -> None:
@@ -66,11 +68,29 @@ def stopping(run: Run) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def bootstrap(folder: Path | None, config: Config) -> int:
+    """STaR: rounds of rationales and training. Returns the exit status."""
+    run = StarRun(folder, config, f"{time.strftime('%Y%m%d-%H%M%S')}-star-{config.star.task}")
+    try:
+        with stopping(run):
+            rounds = run.go()
+    except Stopped:
+        print(f"\nstopped by {run.stop.name}; what is finished is kept")
+        print(f"go on with: python train.py --resume {run.folder}")
+        return 128 + run.stop
+    checkpoint.write_json(run.folder / "results.json", {"rounds": rounds})
+    print("\n" + "\n".join(rounds_table(rounds)))
+    print(f"\nrun folder: {run.folder} (settings, log.jsonl, rationales in round_*/, checkpoint)")
+    return 0
+
+
 def train(argv: list[str]) -> int:
     """Build, train, evaluate, report. Returns the exit status."""
     config, folder = settings(argv)
+    config = config or checkpoint.read_config(folder)
+    if config.run.objective == "star":
+        return bootstrap(folder, config)
     if folder is not None:
-        config = checkpoint.read_config(folder)
         start = checkpoint.newest_step(folder)
         before = read_score(folder / "before.json")
         run = Run(folder, config, start)

@@ -82,7 +82,7 @@ def check_fits(model: ModelConfig, tokenizer: Tokenizer, config: Config, folder:
             f"{tokenizer.vocab_size}; take both from the same checkpoint"
         )
     thought, seq = config.thought, config.run.seq
-    branch = thought.thoughts + thought.ahead + 1 if config.run.objective != "plain" else 0
+    branch = thought.thoughts + thought.ahead + 1 if config.run.thinks else 0
     if seq + branch > model.max_positions:
         raise ValueError(
             f"--seq {seq} (and {branch} positions of a thought) exceeds the {model.max_positions} "

@@ -164,9 +164,10 @@ class OptimConfig:
 class RunConfig:
     """What is trained on what, where, and for how long."""
 
-    objective: Literal["quiet", "plain", "pause"] = setting(
+    objective: Literal["quiet", "plain", "pause", "star"] = setting(
         "quiet",
-        "quiet: Quiet-STaR; plain: next-token training; pause: a learned pause, n times",
+        "quiet: Quiet-STaR; plain: next-token training; pause: a learned pause, n times; "
+        "star: rationales for question sets (--task)",
     )
     data: str = setting("owm", "folder made by `python -m qs.data prepare`, or its name in data/")
     weights: str = setting("mistral-7b", "folder of a checkpoint or a run, or its name in weights/")
@@ -196,6 +197,45 @@ class RunConfig:
                 f"--micro-batch {self.micro_batch} does not divide --batch {self.batch}"
             )
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the model thinks (or pauses) before every token."""
+        return self.objective in ("quiet", "pause")
+
+
+@dataclass(frozen=True)
+class StarConfig:
+    """STaR: questions, rounds, and how rationales are drawn; --steps are those of round 1."""
+
+    task: Literal["arithmetic", "commonsense_qa", "gsm8k", "world"] = setting(
+        "arithmetic", "questions; arithmetic and world (the bundled kind of text) are generated"
+    )
+    questions: str = setting("data", "folder of the question sets")
+    rounds: int = setting(16, "rounds: rationales from the last model, training of the first one")
+    growth: float = setting(1.2, "steps of a round, relative to those of the round before")
+    problems: int = setting(1000, "problems in a round, drawn anew each time (0: the whole set)")
+    test_problems: int = setting(
+        100, "held-out problems after each round (0: the whole set); arithmetic: of each length"
+    )
+    rationalize: bool = setting(True, "where the answer is wrong, ask again with it as a hint")
+    learn: Literal["rationales", "answers"] = setting(
+        "rationales", "what is trained on; answers: the control without rationales"
+    )
+    shots: int = setting(10, "worked examples in a prompt, at most")
+    rationale_temperature: float = setting(0.0, "of rationales; 0 is greedy")
+    rationale_tokens: int = setting(256, "tokens of a rationale, at most")
+    rationale_batch: int = setting(32, "rationales generated at a time")
+
+    def __post_init__(self) -> None:
+        at_least(self, rounds=1, growth=1, problems=0, test_problems=0, shots=0)
+        at_least(self, rationale_temperature=0, rationale_tokens=1, rationale_batch=1)
+        if self.task in ("arithmetic", "world") and not (self.problems and self.test_problems):
+            raise ValueError(
+                f"--task {self.task} is generated without end: give --problems and --test-problems"
+            )
+        if self.task == "world" and self.rationalize:
+            raise ValueError("--task world has no hints: add --no-rationalize")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -204,9 +244,10 @@ class Config:
     thought: ThoughtConfig = field(default_factory=ThoughtConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    star: StarConfig = field(default_factory=StarConfig)
 
     def __post_init__(self) -> None:
-        if self.run.objective != "plain" and self.thought.ahead >= self.run.seq:
+        if self.run.thinks and self.thought.ahead >= self.run.seq:
             raise ValueError(
                 f"--ahead {self.thought.ahead} does not fit in rows of --seq {self.run.seq} tokens:"
                 " no thought would have its m true tokens; lower --ahead or raise --seq"
@@ -241,7 +282,7 @@ class Config:
     def to_args(self) -> list[str]:
         """The flags that make this config from any preset."""
         args = []
-        for group in (self.thought, self.optim, self.run):
+        for group in (self.thought, self.optim, self.run, self.star):
             for f in dataclasses.fields(group):
                 value, flag = getattr(group, f.name), f.name.replace("_", "-")
                 if isinstance(value, bool):
@@ -251,34 +292,7 @@ class Config:
         return args
 
 
-GROUPS = {"thought": ThoughtConfig, "optim": OptimConfig, "run": RunConfig}
-
-PRESETS = {
-    "tiny": Config(  # the bundled model and text, in minutes on a CPU
-        ThoughtConfig(
-            thoughts=5,
-            ahead=1,
-            samples=4,
-            beta=100.0,
-            keep_negative=True,
-            policy_temperature=1.0,
-            embedding_scale=1.0,
-            start_text=":",
-            end_text=";",
-        ),
-        OptimConfig(lr=3e-5, mixer_lr=3e-3, thought_lr=3e-3, warmup=10, decay="cosine"),
-        RunConfig(
-            data="tiny",
-            weights="tiny",
-            seq=64,
-            batch=4,
-            steps=240,
-            grad_norms_every=10,
-            eval_rows=192,
-        ),
-    ),
-    "published": Config(),  # the released run: 100 steps of 8 rows of 256 tokens
-}
+GROUPS = {"thought": ThoughtConfig, "optim": OptimConfig, "run": RunConfig, "star": StarConfig}
 
 
 def check_types(where: str, group: type, values: dict[str, Any]) -> None:

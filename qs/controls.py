@@ -94,7 +94,7 @@ class Rival:
     @property
     def thinks(self) -> bool:
         """Whether there are thoughts (or pauses) to evaluate."""
-        return self.config.run.objective != "plain"
+        return self.config.run.thinks
 
     @property
     def sampled(self) -> bool:

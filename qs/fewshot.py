@@ -133,3 +133,10 @@ def example_text(question: Question, rationale: str) -> tuple[str, str]:
         completion and the end of text.
     """
     return question_prompt(question), f" {rationale.strip()}"
+
+
+def closing(question: Question) -> str:
+    """The statement that ends a rationale: the answer alone."""
+    if question.choices:
+        return f"Therefore, the answer is ({question.gold.lower()})."
+    return f"The answer is {question.gold}."

@@ -8,7 +8,8 @@ import types
 import typing
 from typing import Any, Literal, get_args, get_origin
 
-from qs.config import GROUPS, PRESETS, Config
+from qs.config import GROUPS, Config
+from qs.presets import PRESETS
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,22 +34,29 @@ def parse(argv: list[str], parser: argparse.ArgumentParser, preset: str | None =
     Args:
         argv: arguments without the program's name.
         parser: holds the program's description and any flags of its own; every setting is added.
-        preset: name in PRESETS used when `--preset` is not given; None takes "tiny" for the
-            bundled data and "published" for any other.
+        preset: name in PRESETS used when `--preset` is not given; None takes the bundled one for
+            bundled data ("tiny", with --objective star "sums") and the published one for any other.
 
     Raises:
         ValueError: a setting is out of range.
     """
     add_flags(parser)
     given = vars(parser.parse_args(argv))
-    bundled = PRESETS["tiny"]
-    preset = preset or ("tiny" if given.get("data") in (None, bundled.run.data) else "published")
-    start = PRESETS[given.get("preset", preset)]
+    start = PRESETS[given.get("preset", preset or _preset(given))]
     groups = {}
     for name, group in GROUPS.items():
         names = {f.name for f in dataclasses.fields(group)} & given.keys()
         groups[name] = dataclasses.replace(getattr(start, name), **{n: given[n] for n in names})
     return Config(**groups)
+
+
+def _preset(given: dict[str, Any]) -> str:
+    """The preset that goes with some flags."""
+    if given.get("objective") == "star":
+        bundled = given.get("task") in (None, PRESETS["sums"].star.task)
+        return "sums" if bundled else "star"
+    bundled = given.get("data") in (None, PRESETS["tiny"].run.data)
+    return "tiny" if bundled else "published"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +65,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=sorted(PRESETS),
         default=argparse.SUPPRESS,
-        help="settings to start from [tiny for the bundled data, published for any other]",
+        help="settings to start from [tiny or sums for what is bundled, else published or star]",
     )
     for name, group in GROUPS.items():
         section = parser.add_argument_group(f"{name}: {(group.__doc__ or '').rstrip('.').lower()}")

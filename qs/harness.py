@@ -139,7 +139,7 @@ class Adapter:
         # every batch has another shape: layers that are compiled would be compiled for each
         run = {"device": device, "seed": given.seed, "seq": 2, "compile": False}
         opened = open_model(given.pretrained, thought, run)
-        if opened.config.run.objective == "plain" and given.think is None:
+        if not opened.config.run.thinks and given.think is None:
             given = dataclasses.replace(given, think=False)
         adapter = Adapter(opened.quiet, opened.tokenizer, given)
         log.info(f"{opened.folder} on {opened.placement}, thinks {adapter.thinking.when}")

@@ -339,6 +339,6 @@ def loss_terms(step: Step, config: ThoughtConfig) -> Terms:
 def term_weights(config: Config) -> Terms:
     """What each mean of the terms weighs in the loss; plain training is the base term alone."""
     thought = config.thinking
-    if config.run.objective == "plain":
+    if not config.run.thinks:
         return Terms(1.0, 0.0, 0.0)
     return Terms(thought.base_weight, 1 - thought.base_weight, thought.beta)

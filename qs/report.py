@@ -313,3 +313,22 @@ def text_tables(
         heads = ("gain", "weight", "text before", "token", "thought")
         tables.append(Table(f"tokens that their thoughts {title} most", heads, rows))
     return tables
+
+
+def rounds_table(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Rounds of STaR: what was kept, and accuracy on held-out problems by group, in %."""
+    groups = list(records[0]["accuracy"])
+    heads = ("round", "problems", "kept", "hinted", "kept", "steps", "minutes", *groups)
+    widths = [max(8, len(head)) for head in heads]
+
+    def line(cells: Sequence[str]) -> str:
+        return "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+    lines = [line(heads)]
+    for record in records:
+        seconds = sum(value for name, value in record.items() if name.endswith("_seconds"))
+        names = ("round", "problems", "kept", "rationalized", "rationalized_kept", "steps")
+        cells = [str(record.get(name, "-")) for name in names] + [f"{seconds / 60:.1f}"]
+        cells += [f"{100 * record['accuracy'][group]:.1f}" for group in groups]
+        lines.append(line(cells))
+    return lines

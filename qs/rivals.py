@@ -154,7 +154,7 @@ def measured(run: Path, config: Config, rows: int, replaced: Replaced = REPLACED
         step_generator(0, 0),
         replaced.change,
         replaced.fixed_weight,
-        think=config.run.objective != "plain",
+        think=config.run.thinks,
     )
 
 

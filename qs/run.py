@@ -80,7 +80,7 @@ class Run:
         thought, optim = config.thinking, config.optim
         self.say(
             f"steps   {run.steps} of {run.batch} x {run.seq} tokens, lr {optim.lr:g}"
-            + (f", {thought_lengths(thought)}" if run.objective != "plain" else "")
+            + (f", {thought_lengths(thought)}" if run.thinks else "")
         )
         self.say(f"device  {self.placement}, {self.ranks.count} process(es)")
 
@@ -127,7 +127,7 @@ class Run:
     def show(self, count: int) -> None:
         """Print what was thought in a few passages of held-out text, and write the HTML page."""
         rows = min(PAGE_ROWS, self.config.run.eval_rows)
-        if not rows or not self.heldout.tokens or self.config.run.objective == "plain":
+        if not rows or not self.heldout.tokens or not self.config.run.thinks:
             return
         found = shown(self.quiet, self.heldout, self.tokenizer, self.config, rows)
         if self.ranks.first:
@@ -153,7 +153,7 @@ class Run:
 
         def write(folder: Path) -> None:
             shape = self.quiet.model.config
-            if self.config.run.objective == "plain":
+            if not self.config.run.thinks:
                 weights.save(folder, shape, model)
             else:
                 weights.save(folder, shape, model, thought, settings, layout="quietstar")
@@ -229,7 +229,7 @@ class Run:
         run, state, began = self.config.run, self.state, time.perf_counter()
         batch, position = self.windows.batch((state.epoch, state.index), run.batch)
         every = run.grad_norms_every
-        measure = bool(every) and state.step % every == 0 and run.objective != "plain"
+        measure = bool(every) and state.step % every == 0 and run.thinks
         share = run.batch // self.ranks.count
         mine = slice(self.ranks.rank * share, (self.ranks.rank + 1) * share)
         tokens, documents = (x[mine] for x in self.move(batch))
@@ -250,7 +250,7 @@ class Run:
         seconds = time.perf_counter() - began
         record = {"step": state.step} | record
         record["tokens_per_second"] = run.batch * run.seq / seconds
-        if run.objective != "plain":
+        if run.thinks:
             thought = self.config.thinking
             anchors = thought.anchor_count(run.seq)
             sampled = run.batch * anchors * thought.samples * thought.thoughts

@@ -131,7 +131,7 @@ def heldout_score(
     Raises:
         ValueError: there is nothing to score.
     """
-    run, think = config.run, config.run.objective != "plain"
+    run, think = config.run, config.run.thinks
     size = run.micro_batch or run.batch
     generator = step_generator(run.seed, 0)
     text = marked(data.folder, tokenizer, run.seq, rows)

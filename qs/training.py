@@ -62,10 +62,11 @@ def schedule(step: int, steps: int, config: OptimConfig) -> float:
 
 
 class Part(NamedTuple):
-    """One micro-batch with its thoughts."""
+    """One micro-batch with its thoughts; `counted`: which tokens are targets (None: all)."""
 
     tokens: Tensor
     documents: Tensor
+    counted: Tensor | None
     anchors: Tensor
     thoughts: Tensor
 
@@ -77,30 +78,34 @@ def think(
     config: Config,
     generator: torch.Generator,
     ranks: Ranks = ALONE,
+    counted: Tensor | None = None,
 ) -> list[Part]:
     """Split a batch into micro-batches and let each think (plain training has no thoughts).
 
     With several ranks (B, T) is one rank's share; the numbers of the ranks before it are passed by.
     """
-    if config.run.objective != "plain":
+    if config.run.thinks:
         quiet.draw(ranks.rank * len(tokens), tokens.shape[1], generator)
     rows = config.run.micro_batch or len(tokens)
     parts = []
-    for some in zip(tokens.split(rows), documents.split(rows), strict=True):
-        if config.run.objective == "plain":
+    targets = [None] * len(tokens) if counted is None else counted.split(rows)
+    split = zip(tokens.split(rows), documents.split(rows), targets, strict=False)
+    for *some, target in split:
+        if not config.run.thinks:
             anchors = some[0][:, :0]
             thoughts = anchors.new_zeros((*anchors.shape, quiet.config.samples, 0))
         else:
             anchors, thoughts = quiet.think(*some, generator=generator)
-        parts.append(Part(*some, anchors, thoughts))
+        parts.append(Part(*some, target, anchors, thoughts))
     return parts
 
 
 def count(part: Part, ahead: int) -> Terms:
     """How many positions each loss term of a micro-batch has (`losses.count_terms`)."""
     everywhere = every_position(part.tokens)
-    _, base = targets_ahead(part.tokens, part.documents, everywhere, 1)
-    _, valid = targets_ahead(part.tokens, part.documents, part.anchors, ahead)
+    text = part.tokens, part.documents
+    _, base = targets_ahead(*text, everywhere, 1, part.counted)
+    _, valid = targets_ahead(*text, part.anchors, ahead, part.counted)
     return count_terms(base.squeeze(2), valid, *part.thoughts.shape[2:])
 
 
@@ -134,7 +139,7 @@ def gradients(
     buffers: list[list[Tensor | None]] = [[None] * len(parameters) for _ in groups]
     measured: dict[str, Tensor] = {}
     for part in parts:
-        step = quiet(part.tokens, part.documents, anchors=part.anchors, thoughts=part.thoughts)
+        step = quiet(*part)
         means = loss_terms(step, quiet.config).means(counts)
         for index, (group, buffer) in enumerate(zip(groups, buffers, strict=True)):
             for parameter, gradient in zip(parameters, buffer, strict=True):
@@ -180,6 +185,7 @@ def train_step(
     step: int,
     measure_terms: bool,
     ranks: Ranks = ALONE,
+    counted: Tensor | None = None,
 ) -> dict[str, float]:
     """One optimiser step on a batch (B, T).
 
@@ -189,6 +195,7 @@ def train_step(
         step: 0-based; decides learning rate and randomness.
         measure_terms: also measure the gradient norm of each loss term.
         ranks: who this is of how many; (B, T) is its share of the batch.
+        counted: (B, T) True where a token counts as a target; None: everywhere.
 
     Returns:
         What goes into the log: losses and rewards in nats, mixing weight, gradient norms, lr.
@@ -196,7 +203,7 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * schedule(step, config.run.steps, config.optim)
     generator = step_generator(config.run.seed, step)
-    parts = think(quiet, tokens, documents, config, generator, ranks)
+    parts = think(quiet, tokens, documents, config, generator, ranks, counted)
     counts = [count(part, quiet.config.ahead) for part in parts]
     counts = Terms(*(total(sum(each)) for each in zip(*counts, strict=True)))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from qs.continuations import number
 from qs.decoding import Decoding
 from qs.exams import Item, batches, fitting, item, score
-from qs.files import flush
+from qs.files import Lines
 from qs.generate import generate
 from qs.questions import (
     COT_STOPS,
@@ -91,38 +91,6 @@ class Exam:
         return {"base": "never"} | ({"mix": "always"} if self.thoughts else {})
 
 
-class Answers:
-    """The file of finished questions: one JSON object a line, whole lines only."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():  # a line that was cut short by a kill goes
-            whole = path.read_bytes().rpartition(b"\n")
-            if whole[2]:
-                path.write_bytes(whole[0] + whole[1])
-
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """Every finished question."""
-        if not self.path.is_file():
-            return
-        with self.path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    raise ValueError(
-                        f"{self.path}, line {number}: expected an answer, found text that is not "
-                        "JSON; remove the file to start again"
-                    ) from None
-
-    def add(self, some: Sequence[dict[str, Any]]) -> None:
-        """Write and flush some questions."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in some)
-        flush(self.path)
-
-
 def run(
     exam: Exam, quiet: QuietStar, tokenizer: Tokenizer, questions: Sequence[Question], out: Path
 ) -> dict[str, Any]:
@@ -138,7 +106,7 @@ def run(
         The summary: counts, names of questions that do not fit, rates with intervals; `seconds`
         is what the questions `answered` in this call took.
     """
-    answers = Answers(out / exam.file)
+    answers = Lines(out / exam.file)
     longest = quiet.model.config.max_positions - exam.thoughts - 2
     if exam.votes:
         longest -= NUMBER_TOKENS + len(tokenizer.encode(cot_final_prompt("")))
@@ -332,7 +300,7 @@ def against(own: Path, other: Path) -> dict[str, Any]:
     Raises:
         ValueError: they have no question in common.
     """
-    mine, theirs = ({x["id"]: x for x in Answers(path).lines()} for path in (own, other))
+    mine, theirs = ({x["id"]: x for x in Lines(path).lines()} for path in (own, other))
     shared = [i for i in mine if i in theirs]
     if not shared:
         raise ValueError(f"{other}: expected some of the questions of {own}, found none")

@@ -11,8 +11,9 @@ from tiny import ROOT, run
 from qs import data, synthetic, weights
 from qs.answers import marked, measure
 from qs.build import check_fits, choose_placement, load
-from qs.config import PRESETS, Config, RunConfig
+from qs.config import Config, RunConfig
 from qs.model_config import read_config
+from qs.presets import PRESETS
 from qs.problems import KINDS
 from qs.shards import TokenDataset
 from qs.thoughts import prefill

@@ -23,7 +23,8 @@ from qs.checkpoint import (
     saved_steps,
     write_json,
 )
-from qs.config import PRESETS, Config, OptimConfig, RunConfig, ThoughtConfig
+from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
+from qs.presets import PRESETS
 from qs.training import make_optimizer, train_step
 
 QUIET = Config(ThoughtConfig(thoughts=2, ahead=2), OptimConfig(lr=0.1), RunConfig(seq=7))
@@ -76,7 +77,7 @@ def test_runs_that_have_no_folder_to_go_to_are_refused(tmp_path, kind):
         (b"\xff", "config.json: expected JSON, found something damaged"),
         ("null", r"config.json: expected the settings of a run.*is .* a run folder\?"),
         ("3", "config.json: expected the settings of a run"),
-        ('{"model_type": "mistral"}', r"3 missing \(optim, run, thought\), 1 unexpected"),
+        ('{"model_type": "mistral"}', r"4 missing \(optim, run, star, thought\), 1 unexpected"),
         (json.dumps(QUIET.to_json()).replace('"seq": 7', '"seq": "7"'), "settings of a run"),
         (json.dumps(QUIET.to_json()).replace('"seq"', '"sequence"'), "1 missing .seq."),
         (json.dumps(QUIET.to_json()).replace('"seq": 7', '"seq": 1'), "--seq must be at least 2"),

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from qs.config import (
     GROUPS,
-    PRESETS,
     Config,
     ModelConfig,
     OptimConfig,
@@ -24,6 +23,7 @@ from qs.config import (
     check_names,
 )
 from qs.flags import parse
+from qs.presets import PRESETS
 
 SETTINGS = [
     (name, f, typing.get_type_hints(group)[f.name])

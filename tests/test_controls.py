@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import batch, module
 
 from qs.answers import Measured
-from qs.config import PRESETS, Config, ThoughtConfig
+from qs.config import Config, ThoughtConfig
 from qs.controls import (
     COMMENTS,
     HEADS,
@@ -26,6 +26,7 @@ from qs.controls import (
     shuffled,
     with_seed,
 )
+from qs.presets import PRESETS
 from qs.quiet import PAUSE
 from qs.tasks import mean_interval, ratio_interval
 

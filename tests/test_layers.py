@@ -12,17 +12,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # earlier ones first: the layers of the design, cut finer where it puts two in one
     "config files masks distributed tokenizer view documents problems questions tables",
-    "shards flags decoding losses attention model model_config checkpoint synthetic",
-    "data tensors thoughts mixing rows fewshot arithmetic",
+    "presets shards decoding losses attention model model_config checkpoint synthetic",
+    "flags data tensors thoughts mixing rows fewshot arithmetic",
     "weights quiet",
-    "build training generate",
+    "build training generate completions star_tasks",
     "tasks",
     "answers continuations",
     "exams",
     "scores records controls opened",
     "star rivals zeroshot",
     "report",
-    "run plot harness hard_tokens",
+    "run plot harness hard_tokens star_run",
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 RUNTIME = {"torch", "numpy", "sentencepiece", "safetensors", "tqdm"} | set(sys.stdlib_module_names)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qs.config import PRESETS
 from qs.controls import OWN, Row
 from qs.plot import draw, nll_range, read_curves, read_steps, smooth, spread
+from qs.presets import PRESETS
 from qs.rivals import LENGTH, SAME, TRAINED
 from qs.tasks import Decile
 
