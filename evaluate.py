@@ -24,7 +24,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -210,13 +210,21 @@ def tasks(args: argparse.Namespace, command: str) -> None:
 
 
 def prompts_of(text: str) -> Iterator[str]:
-    """A text; or the lines of a file or of standard input, as they come."""
+    """A text; or the lines of a file or of standard input, as they come.
+
+    Raises:
+        ValueError: there is no line.
+    """
+    lines: Iterable[str] = [text]
     if text == "-":
-        yield from (line.removesuffix("\n") for line in sys.stdin)
+        lines = (line.removesuffix("\n") for line in sys.stdin)
     elif os.path.isfile(text):  # Path.is_file raises where a text is too long for a name
-        yield from Path(text).read_text(encoding="utf-8").splitlines()
-    else:
-        yield text
+        lines = Path(text).read_text(encoding="utf-8").splitlines()
+    count = 0
+    for count, line in enumerate(lines, 1):  # noqa: B007
+        yield line
+    if not count:
+        raise ValueError(f"--generate {text}: expected a prompt in each line, found no line")
 
 
 def continue_text(args: argparse.Namespace) -> None:

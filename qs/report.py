@@ -203,7 +203,7 @@ def exam_table(exam: Exam, summary: dict[str, Any]) -> Table:
     """A question set's rates with 95 % intervals, and differences paired by question."""
     scored, rows = summary.get("scored", 0), []
     for title, how, found in measured(summary):
-        cells = [title, how, f"{found['mean']:.4f}", "", "", ""]
+        cells = [title, how, figure(found["mean"]), "", "", ""]
         if "wilson" in found:
             cells[3] = between(*found["wilson"])
         elif "interval" in found:
@@ -211,7 +211,7 @@ def exam_table(exam: Exam, summary: dict[str, Any]) -> Table:
         if "change" in found:
             change = found["change"]
             ends = spread(change["mean"], change["interval"])
-            cells[4:] = [f"{change['mean']:+.4f}", between(*ends, "+")]
+            cells[4:] = [figure(change["mean"], "+"), between(*ends, "+")]
         rows.append(tuple(cells))
     asked = f"greedy and {exam.samples} sampled" if exam.thoughts else "none"
     if exam.votes:
@@ -237,16 +237,22 @@ def exam_table(exam: Exam, summary: dict[str, Any]) -> Table:
 def against_table(found: dict[str, Any]) -> Table:
     """Differences from another model on the same questions."""
     rows = [
-        (title, how, f"{x['mean']:+.4f}", between(*spread(x["mean"], x["interval"]), "+"))
+        (title, how, figure(x["mean"], "+"), between(*spread(x["mean"], x["interval"]), "+"))
         for title, how, x in measured(found)
     ]
     title = f"minus {found['file']}, {found['questions']:,} questions, paired"
     return Table(title, ("measure", "how", "difference", "95 % interval"), rows)
 
 
+def figure(value: float, sign: str = "") -> str:
+    """A number in four decimals, or in two digits where these would show nothing."""
+    small = 0 < abs(value) < 5e-5
+    return f"{value:{sign}.1e}" if small else f"{value:{sign}.4f}"
+
+
 def between(low: float, high: float, sign: str = "") -> str:
     """Both ends of an interval."""
-    return f"{low:{sign}.4f} to {high:{sign}.4f}"
+    return f"{figure(low, sign)} to {figure(high, sign)}"
 
 
 def spread(mean: float, interval: float | None) -> tuple[float, float]:

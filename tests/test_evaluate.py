@@ -310,6 +310,9 @@ def test_text_is_continued_with_and_without_showing_thoughts(spoken, tmp_path, c
     long = "1 plus 1\n" * 40  # longer than the name of a file can be
     assert evaluate.main([str(spoken), "--generate", long, *flags]) == 2
     assert "positions that the model was made for: shorten it" in capsys.readouterr().err
+    prompts.write_text("")
+    assert evaluate.main([str(spoken), "--generate", str(prompts), *flags]) == 2
+    assert "expected a prompt in each line, found no line" in capsys.readouterr().err
     assert evaluate.main([str(spoken), "--generate", "1", *flags[:2], "--think-when=never"]) == 0
     assert "0 thoughts" in capsys.readouterr().out
 
