@@ -9,6 +9,8 @@
     python evaluate.py runs/NAME --tasks text          hard tokens: where thinking helps and hurts
     python evaluate.py runs/NAME --generate "Q: ..." --show-thoughts
     python evaluate.py --controls runs/NAME --seeds 5  what else could explain the gain
+    python evaluate.py --rounds RUN RUN ...            runs of STaR by round and difficulty
+    python evaluate.py --compare MODEL MODEL ...       STaR, Quiet-STaR and others side by side
     python evaluate.py --plot runs/NAME                pictures (needs pip install -e '.[plot]')
 
 Results are printed and written to evaluation.json in the run folder (for a folder that is no run,
@@ -21,99 +23,33 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from qs import checkpoint, report, rivals, weights
+from qs import checkpoint, report, rivals, star_report, weights
 from qs.build import choose_placement
 from qs.checkpoint import RESULTS
+from qs.compare import compare
 from qs.controls_page import keep_comments, notes, page
 from qs.decoding import Decoding
-from qs.exams import ARITHMETIC, questions_of
-from qs.flags import Parser
+from qs.exams import questions_of
 from qs.generate import Stream
 from qs.hard_tokens import hard_tokens
-from qs.modes import READ_BY, asked, refuse_unread
+from qs.modes import ALL_TASKS, TEXT, settings
 from qs.opened import ROWS, Opened, heldout, heldout_pairs, open_model
 from qs.plot import draw
-from qs.questions import TASKS, Question
+from qs.questions import Question
 from qs.records import shown
 from qs.run import PAGE, PAGE_ROWS
 from qs.scores import heldout_score
-from qs.tables import Table, results_page, terminal
+from qs.tables import Table, markdown, results_page, terminal
 from qs.tasks import ONE_THOUGHT, by_decile, token_nlls
 from qs.training import step_generator
 from qs.zeroshot import Exam, against, answers_of
 from qs.zeroshot import run as run_exam
-
-TEXT = "text"  # the task that reads held-out text
-ALL_TASKS = (*TASKS, ARITHMETIC, TEXT)
-LEAST = {  # values of flags
-    **{"rows": 1, "show": 0, "seeds": 1, "jobs": 1},
-    **{"limit": 1, "batch": 1, "samples": 1, "votes": 0},
-}
-
-
-def settings(argv: list[str]) -> argparse.Namespace:
-    """The command line; a flag that is not given takes the run's own setting.
-
-    Raises:
-        ValueError: a flag is unknown, out of range, or not read by what is asked for.
-    """
-    parser = Parser("evaluate.py", __doc__)
-    parser.add_argument("model", nargs="?", help="a run, a checkpoint, or a name in weights/")
-    parser.add_argument("--controls", metavar="RUN", help="train and measure what to compare with")
-    parser.add_argument("--seeds", type=int, default=1, help="of --controls: how many [1]")
-    parser.add_argument("--jobs", type=int, default=1, help="of --controls: trainings at once [1]")
-    parser.add_argument(
-        "--markdown", metavar="FILE", help="of --controls and --tasks: also write the tables there"
-    )
-    parser.add_argument("--plot", metavar="RUN", help="draw what RUN and its controls measured")
-    parser.add_argument("--data", help="prepared data, or its name in data/")
-    parser.add_argument("--rows", type=int, help="held-out rows to read [the run's, or 32]")
-    parser.add_argument("--thoughts", type=int, help="n: tokens in one thought; 0: see train.py")
-    parser.add_argument("--sample-temperature", type=float, help="of thoughts; 0 is greedy")
-    parser.add_argument("--seq", type=int, help="T: tokens in a row")
-    parser.add_argument("--seed", type=int, help="seed of the thoughts")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--show", type=int, default=0, help="passages to show with their thoughts")
-    exams = parser.add_argument_group("question sets")
-    exams.add_argument("--tasks", metavar="LIST", help=f"some of {','.join(ALL_TASKS)}")
-    exams.add_argument("--questions", default="data", help="folder of the question sets [data]")
-    exams.add_argument(
-        "--limit",
-        type=int,
-        help="questions from the top of each set [all]; sums of each length [100]",
-    )
-    exams.add_argument("--batch", type=int, default=8, help="questions at a time [8]")
-    exams.add_argument("--samples", type=int, default=4, help="sampled thoughts to average [4]")
-    exams.add_argument("--votes", type=int, default=0, help="chains of thought to vote [0: none]")
-    exams.add_argument("--against", metavar="FOLDER", help="compare with answers of another model")
-    exams.add_argument("--out", metavar="FOLDER", help="of answers [the run; else runs/MODEL]")
-    text = parser.add_argument_group("text")
-    text.add_argument("--generate", metavar="PROMPT", help="a text, a file of lines, or - (stdin)")
-    text.add_argument("--show-thoughts", action="store_true", help="what comes before each token")
-    for f in dataclasses.fields(Decoding):
-        kind = {"max_tokens": int, "think_when": str}.get(f.name, float)
-        flag, default = f"--{f.name.replace('_', '-')}", f"[{f.default}]"
-        text.add_argument(flag, type=kind, help=f"{f.metadata['help']} {default}")
-    args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(READ_BY)))
-    given = [name for name in READ_BY if getattr(args, name) is not None]
-    for name in READ_BY.keys() - set(given):
-        setattr(args, name, parser.get_default(name))
-    args.command = shlex.join(["python", "evaluate.py", *argv])
-    for name, least in LEAST.items():
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name} is at least {least}, got {value}")
-    if sum(x is not None for x in (args.model, args.controls, args.plot)) != 1:
-        raise ValueError("give one of: a model, --controls RUN, --plot RUN")
-    refuse_unread(given, asked(args, TEXT))
-    return args
 
 
 def opened_by(
@@ -180,7 +116,7 @@ def exam_task(
     return {"exam": dataclasses.asdict(exam)} | summary, tables
 
 
-def tasks(args: argparse.Namespace, command: str) -> None:
+def tasks(args: argparse.Namespace) -> None:
     """Measure a model on question sets and on text; print, and write into its results."""
     names = list(dict.fromkeys(args.tasks.split(",")))
     if unknown := [name for name in names if name not in ALL_TASKS]:
@@ -227,7 +163,7 @@ def tasks(args: argparse.Namespace, command: str) -> None:
     if args.markdown:
         title = f"{opened.folder} on {', '.join(names)}"
         Path(args.markdown).write_text(
-            results_page(title, command, environment, tables), encoding="utf-8"
+            results_page(title, args.command, environment, tables), encoding="utf-8"
         )
         print(f"written to {args.markdown}")
 
@@ -275,6 +211,31 @@ def continue_text(args: argparse.Namespace) -> None:
         )
 
 
+def rounds(args: argparse.Namespace) -> None:
+    """Runs of STaR by round and group, as tables and as a picture."""
+    arms = star_report.read_arms([Path(run) for run in args.rounds])
+    text = star_report.page(arms, args.command)
+    print(text)
+    out = Path(args.rounds[0]) / "plots"
+    for path in star_report.draw_arms(arms, out):
+        print(f"written to {path}")
+    write_page(args, text)
+
+
+def compared(args: argparse.Namespace) -> None:
+    """Models side by side on problems that can be worked out."""
+    table = compare(args.compare, args.on, args.problems, args.device)
+    print(f"\n{terminal(table)}")
+    write_page(args, markdown(table))
+
+
+def write_page(args: argparse.Namespace, text: str) -> None:
+    """Write Markdown where it was asked for; what a person added there is kept."""
+    if args.markdown:
+        keep_comments(Path(args.markdown), text)
+        print(f"written to {args.markdown}")
+
+
 def plot(args: argparse.Namespace) -> None:
     """Pictures of a run: training, thought lengths, hard tokens."""
     opened = opened_by(args, args.plot)
@@ -293,19 +254,13 @@ def plot(args: argparse.Namespace) -> None:
 
 def evaluate(argv: list[str]) -> int:
     """Load, measure, report. Returns the exit status."""
-    args = settings(argv)
-    if args.controls is not None:
-        controls(args)
-        return 0
-    if args.plot is not None:
-        plot(args)
-        return 0
-    if args.tasks is not None:
-        tasks(args, shlex.join(["python", "evaluate.py", *argv]))
-        return 0
-    if args.generate is not None:
-        continue_text(args)
-        return 0
+    args = settings(argv, __doc__)
+    modes = {"controls": controls, "rounds": rounds, "compare": compared, "plot": plot}
+    modes |= {"tasks": tasks, "generate": continue_text}
+    for name, mode in modes.items():
+        if getattr(args, name) is not None:
+            mode(args)
+            return 0
     opened = opened_by(args, args.model)
     folder, run, config, placement, quiet, tokenizer = opened
     data = heldout(opened)

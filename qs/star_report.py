@@ -77,9 +77,13 @@ def name_of(config: Config) -> str:
     return f"STaR, {'with' if config.star.rationalize else 'without'} rationalisation"
 
 
-def markdown(arms: Sequence[Arm]) -> str:
+def page(arms: Sequence[Arm], command: str) -> str:
     """Accuracy of each arm by round and group in %: mean over seeds (smallest to largest)."""
-    parts = []
+    parts = [
+        f"# STaR, round by round\n\n```sh\n{command}\n```\n\nRight answers to held-out problems, "
+        "greedily decoded, in %: mean over seeds (smallest to largest). Round 0 is the untrained "
+        "model. Kept: rationales that reach the answer; hinted, kept: with the answer as a hint.\n"
+    ]
     for arm in arms:
         heads = ["round", "kept", "hinted, kept", "steps", *arm.groups]
         lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # earlier ones first: the layers of the design, cut finer where it puts two in one
-    "config files modes masks distributed tokenizer view documents problems questions pictures",
+    "config files masks distributed tokenizer view documents problems questions pictures",
     "presets shards decoding losses attention model model_config checkpoint synthetic tables",
     "flags data tensors thoughts mixing rows fewshot arithmetic",
     "weights quiet",
@@ -22,7 +22,7 @@ LAYERS = [  # earlier ones first: the layers of the design, cut finer where it p
     "scores records controls opened star_report",
     "star rivals zeroshot controls_page",
     "report",
-    "run plot harness hard_tokens star_run",
+    "run plot harness hard_tokens star_run compare modes",
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 RUNTIME = {"torch", "numpy", "sentencepiece", "safetensors", "tqdm"} | set(sys.stdlib_module_names)

@@ -6,9 +6,9 @@ import re
 import pytest
 
 import evaluate
-from qs.modes import MODES, READ_BY, asked, refuse_unread
+from qs.modes import FIRST, MODES, READ_BY, asked, refuse_unread
 
-NOTHING = dict.fromkeys(("controls", "plot", "tasks", "generate"), None) | {"votes": 0}
+NOTHING = dict.fromkeys(FIRST, None) | {"votes": 0}
 
 
 def test_every_flag_of_evaluate_says_who_reads_it(capsys):
