@@ -203,25 +203,30 @@ KNOWN, LONGEST = 2, 5  # digits of sums and of other operations, at most
 HINTED = 0.3  # share of the other operations that give the answer as a hint
 
 
-def documents(seed: int, split: Split) -> Iterator[str]:
-    """Texts without end for a model that has not met sums of more than KNOWN digits.
+def documents(seed: int, split: Split, digits: int = KNOWN, written: float = 1.0) -> Iterator[str]:
+    """Texts without end, by default for a model that has not met sums of more than KNOWN digits.
 
     Args:
         seed: same seed and split, same texts.
         split: of the sums; "train" and "heldout" share none.
+        digits: of sums, at most.
+        written: share of the documents that have their steps.
     """
     rng = random.Random(f"{seed} {split} documents")
-    streams = [sums(seed, split, digits) for digits in range(1, KNOWN + 1)]
+    streams = [sums(seed, split, length) for length in range(1, digits + 1)]
     others = [operation for operation in OPERATIONS if operation != SUM]
     while True:
         (kind,) = rng.choices(list(SHARES), SHARES.values())
         if kind == "other operations":
-            operation, digits = rng.choice(others), rng.randint(1, LONGEST)
-            a, b = ("".join(rng.choices("0123456789", k=digits)) for _ in range(2))
+            operation, length = rng.choice(others), rng.randint(1, LONGEST)
+            a, b = ("".join(rng.choices("0123456789", k=length)) for _ in range(2))
         else:
             operation, problem = SUM, next(rng.choice(streams))
             a, b = str(problem.a), str(problem.b)
         steps, answer = worked(a, b, operation)
+        if written < 1 and rng.random() >= written:
+            yield question(a, b, operation) + answer
+            continue
         asked = question(a, b, operation)
         if kind == "hinted sums" or (operation != SUM and rng.random() < HINTED):
             asked = f"{asked.rstrip()} {answer}"
@@ -232,8 +237,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status, 2 where a file cannot be written."""
     parser = argparse.ArgumentParser(
         prog="python -m qs.arithmetic",
-        description=f"Write train.jsonl and heldout.jsonl: sums of 1 to {KNOWN} digits and other "
-        f"operations on 1 to {LONGEST} columns, with scratchpads.",
+        description="Write train.jsonl and heldout.jsonl: sums with scratchpads, and other "
+        f"operations on 1 to {LONGEST} columns.",
         allow_abbrev=False,
     )
     what = parser.add_mutually_exclusive_group(required=True)
@@ -244,18 +249,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--documents", type=int, default=200_000, metavar="N", help="to train on")
     parser.add_argument("--tests", type=int, default=500, metavar="N", help="held-out documents")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same text")
+    parser.add_argument(
+        "--digits", type=int, default=KNOWN, metavar="N", help=f"of sums, at most [{KNOWN}]"
+    )
+    parser.add_argument(
+        "--written", type=float, default=1.0, metavar="X", help="share that has its steps [1]"
+    )
     args = parser.parse_args(argv)
     if args.symbols:
         print(" ".join(f"--symbol={symbol}" for symbol in SYMBOLS))
         return 0
     try:
+        if args.digits < 1 or not 0 <= args.written <= 1 or min(args.documents, args.tests) < 1:
+            raise ValueError(
+                "--digits, --documents and --tests are at least 1 and --written is a share in "
+                f"[0, 1], got {args.digits}, {args.documents}, {args.tests} and {args.written}"
+            )
         args.out.mkdir(parents=True, exist_ok=True)
         for split, count in zip(SPLITS, (args.documents, args.tests), strict=True):
-            some = itertools.islice(documents(args.seed, split), count)
+            some = itertools.islice(documents(args.seed, split, args.digits, args.written), count)
             with (args.out / f"{split}.jsonl").open("w", encoding="utf-8") as file:
                 for text in tqdm(some, split, count, unit=" documents"):
                     file.write(json.dumps({"text": text}) + "\n")
-    except OSError as error:
+    except (ValueError, OSError) as error:
         print(f"qs.arithmetic: {error}", file=sys.stderr)
         return 2
     return 0

@@ -62,7 +62,7 @@ class Way(NamedTuple):
 
 
 def asked(opened: Opened, task: Comparable, count: int, written: bool, think: bool) -> Way:
-    """Greedy answers to held-out problems.
+    """Answers to held-out problems: decoded greedily, workings sampled at temperature 1.
 
     Args:
         opened: the model.
@@ -83,6 +83,7 @@ def asked(opened: Opened, task: Comparable, count: int, written: bool, think: bo
         max_tokens=LIMITS[task] if written else ANSWER_LIMIT,
         think_when="always" if think else "never",
         think_temperature=0.0,
+        temperature=1.0 if written else 0.0,
     )
     batches = attempts(opened.quiet, opened.tokenizer, found, found.heldout, decoding, 0, size=100)
     made = [a for batch in batches for a in batch]
@@ -145,7 +146,7 @@ def compare(models: Sequence[str], task: Comparable, count: int, device: str) ->
         rows,
         (
             f"answer, with thoughts: {metric}, {len(alone.right)} problems; written: % right "
-            "after a working; ±: half of a 95 % interval over problems; in brackets tokens "
+            "after a working sampled at temperature 1, as thoughts are; ±: half of a 95 % interval over problems; in brackets tokens "
             "generated for an answer, thoughts included",
             "tokens trained, tokens generated: in training, all rounds together",
         ),

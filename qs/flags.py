@@ -53,7 +53,7 @@ def parse(argv: list[str], parser: argparse.ArgumentParser, preset: str | None =
 def _preset(given: dict[str, Any]) -> str:
     """The preset that goes with some flags."""
     if given.get("objective") == "star":
-        bundled = given.get("task") in (None, PRESETS["sums"].star.task)
+        bundled = given.get("task") in (None, "arithmetic", "world")
         return "sums" if bundled else "star"
     bundled = given.get("data") in (None, PRESETS["tiny"].run.data)
     return "tiny" if bundled else "published"
