@@ -7,6 +7,7 @@ is told by its probability among the possible ones; sums are decoded and right o
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -91,8 +92,10 @@ def asked(opened: Opened, task: Comparable, count: int, written: bool, think: bo
     return Way(np.array([float(a.answer == a.gold) for a in made]), float(tokens))
 
 
-def known(opened: Opened) -> tuple[Way, Way]:
+def known(opened: Opened, thinks: bool) -> tuple[Way, Way]:
     """Probability of the answers in held-out text of the bundled kind, without and with a thought.
+
+    Without both times if the model does not think.
 
     Raises:
         ValueError: another tokenizer prepared the text.
@@ -101,7 +104,9 @@ def known(opened: Opened) -> tuple[Way, Way]:
     text = marked(data.folder, opened.tokenizer, run.seq, run.eval_rows)
     if text is None:
         raise ValueError(f"{data.folder}: expected world.json, which says where the answers are")
-    found = measured(opened.quiet, text, opened.config)
+    settings = dataclasses.replace(run, objective=run.objective if thinks else "plain")
+    config = dataclasses.replace(opened.config, run=settings)
+    found = measured(opened.quiet, text, config)
     return Way(found.gold[:, 0], 1), Way(found.gold[:, 1], 1 + opened.config.thought.thoughts)
 
 
@@ -124,7 +129,7 @@ def compare(models: Sequence[str], task: Comparable, count: int, device: str) ->
         opened = open_model(model, ONE_THOUGHT, run | {"eval_rows": bundled.eval_rows})
         thinks = opened.run is not None and opened.config.run.thinks
         if task == "world":
-            alone, thought = known(opened)
+            alone, thought = known(opened, thinks)
         else:
             alone = asked(opened, task, count, written=False, think=False)
             thought = asked(opened, task, count, written=False, think=True) if thinks else alone
@@ -146,8 +151,8 @@ def compare(models: Sequence[str], task: Comparable, count: int, device: str) ->
         rows,
         (
             f"answer, with thoughts: {metric}, {len(alone.right)} problems; written: % right "
-            "after a working sampled at temperature 1, as thoughts are; ±: half of a 95 % interval over problems; in brackets tokens "
-            "generated for an answer, thoughts included",
+            "after a working sampled at temperature 1, as thoughts are; ±: half of a 95 % interval "
+            "over problems; in brackets tokens generated for an answer, thoughts included",
             "tokens trained, tokens generated: in training, all rounds together",
         ),
     )

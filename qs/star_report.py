@@ -43,14 +43,14 @@ def read_arms(runs: Sequence[Path]) -> list[Arm]:
     """Group runs of STaR, in the order given.
 
     Raises:
-        ValueError: a folder is no finished run of STaR, or runs of one arm differ in rounds, groups
-            or seed only by being the same.
+        ValueError: a folder is no finished run of STaR, or two runs of an arm have the same seed.
     """
     found: dict[Config, list[tuple[Path, Config, list[dict]]]] = {}
     for run in runs:
         config = checkpoint.read_config(run)
-        records = [r for r in checkpoint.Log(run).records() if "round" in r]
-        if config.run.objective != "star" or len(records) != config.star.rounds + 1:
+        star = config.run.objective == "star"
+        records = [r for r in checkpoint.Log(run).records() if "round" in r] if star else []
+        if not star or len(records) != config.star.rounds + 1:
             raise ValueError(
                 f"{run}: expected a finished run of --objective star, found "
                 f"{config.run.objective} and {max(0, len(records) - 1)} rounds"
