@@ -6,196 +6,191 @@
     python evaluate.py weights/NAME --data NAME        any checkpoint, any prepared data
     python evaluate.py runs/NAME --tasks gsm8k,commonsense_qa    zero-shot, both ways
     python evaluate.py runs/NAME --tasks gsm8k --votes 8         chains of thought, majority of 8
+    python evaluate.py runs/NAME --tasks text          hard tokens: where thinking helps and hurts
     python evaluate.py runs/NAME --generate "Q: ..." --show-thoughts
     python evaluate.py --controls runs/NAME --seeds 5  what else could explain the gain
+    python evaluate.py --rounds RUN RUN ...            runs of STaR by round and difficulty
+    python evaluate.py --compare MODEL MODEL ...       STaR, Quiet-STaR and others side by side
     python evaluate.py --plot runs/NAME                pictures (needs pip install -e '.[plot]')
 
 Results are printed and written to evaluation.json in the run folder (for a folder that is no run,
-nothing is written). NLL is in nats a token, one thought sampled before every token.
+nothing is written), those of --tasks to results.json there (or in --out, or in runs/MODEL). NLL is
+in nats a token, one thought sampled before every token.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import signal
 import sys
-import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from qs import checkpoint, report
-from qs.answers import gold_above, marked, measure
+from qs import checkpoint, report, rivals, star_report, weights
 from qs.build import choose_placement
-from qs.controls import controls_page, keep_comments
+from qs.checkpoint import RESULTS
+from qs.compare import compare
+from qs.controls_page import keep_comments, notes, page
 from qs.decoding import Decoding
-from qs.exams import ARITHMETIC, questions_of
-from qs.flags import Parser
+from qs.exams import questions_of
 from qs.generate import Stream
-from qs.opened import Opened, heldout, heldout_pairs, open_model
+from qs.hard_tokens import hard_tokens
+from qs.modes import ALL_TASKS, TEXT, settings
+from qs.opened import ROWS, Opened, heldout, heldout_pairs, open_model
 from qs.plot import draw
-from qs.questions import TASKS
+from qs.questions import Question
 from qs.records import shown
-from qs.rivals import CONTROLS, RESULTS, compare, jobs, train_all
 from qs.run import PAGE, PAGE_ROWS
 from qs.scores import heldout_score
-from qs.tasks import by_decile, frontier, most_helped, token_nlls
+from qs.tables import Table, markdown, results_page, terminal
+from qs.tasks import ONE_THOUGHT, by_decile, token_nlls
 from qs.training import step_generator
-from qs.zeroshot import Exam, against
+from qs.zeroshot import Exam, against, answers_of
 from qs.zeroshot import run as run_exam
 
-TEXT = "text"  # the task that reads held-out text
-LEAST = {  # values of flags
-    **{"rows": 1, "show": 0, "seeds": 1, "jobs": 1},
-    **{"limit": 1, "batch": 1, "samples": 1, "votes": 0},
-}
 
+def opened_by(
+    args: argparse.Namespace, model: str, reads: bool = True, varies: bool = False
+) -> Opened:
+    """Load a model with the settings that flags give.
 
-def settings(argv: list[str]) -> argparse.Namespace:
-    """The command line; a flag that is not given takes the run's own setting."""
-    parser = Parser("evaluate.py", __doc__)
-    parser.add_argument("model", nargs="?", help="a run, a checkpoint, or a name in weights/")
-    parser.add_argument("--controls", metavar="RUN", help="train and measure what to compare with")
-    parser.add_argument("--seeds", type=int, default=1, help="of --controls: how many [1]")
-    parser.add_argument("--jobs", type=int, default=1, help="of --controls: trainings at once [1]")
-    parser.add_argument("--markdown", metavar="FILE", help="of --controls: also write it there")
-    parser.add_argument("--plot", metavar="RUN", help="draw what RUN and its controls measured")
-    parser.add_argument("--data", help="prepared data, or its name in data/")
-    parser.add_argument("--rows", type=int, help="held-out rows to read [the run's, or 32]")
-    parser.add_argument("--thoughts", type=int, help="n: tokens in one thought")
-    parser.add_argument("--sample-temperature", type=float, help="of thoughts; 0 is greedy")
-    parser.add_argument("--seq", type=int, help="T: tokens in a row")
-    parser.add_argument("--seed", type=int, help="seed of the thoughts")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--show", type=int, default=0, help="passages to show with their thoughts")
-    exams = parser.add_argument_group("question sets")
-    exams.add_argument(
-        "--tasks", metavar="LIST", help=f"some of {','.join((*TASKS, ARITHMETIC, TEXT))}"
-    )
-    exams.add_argument("--questions", default="data", help="folder of the question sets [data]")
-    exams.add_argument(
-        "--limit",
-        type=int,
-        help="questions from the top of each set [all]; sums of each length [100]",
-    )
-    exams.add_argument("--batch", type=int, default=8, help="questions at a time [8]")
-    exams.add_argument("--samples", type=int, default=4, help="sampled thoughts to average [4]")
-    exams.add_argument("--votes", type=int, default=0, help="chains of thought to vote [0: none]")
-    exams.add_argument("--against", metavar="FOLDER", help="compare with answers of another model")
-    exams.add_argument("--out", metavar="FOLDER", help="of answers [the run; else runs/MODEL]")
-    text = parser.add_argument_group("text")
-    text.add_argument("--generate", metavar="PROMPT", help="a text, a file of lines, or - (stdin)")
-    text.add_argument("--show-thoughts", action="store_true", help="what comes before each token")
-    for f in dataclasses.fields(Decoding):
-        kind = {"max_tokens": int, "think_when": str}.get(f.name, float)
-        flag, default = f"--{f.name.replace('_', '-')}", f"[{f.default}]"
-        text.add_argument(flag, type=kind, help=f"{f.metadata['help']} {default}")
-    args = parser.parse_args(argv)
-    for name, least in LEAST.items():
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name} is at least {least}, got {value}")
-    if sum(x is not None for x in (args.model, args.controls, args.plot)) != 1:
-        raise ValueError("give one of: a model, --controls RUN, --plot RUN")
-    return args
+    Args:
+        args: the command line.
+        model: a run or a checkpoint.
+        reads: whether it will read held-out text, in rows of --seq.
+        varies: whether it will read texts of many lengths: layers that are compiled would be
+            compiled for each.
 
-
-def opened_by(args: argparse.Namespace, model: str, reads: bool = True) -> Opened:
-    """Load a model with the settings that flags give; `reads`: it will read held-out text."""
+    Raises:
+        ValueError: it does not think, and what thinking does to text is asked for.
+    """
     thought = {name: getattr(args, name) for name in ("thoughts", "sample_temperature")}
     run = {name: getattr(args, name) for name in ("device", "data", "seq", "seed")}
-    return open_model(model, thought, run | {"eval_rows": args.rows}, reads)
+    if not reads:  # what it was trained in is nothing to what it is asked
+        thought, run = ONE_THOUGHT | thought, run | {"seq": 2}
+    run |= {"compile": False} if varies else {}
+    opened = open_model(model, thought, run | {"eval_rows": args.rows}, reads)
+    if reads and args.tasks and not opened.config.run.thinks:
+        raise ValueError(
+            f"{model} was trained with --objective {opened.config.run.objective}: --tasks {TEXT} "
+            "expects a model that thinks, so leave it out"
+        )
+    return opened
 
 
 def controls(args: argparse.Namespace) -> None:
     """Train what a run is compared with, unless it is there, and measure all of it."""
-    run = Path(args.controls)
-    todo = jobs(run, args.seeds)
-    train_all(todo, Path(__file__).with_name("train.py"), args.jobs)
-    rows = args.rows or checkpoint.read_config(run).run.eval_rows or 32
-    tables = compare(run, args.seeds, rows)
+    run, todo = Path(args.controls), rivals.jobs(Path(args.controls), args.seeds)
+    config = checkpoint.read_config(run)
+    rows = args.rows or config.run.eval_rows or ROWS
+    rivals.check(run, todo, rows)
+    here = report.environment(str(choose_placement(config.run)))
+    rivals.train_all(todo, Path(__file__).with_name("train.py"), args.jobs)
+    tables = rivals.compare(run, args.seeds, rows)
     named = {title: [dataclasses.asdict(line) for line in lines] for title, lines in tables.items()}
-    command = f"python evaluate.py --controls {run} --seeds {args.seeds} --rows {rows}"
-    placement = str(choose_placement(checkpoint.read_config(run).run))
-    results = {"command": command, "environment": report.environment(placement), "tables": named}
-    checkpoint.write_json(run / CONTROLS, results)
-    text = controls_page(tables, command, results["environment"])
+    trained = rivals.trained_by(run, args.seeds)
+    results = {"command": args.command, "environment": here, "trained": trained, "tables": named}
+    checkpoint.write_json(run / rivals.CONTROLS, results)
+    measured = ", ".join(f"{key} {value}" for key, value in here.items())
+    made = {"Measured with": measured, "Trained with": trained}
+    about = notes(rivals.questions(run, rows), config.thought.sample_temperature)
+    text = page(tables, args.command, made, about)
     print("\n" + text)
     for path in filter(None, (run / "controls.md", args.markdown and Path(args.markdown))):
         keep_comments(path, text)
         print(f"written to {path}")
 
 
-def text_task(opened: Opened) -> dict[str, Any]:
-    """Hard tokens: what thinking does by difficulty, where it is worth it, and examples."""
-    seed = opened.config.run.seed
-    found = token_nlls(opened.quiet, heldout_pairs(opened), step_generator(seed, 0))
-    deciles = by_decile(found.nll_base, found.nll_mix, found.rows)
-    spared = frontier(found, opened.config.thought.thoughts)
-    folder, run = heldout(opened).folder, opened.config.run
-    if (text := marked(folder, opened.tokenizer, run.seq, run.eval_rows)) is not None:
-        rows = [slice(i, i + run.batch) for i in range(0, len(text.tokens), run.batch)]
-        asked = measure(opened.quiet, text, rows, step_generator(seed, 0))
-        spared = [dataclasses.replace(s, gold=gold_above(asked, s.above)) for s in spared]
-    best, worst = most_helped(opened.quiet, heldout_pairs(opened), step_generator(seed, 0), 20)
-    print("\n" + "\n".join(report.text_lines(deciles, spared, best, worst, opened.tokenizer)))
-    tables = {"deciles": deciles, "frontier": spared, "helped": best, "hurt": worst}
-    return {name: [dataclasses.asdict(x) for x in table] for name, table in tables.items()}
-
-
-def exams(args: argparse.Namespace) -> None:
+def exam_task(
+    opened: Opened, exam: Exam, questions: list[Question], out: Path, other: Path | None
+) -> tuple[dict[str, Any], list[Table]]:
     """Question sets: the probability of gold answers, decoded answers, chains of thought."""
-    names = args.tasks.split(",")
-    read = {x: questions_of(x, args.questions, args.limit) for x in names if x != TEXT}
-    opened = opened_by(args, args.model, reads=TEXT in names)
-    out = Path(args.out) if args.out else opened.run or Path("runs") / opened.folder.name
-    print(f"model   {opened.folder}\ndevice  {opened.placement}\nanswers {out}")
-    found = {}
-    for name, questions in read.items():
-        exam = Exam(
+    summary = run_exam(exam, opened.quiet, opened.tokenizer, questions, out)
+    tables = [report.exam_table(exam, summary)]
+    if other is not None:
+        summary["against"] = against(out / exam.file, other)
+        tables.append(report.against_table(summary["against"]))
+    return {"exam": dataclasses.asdict(exam)} | summary, tables
+
+
+def tasks(args: argparse.Namespace) -> None:
+    """Measure a model on question sets and on text; print, and write into its results."""
+    names = list(dict.fromkeys(args.tasks.split(",")))
+    if unknown := [name for name in names if name not in ALL_TASKS]:
+        raise ValueError(f"--tasks: expected some of {','.join(ALL_TASKS)}; got {unknown[0]!r}")
+    sets = [name for name in names if name != TEXT]
+    read = {x: questions_of(x, args.questions, args.limit) for x in sets}
+    opened = opened_by(args, args.model, reads=TEXT in names, varies=bool(sets))
+    config, digest = opened.config, weights.digest(opened.folder) if sets else ""
+    planned = {
+        name: Exam(
             task=name,
             model=str(opened.folder),
-            thoughts=opened.config.thought.thoughts,
+            weights=digest,
+            thoughts=0 if config.run.objective == "plain" else config.thought.thoughts,
             samples=args.samples,
             votes=args.votes,
             temperature=0.9 if args.temperature is None else args.temperature,
             batch=args.batch,
-            seed=opened.config.run.seed,
+            seed=config.run.seed,
         )
-        began = time.perf_counter()
-        summary = run_exam(exam, opened.quiet, opened.tokenizer, questions, out)
-        summary["seconds"] = time.perf_counter() - began
-        lines = report.exam_lines(name, summary)
-        if args.against:
-            summary["against"] = against(out / exam.file, Path(args.against))
-            lines += report.against_lines(summary["against"])
-        found[exam.file] = {"exam": dataclasses.asdict(exam)} | summary
-        print("\n" + "\n".join(lines))
-    path = out / RESULTS
-    results = checkpoint.read_json(path) if path.is_file() else {}
-    results["exams"] = results.get("exams", {}) | found
-    if TEXT in names:
-        results[TEXT] = text_task(opened)
+        for name in sets
+    }
+    folder = args.against and Path(args.against)
+    others = {x: answers_of(exam.kind, folder) if folder else None for x, exam in planned.items()}
+    out = Path(args.out) if args.out else opened.run or Path("runs") / opened.folder.name
+    print(f"model   {opened.folder}\ndevice  {opened.placement}\nanswers {out}")
     out.mkdir(parents=True, exist_ok=True)
-    results["environment"] = report.environment(str(opened.placement))
-    checkpoint.write_json(path, results)
+    path, tables = out / RESULTS, []
+    environment = report.environment(str(opened.placement))
+    for name in names:
+        results = checkpoint.read_json(path) if path.is_file() else {}
+        if name == TEXT:
+            found, made = hard_tokens(opened)
+            results[TEXT] = found | {"environment": environment}
+        else:
+            exam = planned[name]
+            found, made = exam_task(opened, exam, read[name], out, others[name])
+            found["environment"] = environment
+            results["exams"] = results.get("exams", {}) | {exam.file: found}
+        checkpoint.write_json(path, results)
+        print("\n" + "\n\n".join(map(terminal, made)))
+        tables += made
     print(f"\nwritten to {path}" + (" and, a line for each question, beside it" if read else ""))
+    if args.markdown:
+        title = f"{opened.folder} on {', '.join(names)}"
+        Path(args.markdown).write_text(
+            results_page(title, args.command, environment, tables), encoding="utf-8"
+        )
+        print(f"written to {args.markdown}")
 
 
-def prompts_of(text: str) -> list[str]:
-    """A text; or the lines of a file or of standard input."""
+def prompts_of(text: str) -> Iterator[str]:
+    """A text; or the lines of a file or of standard input, as they come.
+
+    Raises:
+        ValueError: there is no line.
+    """
+    lines: Iterable[str] = [text]
     if text == "-":
-        return sys.stdin.read().splitlines()
-    if Path(text).is_file():
-        return Path(text).read_text(encoding="utf-8").splitlines()
-    return [text]
+        lines = (line.removesuffix("\n") for line in sys.stdin)
+    elif os.path.isfile(text):  # Path.is_file raises where a text is too long for a name
+        lines = Path(text).read_text(encoding="utf-8").splitlines()
+    count = 0
+    for count, line in enumerate(lines, 1):  # noqa: B007
+        yield line
+    if not count:
+        raise ValueError(f"--generate {text}: expected a prompt in each line, found no line")
 
 
 def continue_text(args: argparse.Namespace) -> None:
     """Go on from prompts, token by token, and show what was thought before each."""
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Decoding)}
     decoding = Decoding(**{name: value for name, value in given.items() if value is not None})
-    opened = opened_by(args, args.model, reads=False)
+    opened = opened_by(args, args.model, reads=False, varies=True)
     for prompt in prompts_of(args.generate):
         ids = opened.tokenizer.encode(prompt, bos=True)
         stream = Stream(opened.quiet, [ids], decoding, opened.config.run.seed)
@@ -210,7 +205,35 @@ def continue_text(args: argparse.Namespace) -> None:
                 print(text[len(shown_text) :], end="", flush=True)
                 shown_text = text
         counts = stream.counts
-        print(f"\n[{counts.tokens} tokens, {counts.thoughts} thoughts, {counts.slots} slots]")
+        print(
+            f"\n[{counts.tokens} tokens, {counts.thoughts} thoughts, "
+            f"{counts.slots} slots in {counts.passes} passes]"
+        )
+
+
+def rounds(args: argparse.Namespace) -> None:
+    """Runs of STaR by round and group, as tables and as a picture."""
+    arms = star_report.read_arms([Path(run) for run in args.rounds])
+    text = star_report.page(arms, args.command)
+    print(text)
+    out = Path(args.rounds[0]) / "plots"
+    for path in star_report.draw_arms(arms, out):
+        print(f"written to {path}")
+    write_page(args, text)
+
+
+def compared(args: argparse.Namespace) -> None:
+    """Models side by side on problems that can be worked out."""
+    table = compare(args.compare, args.on, args.problems, args.device)
+    print(f"\n{terminal(table)}")
+    write_page(args, markdown(table))
+
+
+def write_page(args: argparse.Namespace, text: str) -> None:
+    """Write Markdown where it was asked for; what a person added there is kept."""
+    if args.markdown:
+        keep_comments(Path(args.markdown), text)
+        print(f"written to {args.markdown}")
 
 
 def plot(args: argparse.Namespace) -> None:
@@ -222,28 +245,22 @@ def plot(args: argparse.Namespace) -> None:
     deciles = []
     if config.run.thinks:
         found = token_nlls(quiet, heldout_pairs(opened), step_generator(config.run.seed, 0))
-        deciles = by_decile(found.nll_base, found.nll_mix, found.rows)
+        deciles = by_decile(found.nll_base, found.nll_mix, found.documents)
     for path in draw(run, deciles):
         print(f"written to {path}")
-    if not (run / CONTROLS).is_file():
+    if not (run / rivals.CONTROLS).is_file():
         print(f"no thought-length curve: make it with python evaluate.py --controls {run}")
 
 
 def evaluate(argv: list[str]) -> int:
     """Load, measure, report. Returns the exit status."""
-    args = settings(argv)
-    if args.controls is not None:
-        controls(args)
-        return 0
-    if args.plot is not None:
-        plot(args)
-        return 0
-    if args.tasks is not None:
-        exams(args)
-        return 0
-    if args.generate is not None:
-        continue_text(args)
-        return 0
+    args = settings(argv, __doc__)
+    modes = {"controls": controls, "rounds": rounds, "compare": compared, "plot": plot}
+    modes |= {"tasks": tasks, "generate": continue_text}
+    for name, mode in modes.items():
+        if getattr(args, name) is not None:
+            mode(args)
+            return 0
     opened = opened_by(args, args.model)
     folder, run, config, placement, quiet, tokenizer = opened
     data = heldout(opened)

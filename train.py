@@ -117,7 +117,7 @@ def train(argv: list[str]) -> int:
     after = run.evaluate("after")
     scores = {"before": before, "after": after}
     results = {name: score and dataclasses.asdict(score) for name, score in scores.items()}
-    run.write("results.json", results | {"skipped": run.state.skipped})
+    run.add_results(results | {"skipped": run.state.skipped})
     run.show(3)
     run.say("\n" + table(before, after))
     if run.state.skipped:

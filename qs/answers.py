@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qs.losses import targets_ahead
 from qs.masks import PADDING
 from qs.quiet import QuietStar
 from qs.shards import TokenDataset
-from qs.synthetic import OPEN, read_recipe
+from qs.synthetic import OPEN, Document, read_recipe
 from qs.tasks import ONE_THOUGHT, text_sums
 from qs.tokenizer import Tokenizer
 
@@ -74,7 +75,8 @@ def marked(folder: Path, tokenizer: Tokenizer, seq: int, rows: int | None = None
         None if there is no recipe.
 
     Raises:
-        ValueError: the recipe does not give the text that was prepared.
+        ValueError: the recipe does not give the text that was prepared, or the tokenizer does not
+            spell answers and the mark before a working in one token each.
     """
     documents = read_recipe(folder, "heldout")
     if documents is None:
@@ -87,10 +89,12 @@ def marked(folder: Path, tokenizer: Tokenizer, seq: int, rows: int | None = None
             f"{folder}: expected held-out text drawn from its world.json, found other text; "
             "prepare what python -m qs.synthetic wrote and copy its world.json beside it"
         )
-
-    def id_of(text: str) -> int:
-        return tokenizer.encode(f"\n{text}")[-1]
-
+    mark = _id_of(tokenizer, OPEN)
+    if tokenizer.piece(mark) != OPEN:
+        raise ValueError(
+            f"{folder}: expected {OPEN!r} to be a token of its own, found "
+            f"{tokenizer.piece(mark)!r}; train the tokenizer with --symbol {OPEN}"
+        )
     seq = max(seq, *map(len, encoded))
     packed: list[list[int]] = [[]]
     numbers: list[list[int]] = [[]]
@@ -105,14 +109,14 @@ def marked(folder: Path, tokenizer: Tokenizer, seq: int, rows: int | None = None
         numbers[-1] += [max(numbers[-1], default=-1) + 1] * len(ids)
         if document.style == "none":
             written = tokenizer.encode(f"{document.question}\n{OPEN}{document.working}")
-            working = written[written.index(id_of(OPEN)) + 1 :][: document.needed]
+            working = written[written.index(mark) + 1 :][: document.needed]
             questions.append(
                 Question(
                     row=len(packed) - 1,
                     position=len(packed[-1]) - 3,  # before the answer and the end of the text
                     kind=document.kind,
                     difficulty=document.difficulty,
-                    choices=tuple(id_of(choice) for choice in document.choices),
+                    choices=_choices(folder, tokenizer, document, ids[-2]),
                     gold=document.choices.index(document.answer),
                     working=tuple(working),
                 )
@@ -125,13 +129,44 @@ def marked(folder: Path, tokenizer: Tokenizer, seq: int, rows: int | None = None
     return Marked(tokens, inside, questions)
 
 
+def _id_of(tokenizer: Tokenizer, text: str) -> int:
+    """The token that ends a line which holds nothing else."""
+    return tokenizer.encode(f"\n{text}")[-1]
+
+
+def _choices(
+    folder: Path, tokenizer: Tokenizer, document: Document, answer: int
+) -> tuple[int, ...]:
+    """Ids of the possible answers of a document that ends in the token `answer`."""
+    found = tuple(_id_of(tokenizer, choice) for choice in document.choices)
+    gold = found[document.choices.index(document.answer)]
+    if len(set(found)) < len(found) or gold != answer:
+        raise ValueError(
+            f"{folder}: expected each possible answer to be one token, and {document.answer!r} the "
+            f"last one of {document.text!r}; found {[tokenizer.piece(i) for i in found]} and "
+            f"{tokenizer.piece(answer)!r}; train the tokenizer on text of python -m qs.synthetic"
+        )
+    return found
+
+
+def rewarded(text: Marked, ahead: int) -> float:
+    """Share of the questions after which `ahead` targets follow in the document.
+
+    A position with fewer earns no reward (`losses.rewards`): REINFORCE never sees its thought.
+    """
+    at = [q.row for q in text.questions], [q.position for q in text.questions]
+    anchors = torch.tensor(at[1])[:, None]
+    _, valid = targets_ahead(text.tokens[at[0]], text.documents[at[0]], anchors, ahead)
+    return float(valid.all(-1).double().mean())
+
+
 class Measured(NamedTuple):
     """What was measured, a line for each question and for each row.
 
     Attributes:
         gold: (Q, 2) probability of the answer among its choices, without and with a thought.
         nll: (Q, 2) NLL of the answer in nats.
-        useful: (Q,) whether the thought is the steps that reach the answer.
+        useful: (Q,) whether the thought begins with the steps that reach the answer.
         weight: (Q,) mixing weight.
         entropy: (Q,) of the prediction without a thought, in nats.
         other: (R, 4) sums over tokens that answer no question, see `tasks.text_sums`.

@@ -22,24 +22,45 @@ So each line follows from the line above it alone, by a rule that does not depen
 format of the paper with one difference: there the lines after the first show only the next pair of
 digits, and the others must be looked up in the input. For one and two digits both are the same.
 
+The same layout serves other operations on columns (`OPERATIONS`). The text of `python -m
+qs.arithmetic` has sums of one and two digits, some with the answer as a hint, and the others at any
+length: from it a model can know how long scratchpads look, and that `+` adds, never both at once.
+
 Source: STaR (arXiv:2203.14465), section 4.1 and figure 3; after Nye et al. 2021 (arXiv:2112.00114).
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import itertools
+import json
 import random
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
 
 from qs.problems import SPLITS, Split
 
+SUM = "+"
+OPERATIONS = {  # digits of a column and the carry from its right -> carry and digit
+    SUM: lambda a, b, carry: divmod(a + b + carry, 10),
+    "<": lambda a, b, carry: (0, a),
+    ">": lambda a, b, carry: (0, b),
+    "^": lambda a, b, carry: (0, max(a, b)),
+    "_": lambda a, b, carry: (0, min(a, b)),
+    "-": lambda a, b, carry: (int(a < b), abs(a - b)),
+}
 OPEN, CLOSE = "<scratch>", "</scratch>"
 HELDOUT = 0.1  # share of all sums that are never trained on
 # Texts that a tokenizer should keep whole (`qs.tokenizer.train_tokenizer(symbols=SYMBOLS)`), with
 # sentencepiece's mark for a space: then a sum has a token for every word and for every newline.
-WORDS = (" +", " ,", ",", " C:", *(f" {digit}" for digit in range(10)))
+SIGNS = tuple(f" {sign}" for sign in OPERATIONS)
+WORDS = (*SIGNS, " ,", ",", " C:", *(f" {digit}" for digit in range(10)))
 SYMBOLS = ("Input:", "Target:", OPEN, CLOSE, *(word.replace(" ", "\u2581") for word in WORDS))
 
 
@@ -112,7 +133,12 @@ def spaced(digits: str) -> str:
 
 def prompt(problem: Sum) -> str:
     """The question, which `scratchpad` or `direct` completes."""
-    return f"Input:\n{spaced(str(problem.a))} + {spaced(str(problem.b))}\nTarget:\n"
+    return question(str(problem.a), str(problem.b), SUM)
+
+
+def question(a: str, b: str, operation: str) -> str:
+    """What is asked of two numbers of as many digits."""
+    return f"Input:\n{spaced(a)} {operation} {spaced(b)}\nTarget:\n"
 
 
 def hinted_prompt(problem: Sum) -> str:
@@ -122,16 +148,26 @@ def hinted_prompt(problem: Sum) -> str:
 
 def scratchpad(problem: Sum) -> str:
     """The right completion with all its steps."""
-    a, b = str(problem.a), str(problem.b)
+    return "".join(worked(str(problem.a), str(problem.b), SUM))
+
+
+def worked(a: str, b: str, operation: str) -> tuple[str, str]:
+    """Steps between the marks, and the answer behind them, of an operation on two numbers.
+
+    Args:
+        a, b: as many digits in each; zeros may lead.
+        operation: of OPERATIONS.
+    """
     result, carry = "", 0
-    lines = [OPEN, f"{spaced(a)} + {spaced(b)} , C: 0"]
+    lines = [OPEN, f"{spaced(a)} {operation} {spaced(b)} , C: 0"]
     while a:
-        carry, digit = divmod(int(a[-1]) + int(b[-1]) + carry, 10)
+        carry, digit = OPERATIONS[operation](int(a[-1]), int(b[-1]), carry)
         a, b, result = a[:-1], b[:-1], f"{digit}{result}"
-        left = f"{spaced(a)} + {spaced(b)} " if a else ""
+        left = f"{spaced(a)} {operation} {spaced(b)} " if a else ""
         lines.append(f"{left}, {spaced(result)} C: {carry}")
     lines += [f"{carry} {spaced(result)}", CLOSE]
-    return "".join(f"{line}\n" for line in lines) + direct(problem)
+    answer = f"{carry}{result}".lstrip("0") or "0"
+    return "".join(f"{line}\n" for line in lines), f"{spaced(answer)}\n"
 
 
 def direct(problem: Sum) -> str:
@@ -159,3 +195,71 @@ def parse_answer(text: str, steps: bool = True) -> str | None:
 def check_scratchpad(text: str, problem: Sum) -> bool:
     """Whether each line of a completion is right, the answer included."""
     return text.removesuffix("\n") == scratchpad(problem).removesuffix("\n")
+
+
+# ---- what a model may know before ----------------------------------------------------------------
+SHARES = {"sums": 0.4, "hinted sums": 0.2, "other operations": 0.4}
+KNOWN, LONGEST = 2, 5  # digits of sums and of other operations, at most
+HINTED = 0.3  # share of the other operations that give the answer as a hint
+
+
+def documents(seed: int, split: Split) -> Iterator[str]:
+    """Texts without end for a model that has not met sums of more than KNOWN digits.
+
+    Args:
+        seed: same seed and split, same texts.
+        split: of the sums; "train" and "heldout" share none.
+    """
+    rng = random.Random(f"{seed} {split} documents")
+    streams = [sums(seed, split, digits) for digits in range(1, KNOWN + 1)]
+    others = [operation for operation in OPERATIONS if operation != SUM]
+    while True:
+        (kind,) = rng.choices(list(SHARES), SHARES.values())
+        if kind == "other operations":
+            operation, digits = rng.choice(others), rng.randint(1, LONGEST)
+            a, b = ("".join(rng.choices("0123456789", k=digits)) for _ in range(2))
+        else:
+            operation, problem = SUM, next(rng.choice(streams))
+            a, b = str(problem.a), str(problem.b)
+        steps, answer = worked(a, b, operation)
+        asked = question(a, b, operation)
+        if kind == "hinted sums" or (operation != SUM and rng.random() < HINTED):
+            asked = f"{asked.rstrip()} {answer}"
+        yield asked + steps + answer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status, 2 where a file cannot be written."""
+    parser = argparse.ArgumentParser(
+        prog="python -m qs.arithmetic",
+        description=f"Write train.jsonl and heldout.jsonl: sums of 1 to {KNOWN} digits and other "
+        f"operations on 1 to {LONGEST} columns, with scratchpads.",
+        allow_abbrev=False,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, help="folder to write into")
+    what.add_argument(
+        "--symbols", action="store_true", help="print the flags that keep words whole instead"
+    )
+    parser.add_argument("--documents", type=int, default=200_000, metavar="N", help="to train on")
+    parser.add_argument("--tests", type=int, default=500, metavar="N", help="held-out documents")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same text")
+    args = parser.parse_args(argv)
+    if args.symbols:
+        print(" ".join(f"--symbol={symbol}" for symbol in SYMBOLS))
+        return 0
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for split, count in zip(SPLITS, (args.documents, args.tests), strict=True):
+            some = itertools.islice(documents(args.seed, split), count)
+            with (args.out / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+                for text in tqdm(some, split, count, unit=" documents"):
+                    file.write(json.dumps({"text": text}) + "\n")
+    except OSError as error:
+        print(f"qs.arithmetic: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,12 +24,8 @@ from qs.config import Config, check_names
 from qs.distributed import like, whole
 from qs.files import flush
 
-CONFIG, LOG, TRAINER, OPTIMIZER = (
-    "config.json",
-    "log.jsonl",
-    "trainer.json",
-    "optimizer.safetensors",
-)
+CONFIG, LOG, RESULTS = "config.json", "log.jsonl", "results.json"  # of a run
+TRAINER, OPTIMIZER = "trainer.json", "optimizer.safetensors"  # of a checkpoint
 
 
 def finite(value: Any) -> Any:
@@ -132,6 +128,17 @@ def newest_step(run: Path) -> Path:
             f"`python train.py` and the settings in {Path(run) / CONFIG}"
         )
     return found[max(found)]
+
+
+def finished(run: Path) -> bool:
+    """Whether a run has done all its steps and saved the last one."""
+    return read_config(run).run.steps in saved_steps(run)
+
+
+def add_results(run: Path, found: dict[str, Any]) -> None:
+    """Write into `results.json`; what else it holds stays."""
+    path = run / RESULTS
+    write_json(path, (read_json(path) if path.is_file() else {}) | found)
 
 
 def gathered(tensors: dict[str, Tensor], keep: bool = True) -> dict[str, Tensor]:

@@ -76,7 +76,11 @@ def above(config: Any, **limits: float) -> None:
 class ThoughtConfig:
     """What a thought is, how it is mixed in and what it is rewarded for."""
 
-    thoughts: int = setting(9, "n: sampled tokens in one thought, start and end not counted")
+    thoughts: int = setting(
+        9,
+        "n: sampled tokens in one thought, start and end not counted; with 0, text is predicted "
+        "after start and end alone, while decoding and question sets do not think",
+    )
     ahead: int = setting(4, "m: true tokens ahead that a thought is judged on")
     samples: int = setting(2, "K: thoughts sampled at each position")
     beta: float = setting(1e6, "weight of the policy loss")
@@ -255,6 +259,11 @@ class Config:
         if self.run.objective == "pause":
             return dataclasses.replace(self.thought, samples=1, beta=0.0)
         return self.thought
+
+    @property
+    def sampled(self) -> bool:
+        """Whether there are thoughts of sampled tokens: neither pauses nor nothing at all."""
+        return self.run.objective == "quiet" and self.thought.thoughts > 0
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """Nested plain values, for `json.dump`."""

@@ -149,7 +149,8 @@ def score(quiet: QuietStar, rows: Sequence[Row], thinking: Thinking) -> list[Sco
     for first in range(0, busy, columns):
         at = order[:, first : min(first + columns, busy)]
         places, some = anchors.gather(1, at), at.cpu()[..., None, None].expand(-1, -1, K, n)
-        thoughts = _think(quiet, documents, places, drawn.gather(1, some), cache, thinking)
+        numbers = drawn.gather(1, some)
+        thoughts = think(quiet, documents, places, numbers, cache, thinking.temperature)
         read = slice(0, int(places.max()) + 1)
         with quiet.with_settings(**ONE_THOUGHT):
             mixed = quiet.predict(tokens[:, read], documents[:, read], places, thoughts)[1]
@@ -176,15 +177,15 @@ def _judge(quiet: QuietStar, log_p: Tensor, targets: Tensor) -> tuple[Tensor, Te
     return log_p.gather(-1, targets[..., None]).squeeze(-1), likeliest == targets
 
 
-def _think(
+def think(
     quiet: QuietStar,
     documents: Tensor,
     anchors: Tensor,
     numbers: Tensor,
     cache: list,
-    thinking: Thinking,
+    temperature: float,
 ) -> Tensor:
-    """Thoughts (B, A, K, n) at (B, A) positions of a text that was read."""
+    """Thoughts at (B, A) positions of a text that was read, drawn by (B, A, K, n) numbers."""
     if quiet.pause:
         return torch.full(numbers.shape, PAUSE, device=documents.device)
     return sample(
@@ -193,6 +194,6 @@ def _think(
         Layout(documents, anchors, *numbers.shape[2:]),
         cache,
         numbers,
-        thinking.temperature,
+        temperature,
         quiet.model.config.forbidden,
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +21,8 @@ from qs.masks import PADDING
 from qs.quiet import PAUSE, QuietStar
 from qs.tasks import mean_interval, ratio_interval
 
-LENGTHS = (0, 1, 2, 4, 8, 12)  # n of the curve; the run's own is added
+LENGTHS = (0, 1, 2, 4, 8, 12)  # n that is trained
+EVALUATED = (0, 1, 2, 3, 4, 6, 7, 8, 10, 12, 14)  # n in evaluation only; the run's own is added
 
 
 def shuffled(
@@ -68,7 +68,8 @@ class Replaced:
     fixed_weight: float | None = None
 
 
-OWN = "Quiet-STaR"
+OWN, BEFORE = "Quiet-STaR", "before training"
+UNREWARDED = "without REINFORCE (beta = 0)"
 REPLACED = (
     Replaced(OWN),
     Replaced("thoughts off (weight 0)", fixed_weight=0.0),
@@ -99,7 +100,7 @@ class Rival:
     @property
     def sampled(self) -> bool:
         """Whether its thoughts are sampled tokens."""
-        return self.config.run.objective == "quiet" and self.config.thought.thoughts > 0
+        return self.config.sampled
 
 
 def rivals(config: Config) -> list[Rival]:
@@ -121,7 +122,7 @@ def rivals(config: Config) -> list[Rival]:
 
     add("plain training", objective="plain")
     add("pause tokens", objective="pause")
-    add("without REINFORCE (beta = 0)", beta=0.0)
+    add(UNREWARDED, beta=0.0)
     for m in (1, 2, 4):
         add(f"m = {m}", ahead=m)
     for K in (2, 4):
@@ -155,6 +156,10 @@ class Row:
         other, other_interval: NLL in nats of all other tokens; rows of text as units.
         weight: mean mixing weight at the answers.
         seconds: of training, mean over seeds; None where nothing was trained.
+        gold_change, gold_unrewarded: gold less that of the model before training, and less that of
+            UNREWARDED, with the half-width of the 95 % interval, paired by question.
+        other_change: other less that of the model before training, paired by row of text.
+        rewarded: share of the answers whose thoughts REINFORCE rewarded in training.
     """
 
     name: str
@@ -169,6 +174,10 @@ class Row:
     other_interval: float | None
     weight: float | None
     seconds: float | None = None
+    gold_change: tuple[float, float | None] | None = None
+    gold_unrewarded: tuple[float, float | None] | None = None
+    other_change: tuple[float, float | None] | None = None
+    rewarded: float | None = None
 
 
 def row(
@@ -177,6 +186,9 @@ def row(
     thinks: bool = True,
     sampled: bool = True,
     seconds: float | None = None,
+    before: Sequence[Measured] = (),
+    unrewarded: Sequence[Measured] = (),
+    rewarded: float | None = None,
 ) -> Row:
     """A line of the table.
 
@@ -186,12 +198,15 @@ def row(
         thinks: whether the second columns mean anything.
         sampled: whether its thoughts were sampled.
         seconds: of training.
+        before, unrewarded: to compare with, on the same questions; empty: nothing. The model before
+            training is taken without thoughts.
+        rewarded: share of the answers that were rewarded in training.
     """
     column = 1 if thinks else 0
     gold = np.stack([f.gold[:, column] for f in found])  # (seeds, Q)
     useful = np.stack([f.useful for f in found]).mean(1)
-    other = np.stack([f.other for f in found]).mean(0)  # (R, 4)
-    sums, counts = other[:, 1 + column], other[:, 0]
+    sums, counts = _other(found, column)
+    others = sums - _other(before, 0)[0] if before else None
     return Row(
         name=name,
         seeds=len(found),
@@ -205,69 +220,29 @@ def row(
         other_interval=ratio_interval(sums, counts),
         weight=float(np.mean([f.weight for f in found])) if thinks else None,
         seconds=seconds,
+        gold_change=_gold_change(found, column, before, 0),
+        gold_unrewarded=_gold_change(found, column, unrewarded, 1),
+        other_change=None
+        if others is None
+        else (float(others.sum() / counts.sum()), ratio_interval(others, counts)),
+        rewarded=rewarded,
     )
 
 
-HEADS = (
-    "control",
-    "seeds",
-    "gold answer probability",
-    "NLL at answers",
-    "thoughts with the steps",
-    "weight at answers",
-    "NLL of other tokens",
-    "training, s",
-)
+def _other(found: Sequence[Measured], column: int) -> tuple[np.ndarray, np.ndarray]:
+    """(R,) sums of NLL and numbers of other tokens in each row of text, means over seeds."""
+    other = np.stack([f.other for f in found]).mean(0)  # (R, 4)
+    return other[:, 1 + column], other[:, 0]
 
 
-def cells(line: Row) -> list[str]:
-    """A row as text, in the order of HEADS."""
-
-    def spread(low_high: tuple[float, float] | None) -> str:
-        if low_high is None or line.seeds < 2:
-            return ""
-        return f" ({low_high[0]:.3f} to {low_high[1]:.3f})"
-
-    def half(value: float | None, digits: int) -> str:
-        return "" if value is None else f" ± {value:.{digits}f}"
-
-    return [
-        line.name,
-        str(line.seeds),
-        f"{line.gold:.3f}{half(line.gold_interval, 3)}{spread(line.gold_seeds)}",
-        f"{line.nll:.2f}",
-        "-" if line.useful is None else f"{line.useful:.3f}{spread(line.useful_seeds)}",
-        "-" if line.weight is None else f"{line.weight:.2f}",
-        f"{line.other:.4f}{half(line.other_interval, 4)}",
-        "-" if line.seconds is None else f"{line.seconds:.0f}",
-    ]
-
-
-def markdown(lines: Sequence[Row]) -> str:
-    """A Markdown table."""
-    table = [HEADS, ["---"] * len(HEADS), *map(cells, lines)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in table) + "\n"
-
-
-COMMENTS = "## What the rows show"
-NOTES = """Means over seeds; ± is half of a 95 % interval over questions (for other tokens: over
-rows of text), each question taken as its mean over seeds; in brackets the smallest and the largest
-seed. Gold answer probability is renormalised over possible answers, on held-out questions whose
-working is left out, one thought sampled at temperature 1 before every token.
-"""
-
-
-def controls_page(tables: dict[str, list[Row]], command: str, environment: dict) -> str:
-    """The tables as a Markdown page that says how they were made."""
-    found = ", ".join(f"{key} {value}" for key, value in environment.items())
-    parts = [f"# Controls\n\n```sh\n{command}\n```\n\nMade with {found}.\n", NOTES]
-    parts += [f"## {title}\n\n{markdown(lines)}" for title, lines in tables.items()]
-    return "\n".join(parts)
-
-
-def keep_comments(path: Path, text: str) -> None:
-    """Write a page; what a person wrote below COMMENTS is kept."""
-    old = path.read_text(encoding="utf-8") if path.is_file() else ""
-    comments = old[old.index(COMMENTS) :] if COMMENTS in old else ""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{text}\n{comments}" if comments else text, encoding="utf-8")
+def _gold_change(
+    found: Sequence[Measured], column: int, others: Sequence[Measured], theirs: int
+) -> tuple[float, float | None] | None:
+    """Mean over questions of the difference of `gold`, each its mean over seeds."""
+    if not others:
+        return None
+    one, two = (
+        np.stack([f.gold[:, which] for f in some]).mean(0)
+        for some, which in ((found, column), (others, theirs))
+    )
+    return float((one - two).mean()), mean_interval(one - two)

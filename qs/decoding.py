@@ -172,7 +172,7 @@ def uniforms(seed: int, numbers: Sequence[int], tokens: int, n: int) -> list[Ten
 def choose(
     logits: Tensor, uniform: Tensor, ids: Tensor, temperature: float, top_p: float = 1.0
 ) -> Tensor:
-    """One token a row: `thoughts.draw` with top-p, and without a wait for the device.
+    """One token a row, of thoughts and of text alike, without a wait for the device.
 
     Args:
         logits: (N, V), or log-probabilities.

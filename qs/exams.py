@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from qs.arithmetic import sums
+from qs.continuations import number, think
+from qs.decoding import uniforms
 from qs.masks import PADDING
 from qs.questions import (
     Question,
@@ -26,6 +28,7 @@ from qs.questions import (
 )
 from qs.quiet import QuietStar
 from qs.tasks import ONE_THOUGHT
+from qs.thoughts import prefill
 from qs.tokenizer import Tokenizer
 
 DIGITS = tuple("0123456789")
@@ -142,14 +145,15 @@ class Scored:
 
     Attributes:
         id: of the question.
-        gold_base, gold_mix: gold_probability without thoughts, and with them (mean over samples).
+        gold_base, gold_mix: gold_probability without thoughts, and with them (mean over samples);
+            None where nothing was thought.
         likeliest_base, likeliest_mix: the likeliest option ("" without choices).
         slots, slots_everywhere: branch slots computed, and those of thinking at every position.
     """
 
     id: str
     gold_base: float
-    gold_mix: float
+    gold_mix: float | None
     likeliest_base: str
     likeliest_mix: str
     slots: int
@@ -162,16 +166,18 @@ def score(
     items: Sequence[Item],
     samples: int,
     temperature: float,
-    generator: torch.Generator,
+    seed: int,
 ) -> list[Scored]:
     """Gold probability of a batch of questions, thinking only where a token is scored.
 
+    A question's thoughts are drawn by numbers of its own text, whatever it is batched with.
+
     Args:
-        quiet: the module.
+        quiet: the module; n is its config's, and n = 0 is no thought.
         items: B questions that fit.
         samples: K thoughts at each scored position; probabilities are averaged over them.
         temperature: of the thoughts; 0 is greedy, where one thought is enough.
-        generator: on the CPU.
+        seed: of the numbers.
     """
     device = quiet.start.device
     length, most = max(len(x.tokens) for x in items), max(len(x.scored) for x in items)
@@ -183,30 +189,38 @@ def score(
         documents[row, : len(x.tokens)] = 0
         anchors[row] = torch.tensor([*x.scored, *[x.scored[-1]] * (most - len(x.scored))])
     tokens, documents, anchors = (x.to(device) for x in (tokens, documents, anchors))
-    settings = ONE_THOUGHT | {"samples": samples, "sample_temperature": temperature}
-    with quiet.with_settings(**settings):
-        _, thoughts = quiet.think(tokens, documents, anchors, generator)
-        base, mix, _ = quiet.predict(tokens, documents, anchors, thoughts)
-    per_anchor = samples * (2 * thoughts.shape[3] + 2)  # n sampled, then n + 2 scored
+    n = quiet.config.thoughts
+    outputs, cache = prefill(quiet.model, tokens, documents)
+    outputs = outputs.gather(1, anchors[..., None].expand(-1, -1, outputs.shape[2]))
+    base = quiet.model.logits(outputs)  # (B, A, V)
+    if n:
+        drawn = uniforms(seed, [number(x.tokens) for x in items], most, samples * n)[1]
+        drawn = drawn.view(len(items), most, samples, n)
+        thoughts = think(quiet, documents, anchors, drawn, cache, temperature)
+        with quiet.with_settings(**ONE_THOUGHT):
+            mix = quiet.predict(tokens, documents, anchors, thoughts)[1][:, :, :, 0]  # (B, A, K, V)
+    per_anchor = samples * (2 * n + 2) if n else 0  # n sampled, then n + 2 scored
     found = []
     for row, x in enumerate(items):
-        count, n = len(x.scored), len(x.tokens)
+        count = len(x.scored)
         targets = [x.tokens[t + 1] for t in x.scored]
-        without = base[row, :count, 0, 0]  # (L, V)
-        with_thoughts = mix[row, :count, :, 0].transpose(0, 1)  # (K, L, V)
-        labels = ["", ""]
+        predictions = [base[row, None, :count]]  # (K, L, V)
+        if n:
+            predictions.append(mix[row, :count].transpose(0, 1))
+        gold = [gold_probability(p, targets, x.allowed).mean().item() for p in predictions]
+        likeliest = ["", ""]
         if x.options:
-            first = [without[0], with_thoughts[:, 0].double().softmax(-1).mean(0)]
-            labels = [x.question.labels[int(p[list(x.options)].argmax())] for p in first]
+            first = [p[:, 0].double().softmax(-1).mean(0)[list(x.options)] for p in predictions]
+            likeliest = [x.question.labels[int(p.argmax())] for p in first]
         found.append(
             Scored(
                 id=x.question.id,
-                gold_base=gold_probability(without, targets, x.allowed).item(),
-                gold_mix=gold_probability(with_thoughts, targets, x.allowed).mean().item(),
-                likeliest_base=labels[0],
-                likeliest_mix=labels[1],
+                gold_base=gold[0],
+                gold_mix=gold[1] if n else None,
+                likeliest_base=likeliest[0],
+                likeliest_mix=likeliest[-1],
                 slots=count * per_anchor,
-                slots_everywhere=n * per_anchor,
+                slots_everywhere=len(x.tokens) * per_anchor,
             )
         )
     return found

@@ -14,6 +14,7 @@ from qs import checkpoint, weights
 from qs.build import STORED, Placement, check_fits, choose_placement, load
 from qs.config import Config
 from qs.data import resolve as resolve_data
+from qs.masks import PADDING
 from qs.model_config import read_config, read_settings
 from qs.quiet import QuietStar
 from qs.shards import TokenDataset, sequential
@@ -65,11 +66,12 @@ def open_model(
     config = checkpoint.read_config(home) if home else Config()
     stored = {} if home else read_settings(folder) or {}
     kept = {key: stored[key] for key in (*STORED, "thoughts") if key in stored} | {"beta": 0.0}
-    rows = {"eval_rows": config.run.eval_rows or ROWS}
+    own = {key: stored[key] for key in ("objective",) if key in stored}
+    own["eval_rows"] = config.run.eval_rows or ROWS
     config = dataclasses.replace(
         config,
         thought=dataclasses.replace(config.thought, **kept | _given(thought)),
-        run=dataclasses.replace(config.run, **rows | _given(run)),
+        run=dataclasses.replace(config.run, **own | _given(run)),
     )
     placement = choose_placement(config.run)
     check_fits(read_config(folder), Tokenizer.load(folder), config, folder)
@@ -92,10 +94,15 @@ def heldout(opened: Opened) -> TokenDataset:
 
 
 def heldout_pairs(opened: Opened) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tokens and documents (B, T) of the held-out text, with a progress bar."""
+    """Tokens and documents (B, T) of the held-out text, with a progress bar.
+
+    Documents have their numbers in the whole text, so that one cut by a row's end stays one.
+    """
     run, data = opened.config.run, heldout(opened)
     device = opened.placement.device
     for batch in tqdm(
         list(sequential(data, run.seq, run.batch, run.eval_rows)), "held-out text", leave=False
     ):
-        yield batch.tokens.to(device), batch.documents.to(device)
+        numbers = batch.documents + batch.first[:, None]
+        documents = numbers.where(batch.documents != PADDING, PADDING)
+        yield batch.tokens.to(device), documents.to(device)

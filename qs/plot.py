@@ -10,34 +10,27 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from qs import checkpoint
 from qs.controls import OWN, Row
+from qs.pictures import (
+    BLUE,
+    GREEN,
+    GREY,
+    NOTE,
+    PURPLE,
+    VERMILION,
+    Figure,
+    label,
+    note,
+    paint,
+    panels,
+)
 from qs.rivals import CONTROLS, LENGTH, TRAINED
 from qs.tasks import Decile
 
-Axes = Figure = Any  # matplotlib's, which may be absent
-BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#00785A", "#8A4A75"  # told apart by all
-GREY = "#555555"
-WIDTH = 7.0  # inches; 700 pixels in a page that scales the picture to fit
-LABEL, NOTE = 9, 8  # points
-STYLE = {
-    "font.size": LABEL,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.titley": 1.0,
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
-    "axes.edgecolor": GREY,
-    **dict.fromkeys(("xtick.color", "ytick.color"), GREY),
-    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), "black"),
-    "axes.formatter.useoffset": False,
-    "axes.formatter.limits": (-3, 5),
-    "savefig.dpi": 150,
-    "svg.hashsalt": "qs",
-}
 PANELS = (  # of training: title, inches high, and for each key of the log its label and colour
     ("NLL, nats a token", 2.0, {"nll_base": ("without", GREY), "nll_talk": ("with", BLUE)}),
     ("mean reward, nats", 1.2, {"reward": ("", GREEN)}),
@@ -62,13 +55,6 @@ def draw(run: Path, deciles: Sequence[Decile], out: Path | None = None) -> list[
     Raises:
         ValueError: matplotlib is missing, or a file of the run is missing or damaged.
     """
-    try:
-        import matplotlib
-        import matplotlib.figure
-    except ImportError:
-        raise ValueError(
-            "expected matplotlib to draw pictures, found none; run pip install -e '.[plot]'"
-        ) from None
     config = checkpoint.read_config(run)
     steps = read_steps(run)
     thinking = "pause tokens" if config.run.objective == "pause" else "thoughts"
@@ -80,19 +66,7 @@ def draw(run: Path, deciles: Sequence[Decile], out: Path | None = None) -> list[
         pictures["thought-length"] = lambda figure: _lengths(figure, curves)
     if deciles:
         pictures["hard-tokens"] = lambda figure: _hard(figure, deciles, thinking)
-    out = out or run / "plots"
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a person's own style would change the bytes
-        matplotlib.rcParams.update(STYLE)
-        for name, fill in pictures.items():
-            figure = matplotlib.figure.Figure()
-            fill(figure)
-            for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-                written.append(out / f"{name}{suffix}")
-                figure.savefig(written[-1], metadata=metadata)
-    return written
+    return paint(pictures, out or run / "plots")
 
 
 def read_steps(run: Path) -> dict[str, np.ndarray]:
@@ -202,28 +176,6 @@ def smooth(values: np.ndarray, half: int) -> np.ndarray:
     return level + total / np.maximum(count, 1)
 
 
-def spread(places: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """Where labels go that want certain places and must not overlap.
-
-    The nearest by least squares in the order of the places (isotonic regression, pooling adjacent
-    violators).
-
-    Args:
-        places: wanted middle of each label.
-        heights: of each label, in the same unit.
-    """
-    order = np.argsort(places, kind="stable")
-    high = np.asarray(heights)[order]
-    below = np.append(0.0, (high[:-1] + high[1:]).cumsum() / 2)  # middles, all touching, from 0
-    pools: list[list[float]] = []  # what labels that touch want of the lowest of all
-    for place in np.asarray(places)[order] - below:
-        pools.append([place])
-        while len(pools) > 1 and np.mean(pools[-2]) >= np.mean(pools[-1]):
-            pools[-2:] = [pools[-2] + pools[-1]]
-    found = np.repeat([np.mean(pool) for pool in pools], [len(pool) for pool in pools]) + below
-    return found[np.argsort(order)].tolist()
-
-
 def nll_range(decile: Decile) -> str:
     """The NLL of a tenth of the tokens, short enough to stand below its bar."""
 
@@ -234,49 +186,14 @@ def nll_range(decile: Decile) -> str:
     return ("< 0.01" if decile.high < 0.005 else low) if low == high else f"{low}–{high}"
 
 
-def _axes(figure: Figure, heights: Sequence[float], right: float, bottom: float) -> list[Axes]:
-    """Panels one below the other with a common x axis; the figure takes its size from them.
-
-    `heights` of the panels, room at the `right` for labels, and at the `bottom`, all in inches.
-    """
-    left, top, between = 0.6, 0.36, 0.42
-    full = bottom + sum(heights) + between * (len(heights) - 1) + top
-    figure.set_size_inches(WIDTH, full)
-    found: list[Axes] = []
-    at = full - top
-    for height in heights:
-        box = (left / WIDTH, (at - height) / full, (WIDTH - left - right) / WIDTH, height / full)
-        found.append(figure.add_axes(box, sharex=found[0] if found else None))
-        found[-1].yaxis.get_offset_text().set(ha="right", x=-0.02)  # beside the title
-        found[-1].tick_params(labelbottom=False)
-        at -= height + between
-    found[-1].tick_params(labelbottom=True)
-    return found
-
-
-def _note(figure: Figure, text: str) -> None:
-    width, height = figure.get_size_inches()
-    figure.text(1 - 0.1 / width, 0.08 / height, text, fontsize=NOTE, color=GREY, ha="right")
-
-
-def _label(ax: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
-    """(value, text, colour) of lines, written to the right of their ends."""
-    low, high = ax.get_ylim()
-    line = 1.25 * LABEL / (72 * ax.get_window_extent().height / ax.figure.dpi)  # of the height
-    places = [(value - low) / (high - low) for value, _, _ in labels]
-    heights = [line * (1 + text.count("\n")) for _, text, _ in labels]
-    for at, (_, text, color) in zip(spread(places, heights), labels, strict=True):
-        ax.text(1.015, at, text, color=color, va="center", transform=ax.transAxes, linespacing=1.1)
-
-
 def _training(figure: Figure, steps: dict[str, np.ndarray], thinking: str) -> None:
     """NLL, reward and mixing weight by step."""
     x = steps["step"]
     half = len(x) // 40
-    panels = [panel for panel in PANELS if not steps.keys().isdisjoint(panel[2])]
+    shown = [panel for panel in PANELS if not steps.keys().isdisjoint(panel[2])]
     thinks = "nll_talk" in steps
-    axes = _axes(figure, [high for _, high, _ in panels], 1.5 if thinks else 0.2, bottom=0.5)
-    for ax, (title, _, keys) in zip(axes, panels, strict=True):
+    axes = panels(figure, [high for _, high, _ in shown], 1.5 if thinks else 0.2, bottom=0.5)
+    for ax, (title, _, keys) in zip(axes, shown, strict=True):
         labels = []
         for key in filter(steps.__contains__, keys):
             text, color = keys[key]
@@ -291,16 +208,16 @@ def _training(figure: Figure, steps: dict[str, np.ndarray], thinking: str) -> No
             ax.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
         ax.set_title(title)
         ax.margins(x=0.01)
-        _label(ax, labels)
+        label(ax, labels)
     if half:
-        _note(figure, f"thick: mean over {2 * half + 1} steps")
+        note(figure, f"thick: mean over {2 * half + 1} steps")
     axes[-1].set_xlabel("step")
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
 
 
 def _lengths(figure: Figure, curves: Curves) -> None:
     """Gold answer probability by thought length."""
-    (ax,) = _axes(figure, [3.2], right=1.6, bottom=0.68)
+    (ax,) = panels(figure, [3.2], right=1.6, bottom=0.68)
     series = [
         (curves.trained, "trained with n", BLUE, "o", -1),
         (curves.evaluated, f"trained with n = {curves.own},\nevaluated with n", VERMILION, "s", 1),
@@ -325,14 +242,14 @@ def _lengths(figure: Figure, curves: Curves) -> None:
     ax.set_xticks(lengths)
     ax.set_title("gold answer probability")
     ax.set_xlabel("n, tokens in a thought")
-    _label(ax, labels)
+    label(ax, labels)
     lines = f"; thin lines: smallest to largest of {seeds} seeds" if seeds > 1 else ""
-    _note(figure, f"pale bars and bands: 95 % intervals{lines}")
+    note(figure, f"pale bars and bands: 95 % intervals{lines}")
 
 
 def _hard(figure: Figure, deciles: Sequence[Decile], thinking: str) -> None:
     """Mean gain by tenth of the tokens."""
-    (ax,) = _axes(figure, [2.8], right=0.1, bottom=0.8)
+    (ax,) = panels(figure, [2.8], right=0.1, bottom=0.8)
     ax.use_sticky_edges = False  # room above bars that all hang down
     x = range(1, len(deciles) + 1)
     gains, bars = np.array([(d.gain, d.interval) for d in deciles], float).T
@@ -345,4 +262,4 @@ def _hard(figure: Figure, deciles: Sequence[Decile], thinking: str) -> None:
     ax.margins(x=0.01)
     ax.set_title(f"gain by {thinking}, nats a token")
     ax.set_xlabel(f"tenths of the tokens by NLL without {thinking}, in nats")
-    _note(figure, f"{sum(d.tokens for d in deciles):,} tokens; lines: 95 % intervals")
+    note(figure, f"{sum(d.tokens for d in deciles):,} tokens; lines: 95 % intervals")

@@ -31,8 +31,15 @@ PRESETS = {
     "published": Config(),  # the released run: 100 steps of 8 rows of 256 tokens
     "sums": Config(  # STaR on the bundled model of sums, in minutes on a CPU
         optim=OptimConfig(lr=1e-3, warmup=10, decay="cosine", weight_decay=0.1, beta2=0.98),
-        run=RunConfig(objective="star", weights="sums", seq=256, batch=16, steps=100),
-        star=StarConfig(shots=0),
+        run=RunConfig(objective="star", weights="sums", seq=256, batch=16, steps=50),
+        star=StarConfig(
+            rounds=10,
+            problems=1500,
+            shots=0,
+            rationale_temperature=0.7,
+            rationale_tokens=140,
+            rationale_batch=250,
+        ),
     ),
     "star": Config(  # the published rounds: 40 steps, 1.2 times more in each, all questions
         optim=OptimConfig(lr=1e-6, warmup=100, weight_decay=0.0),

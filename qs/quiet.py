@@ -187,7 +187,9 @@ class QuietStar(nn.Module):
         config = self.config
         count = None if anchors is None else anchors.shape[1]
         orders, uniforms = self.draw(*tokens.shape, generator, count)
-        outputs, cache = prefill(self.model, tokens, documents)
+        unsure = anchors is None and config.anchors == "uncertain"
+        if unsure or not self.pause:
+            outputs, cache = prefill(self.model, tokens, documents)
         if anchors is None and config.anchors == "all":
             anchors = every_position(tokens)
         elif anchors is None:
@@ -196,9 +198,7 @@ class QuietStar(nn.Module):
             else:
                 log_p = (self.model.logits(row).log_softmax(-1) for row in outputs)
                 order = -torch.stack([(row.exp() * row).sum(-1) for row in log_p])
-                order = order.round(
-                    decimals=4
-                )  # entropy, nats; equal ones are equal however batched
+                order = order.round(decimals=4)  # nats; equal ones are equal however batched
             order = order.where(documents != PADDING, -torch.inf)
             order = order.argsort(dim=1, descending=True, stable=True)[:, : uniforms.shape[1]]
             anchors = order.sort(1).values

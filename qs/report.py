@@ -7,7 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ import torch
 from qs.config import ThoughtConfig
 from qs.decoding import Token
 from qs.records import Shown
-from qs.scores import Score
+from qs.scores import Score, other_change
+from qs.tables import Table
 from qs.tasks import Decile, Helped, Spared
 from qs.tokenizer import Tokenizer
 from qs.view import page, terminal
+from qs.zeroshot import Exam
 
 OUT_OF_MEMORY = (
     "out of memory: lower --micro-batch (the batch stays the same), --seq, --thoughts or --samples,"
@@ -154,7 +156,8 @@ def _lines(heads: tuple[str, ...], *scores: Score) -> list[str]:
         lines.append(row("    95 % +-", overall, "gold_mix_interval", "gold_base_interval"))
         lines += answers("NLL at the answer, nats", "nll_mix", "nll_base")
         if last.text.nll_mix is not None:
-            lines.append(row("thoughts that hold the steps", overall, "useful", None))
+            if overall[-1].useful is not None:
+                lines.append(row("thoughts that hold the steps", overall, "useful", None))
             lines.append(row("mixing weight at the answer", overall, "weight", None))
     texts = [("held-out text", [score.text for score in scores])]
     if last.other is not None:
@@ -162,6 +165,9 @@ def _lines(heads: tuple[str, ...], *scores: Score) -> list[str]:
     for title, items in texts:
         lines.append(f"{title}, {items[-1].tokens:,} tokens")
         lines.append(row("  NLL, nats a token", items, "nll_mix", "nll_base"))
+        if items[-1] is last.other and (change := other_change(scores[0], last)) and scores[1:]:
+            for label, value in zip(("  change by training", "    95 % +-"), change, strict=True):
+                lines.append(f"{label:32}{cell(None)}{cell(value)}")
         if last.text.nll_mix is not None:
             lines.append(row("  gain by thinking", items, "gain", None))
             lines.append(row("    95 % +-", items, "gain_interval", None))
@@ -174,13 +180,14 @@ def cell(value: float | None) -> str:
     return f"{'-':>14}" if value is None else f"{value:14.4f}"
 
 
-MEASURES = {  # of `zeroshot.summary`: what is printed, and which columns it has
+MEASURES = {  # of `zeroshot.summary`: what is shown, and which ways it has
     "gold": "gold answer probability",
     "exact": "exact match of the decoded answer",
     "option": "likeliest option is right",
     "single": "one chain is right",
 }
 WAYS = {
+    "chance": "by chance",
     "base": "without thoughts",
     "greedy": "greedy thoughts",
     "sampled": "sampled thoughts",
@@ -188,42 +195,68 @@ WAYS = {
 }
 
 
-def exam_lines(task: str, summary: dict[str, Any]) -> list[str]:
-    """A question set's rates with 95 % intervals, and differences paired by question."""
-    lines = [f"{task}: {summary.get('scored', 0):,} of {summary['questions']:,} questions"]
-    if summary["too_long"]:
-        lines.append(f"  do not fit and are left out: {', '.join(summary['too_long'])}")
-    for kind, title in MEASURES.items():
-        for way, how in WAYS.items():
-            found = summary.get(f"{kind}_{way}")
-            if found is None:
-                continue
-            low, high = found.get("wilson") or spread(found["mean"], found["interval"])
-            line = f"  {title:36}{how:18}{found['mean']:9.4f}  95 % {low:.4f} to {high:.4f}"
-            if "change" in found:
-                low, high = spread(found["change"]["mean"], found["change"]["interval"])
-                line += f"   change {found['change']['mean']:+.4f} ({low:+.4f} to {high:+.4f})"
-            lines.append(line)
-    if "slots" in summary:
-        ratio = summary["slots_everywhere"] / summary["slots"]
-        lines.append(
-            f"  {summary['slots']:,} branch slots; thinking at every position has "
-            f"{summary['slots_everywhere']:,}, {ratio:.1f} times as many"
-        )
-    return [*lines, f"  {summary['seconds']:.0f} s"]
-
-
-def against_lines(found: dict[str, Any]) -> list[str]:
-    """Differences from another model on the same questions."""
-    lines = [f"  minus {found['file']}, {found['questions']:,} questions, paired"]
+def measured(found: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Every measure that was made, and in which way."""
     for kind, title in MEASURES.items():
         for way, how in WAYS.items():
             if (value := found.get(f"{kind}_{way}")) is not None:
-                low, high = spread(value["mean"], value["interval"])
-                lines.append(
-                    f"  {title:36}{how:18}{value['mean']:+9.4f}  95 % {low:+.4f} to {high:+.4f}"
-                )
-    return lines
+                yield title, how, value
+
+
+def exam_table(exam: Exam, summary: dict[str, Any]) -> Table:
+    """A question set's rates with 95 % intervals, and differences paired by question."""
+    scored, rows = summary.get("scored", 0), []
+    for title, how, found in measured(summary):
+        cells = [title, how, figure(found["mean"]), "", "", ""]
+        if "wilson" in found:
+            cells[3] = between(*found["wilson"])
+        elif "interval" in found:
+            cells[3] = between(*spread(found["mean"], found["interval"]))
+        if "change" in found:
+            change = found["change"]
+            ends = spread(change["mean"], change["interval"])
+            cells[4:] = [figure(change["mean"], "+"), between(*ends, "+")]
+        rows.append(tuple(cells))
+    asked = f"greedy and {exam.samples} sampled" if exam.thoughts else "none"
+    if exam.votes:
+        asked = f"majority of {exam.votes} chains, temperature {exam.temperature}, thoughts greedy"
+    notes = [f"thoughts of n {exam.thoughts}: {asked}; seed {exam.seed}; {exam.batch} at a time"]
+    notes.append(f"too long for the model and left out: {len(summary['too_long'])}")
+    if summary["too_long"]:
+        notes[-1] += f" ({', '.join(summary['too_long'])})"
+    if "slots" in summary:
+        notes.append(
+            f"{summary['slots']:,} slots of greedy thoughts after {summary['tokens']:,} tokens; "
+            f"thinking at every one has {summary['slots_everywhere']:,}, "
+            f"{summary['slots_everywhere'] / summary['slots']:.1f} times as many"
+        )
+    if answered := summary["answered"]:
+        took = summary["seconds"]
+        notes.append(f"{took:.0f} s for {answered:,}, {1000 * took / answered:.0f} s for 1,000")
+    heads = ("measure", "how", "mean", "95 % interval", "change", "95 % interval, paired")
+    title = f"{exam.task}: {scored:,} of {summary['questions']:,} questions"
+    return Table(title, heads if rows else (), rows, notes)
+
+
+def against_table(found: dict[str, Any]) -> Table:
+    """Differences from another model on the same questions."""
+    rows = [
+        (title, how, figure(x["mean"], "+"), between(*spread(x["mean"], x["interval"]), "+"))
+        for title, how, x in measured(found)
+    ]
+    title = f"minus {found['file']}, {found['questions']:,} questions, paired"
+    return Table(title, ("measure", "how", "difference", "95 % interval"), rows)
+
+
+def figure(value: float, sign: str = "") -> str:
+    """A number in four decimals, or in two digits where these would show nothing."""
+    small = 0 < abs(value) < 5e-5
+    return f"{value:{sign}.1e}" if small else f"{value:{sign}.4f}"
+
+
+def between(low: float, high: float, sign: str = "") -> str:
+    """Both ends of an interval."""
+    return f"{figure(low, sign)} to {figure(high, sign)}"
 
 
 def spread(mean: float, interval: float | None) -> tuple[float, float]:
@@ -241,45 +274,55 @@ def token_line(token: Token, tokenizer: Tokenizer) -> str:
     return f"{line}  weight {token.weight:+.2f}  thought {thought!r}"
 
 
-def text_lines(
+def text_tables(
     deciles: Sequence[Decile],
     spared: Sequence[Spared],
     best: Sequence[Helped],
     worst: Sequence[Helped],
     tokenizer: Tokenizer,
-) -> list[str]:
-    """Tokens by difficulty, thinking only where it may pay, tokens helped and hurt most."""
-    lines = ["tokens by their NLL without thoughts, a tenth each (nats; perplexity in brackets)"]
-    lines.append(f"{'NLL from':>10}{'to':>8}{'tokens':>9}{'without':>18}{'with':>18}{'gain':>10}")
+    about: str,
+) -> list[Table]:
+    """Tokens by difficulty, thinking only where it may pay, tokens helped and hurt most.
+
+    Args:
+        deciles, spared, best, worst: see `qs/tasks.py`.
+        tokenizer: of the tokens.
+        about: text, counts and seed.
+    """
+    rows = []
     for d in deciles:
-        both = (d.nll_base, d.nll_base - d.gain)
-        cells = "".join(f"{x:9.4f} ({math.exp(x):6.2f})" for x in both)
-        half = "" if d.interval is None else f" ± {d.interval:.4f}"
-        lines.append(f"{d.low:10.3f}{d.high:8.3f}{d.tokens:9,}{cells}{d.gain:+10.4f}{half}")
-    lines.append("\nthinking only where the entropy of the prediction without thoughts is above X")
-    lines.append(
-        f"{'X, nats':>10}{'share of tokens':>18}{'slots a token':>15}{'gain':>10}"
-        f"{'kept':>8}{'gold':>8}"
-    )
+        pairs = (f"{x:.4f} ({math.exp(x):.2f})" for x in (d.nll_base, d.nll_base - d.gain))
+        half = "-" if d.interval is None else f"{d.interval:.4f}"
+        ends = f"{d.low:.3f}", f"{d.high:.3f}", f"{d.tokens:,}", f"{d.documents:,}"
+        rows.append((*ends, *pairs, f"{d.gain:+.4f}", half))
+    title = "tokens by their NLL without thoughts, a tenth each (nats; perplexity in brackets)"
+    heads = ("NLL from", "to", "tokens", "documents", "without", "with", "gain", "95 % +-")
+    notes = [about, "intervals: documents are the units"]
+    tables = [Table(title, heads, rows, notes)]
+
+    rows = []
     for s in spared:
         kept = "-" if s.kept is None else f"{s.kept:.1%}"
         gold = "-" if s.gold is None else f"{s.gold:.3f}"
-        lines.append(
-            f"{s.above:10.3f}{s.share:18.1%}{s.slots:15.2f}{s.gain:+10.4f}{kept:>8}{gold:>8}"
+        rows.append(
+            (f"{s.above:.3f}", f"{s.share:.1%}", f"{s.slots:.2f}", f"{s.gain:+.4f}", kept, gold)
         )
+    title = "thinking only where the entropy of the prediction without thoughts is above X"
+    heads = ("X, nats", "share of tokens", "slots a token", "gain", "kept", "gold")
+    tables.append(Table(title, heads, rows))
 
     def named(ids: Sequence[int]) -> str:
         special = (tokenizer.bos_id, tokenizer.eos_id)
         return repr("".join("…" if i < 0 else tokenizer.piece(i) for i in ids if i not in special))
 
     for title, found in (("helped", best), ("hurt", worst)):
-        lines.append(f"\ntokens that their thoughts {title} most: gain, weight, token, thought")
-        for x in found:
-            lines.append(
-                f"{x.gain:+8.3f} {x.weight:+6.2f}  {named(x.context)} -> {named([x.target])}"
-                f"   thought {named(x.thought)}"
-            )
-    return lines
+        rows = [
+            (f"{x.gain:+.3f}", f"{x.weight:+.2f}", *map(named, (x.context, [x.target], x.thought)))
+            for x in found
+        ]
+        heads = ("gain", "weight", "text before", "token", "thought")
+        tables.append(Table(f"tokens that their thoughts {title} most", heads, rows))
+    return tables
 
 
 def rounds_table(records: Sequence[dict[str, Any]]) -> list[str]:

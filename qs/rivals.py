@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -15,14 +15,16 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from qs import checkpoint
-from qs.answers import Marked, Measured, marked, measure
+from qs import checkpoint, weights
+from qs.answers import Marked, Measured, marked, rewarded
 from qs.build import choose_placement, load
 from qs.config import Config
 from qs.controls import (
-    LENGTHS,
+    BEFORE,
+    EVALUATED,
     OWN,
     REPLACED,
+    UNREWARDED,
     Replaced,
     Rival,
     Row,
@@ -32,12 +34,11 @@ from qs.controls import (
     with_thought,
 )
 from qs.data import resolve as resolve_data
+from qs.scores import measured
 from qs.shards import TokenDataset
 from qs.tokenizer import Tokenizer
-from qs.training import step_generator
 
 FOLDER, CONTROLS = "controls", "controls.json"  # in the folder of the run
-RESULTS = "results.json"  # is there when a run is finished
 SAME = "Same weights, other thoughts"
 LENGTH = "Same weights, another thought length at evaluation"
 TRAINED = "Trained on the same rows for the same number of steps"
@@ -49,6 +50,12 @@ class Job(NamedTuple):
     rival: Rival
     seed: int
     out: Path
+
+    @property
+    def config(self) -> Config:
+        """All settings of the training."""
+        config = with_seed(self.rival.config, self.seed)
+        return dataclasses.replace(config, run=dataclasses.replace(config.run, out=str(self.out)))
 
 
 def jobs(run: Path, seeds: int) -> list[Job]:
@@ -84,13 +91,49 @@ def run_in(out: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def check(run: Path, todo: Sequence[Job], rows: int) -> None:
+    """Refuse what could not be compared, before hours of training.
+
+    Args:
+        run: folder.
+        todo: what `jobs` names.
+        rows: of held-out text, at most.
+
+    Raises:
+        ValueError: the run is not finished, its text does not say where its answers are, or a
+            folder holds a training with other settings.
+    """
+    config = checkpoint.read_config(run)
+    if not checkpoint.finished(run):
+        raise ValueError(
+            f"{run}: expected a finished run, with the checkpoint of step {config.run.steps}; "
+            f"finish it with python train.py --resume {run}"
+        )
+    questions(run, rows)
+    for job in todo:
+        if (found := run_in(job.out)) is None:
+            continue
+        wanted, stored = job.config.to_json(), checkpoint.read_config(found).to_json()
+        wrong = [
+            f"{name} {stored[group][name]} instead of {value}"
+            for group, settings in wanted.items()
+            for name, value in settings.items()
+            if name != "out" and stored[group][name] != value
+        ]
+        if wrong:
+            raise ValueError(
+                f"{found}: expected the training {job.rival.name}, seed {job.seed}, found "
+                f"{', '.join(wrong)}; move {job.out} away to train it again"
+            )
+
+
 def train_all(todo: Sequence[Job], script: Path, at_once: int) -> None:
     """Train what is not trained yet, each job in a process of its own; finished ones are kept.
 
     Args:
         todo: jobs.
         script: train.py.
-        at_once: processes; each gets its share of the cores.
+        at_once: processes; each gets its share of the cores, or what OMP_NUM_THREADS says.
 
     Raises:
         ValueError: a training failed.
@@ -98,14 +141,12 @@ def train_all(todo: Sequence[Job], script: Path, at_once: int) -> None:
     missing = []
     for job in todo:
         found = run_in(job.out)
-        if found is None or not (found / RESULTS).is_file():
+        if found is None or not checkpoint.finished(found):
             missing.append(job)
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))} | os.environ
 
     def train(job: Job) -> None:
-        config = with_seed(job.rival.config, job.seed)
-        run = dataclasses.replace(config.run, out=str(job.out))
-        flags = dataclasses.replace(config, run=run).to_args()
+        flags = job.config.to_args()
         found = run_in(job.out)
         if found is not None and checkpoint.saved_steps(found):
             flags = ["--resume", str(found)]
@@ -124,42 +165,28 @@ def train_all(todo: Sequence[Job], script: Path, at_once: int) -> None:
             pool.shutdown(cancel_futures=True)
 
 
+def trained_by(run: Path, seeds: int) -> str:
+    """What the trainings that are compared were made by and on, as their own logs say."""
+    runs = [run, *(_finished(job) for job in jobs(run, seeds))]
+    first = [checkpoint.Log(folder).records()[0] for folder in runs]
+    found = Counter(", ".join(f"{key} {value}" for key, value in x.items()) for x in first)
+    return "; ".join(f"{made} ({count} runs)" for made, count in found.items())
+
+
 def seconds(run: Path) -> float:
-    """How long the steps of a run took."""
+    """How long the steps of a run took, as its log says."""
     config = checkpoint.read_config(run).run
-    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()[1:]
-    return sum(config.batch * config.seq / json.loads(line)["tokens_per_second"] for line in lines)
+    steps = checkpoint.Log(run).records()[1:]
+    return sum(config.batch * config.seq / step["tokens_per_second"] for step in steps)
 
 
-def measured(run: Path, config: Config, rows: int, replaced: Replaced = REPLACED[0]) -> Measured:
-    """Measure the newest checkpoint of a run on the questions of its held-out text.
-
-    Args:
-        run: folder.
-        config: how to think.
-        rows: of held-out text, at most.
-        replaced: whose thoughts to use.
+def questions(run: Path, rows: int) -> Marked:
+    """Held-out text of a run's data with its questions.
 
     Raises:
         ValueError: the data does not say where its answers are.
     """
-    folder = checkpoint.newest_step(run)
-    text = questions(config, Tokenizer.load(folder), rows)
-    quiet, _ = load(folder, config, choose_placement(config.run))
-    size = config.run.micro_batch or config.run.batch
-    return measure(
-        quiet,
-        text,
-        (slice(start, start + size) for start in range(0, len(text.tokens), size)),
-        step_generator(0, 0),
-        replaced.change,
-        replaced.fixed_weight,
-        think=config.run.thinks,
-    )
-
-
-def questions(config: Config, tokenizer: Tokenizer, rows: int) -> Marked:
-    """Held-out text of a run's data with its questions."""
+    config, tokenizer = checkpoint.read_config(run), Tokenizer.load(checkpoint.newest_step(run))
     data = TokenDataset(resolve_data(config.run.data), "heldout")
     text = marked(data.folder, tokenizer, config.run.seq, rows)
     if text is None:
@@ -181,44 +208,78 @@ def compare(run: Path, seeds: int, rows: int) -> dict[str, list[Row]]:
     Returns:
         The tables by title.
     """
-    config = checkpoint.read_config(run)
+    config, text = checkpoint.read_config(run), questions(run, rows)
     todo: dict[str, list[Job]] = {}
     for job in jobs(run, seeds):
         todo.setdefault(job.rival.name, []).append(job)
     own = [run, *(_finished(job) for job in todo.pop(OWN, []))]
     settings = [with_seed(config, config.run.seed + i) for i in range(seeds)]
-    time = float(np.mean([seconds(r) for r in own]))
-    lengths = sorted({*LENGTHS, config.thought.thoughts})
-    bar = tqdm(total=len(REPLACED) + len(lengths) + len(todo), desc="measuring", unit=" rows")
+    lengths = sorted({*EVALUATED, config.thought.thoughts})
+    bar = tqdm(total=1 + len(REPLACED) + len(lengths) + len(todo), desc="measuring", unit=" rows")
 
-    def mine(replaced: Replaced, n: int) -> list[Measured]:
+    def found(
+        checkpoints: Sequence[Path], configs: Sequence[Config], replaced: Replaced = REPLACED[0]
+    ) -> list[Measured]:
+        some = zip(checkpoints, configs, strict=True)
+        done = [_measured(folder, config, text, replaced) for folder, config in some]
         bar.update()
-        thought = {"thoughts": n, "beta": config.thought.beta if n else 0.0}
-        return [
-            measured(r, with_thought(c, **thought), rows, replaced)
-            for r, c in zip(own, settings, strict=True)
-        ]
+        return done
+
+    def cost(runs: Sequence[Path]) -> float:
+        return float(np.mean([seconds(folder) for folder in runs]))
+
+    own_steps = [checkpoint.newest_step(folder) for folder in own]
+    before = found([weights.resolve(config.run.weights)] * seeds, settings)
+    trained = {
+        name: found(
+            [checkpoint.newest_step(_finished(job)) for job in group],
+            [job.config for job in group],
+        )
+        for name, group in todo.items()
+    }
+    pairs = {"before": before, "unrewarded": trained.get(UNREWARDED, ())}
 
     same = []
     for replaced in REPLACED:
         sampled = replaced.change is None and replaced.fixed_weight != 0.0
-        found = mine(replaced, config.thought.thoughts)
-        trained = time if replaced.name == OWN else None
-        same.append(row(replaced.name, found, sampled=sampled, seconds=trained))
-    curve = [row(f"n = {n}", mine(REPLACED[0], n), sampled=n > 0) for n in lengths]
-    others = [same[0]]
+        extra = {}
+        if replaced.name == OWN:
+            extra = {"seconds": cost(own), "rewarded": _rewarded(config, text)}
+        here = found(own_steps, settings, replaced)
+        same.append(row(replaced.name, here, sampled=sampled, **extra, **pairs))
+    curve = []
+    for n in lengths:
+        beta = config.thought.beta if n else 0.0
+        here = found(own_steps, [with_thought(c, thoughts=n, beta=beta) for c in settings])
+        curve.append(row(f"n = {n}", here, sampled=n > 0, **pairs))
+    others = [row(BEFORE, before, sampled=config.sampled), same[0]]
     for name, group in todo.items():
-        folders = [_finished(job) for job in group]
-        found = [
-            measured(folder, with_seed(job.rival.config, job.seed), rows)
-            for folder, job in zip(folders, group, strict=True)
-        ]
-        sampled = group[0].rival.sampled
-        spent = float(np.mean([seconds(folder) for folder in folders]))
-        others.append(row(name, found, group[0].rival.thinks, sampled, spent))
-        bar.update()
+        others.append(
+            row(
+                name,
+                trained[name],
+                group[0].rival.thinks,
+                group[0].rival.sampled,
+                cost([_finished(job) for job in group]),
+                rewarded=_rewarded(group[0].config, text),
+                before=before,
+                unrewarded=() if name == UNREWARDED else pairs["unrewarded"],
+            )
+        )
     bar.close()
     return {SAME: same, LENGTH: curve, TRAINED: others}
+
+
+def _measured(folder: Path, config: Config, text: Marked, replaced: Replaced) -> Measured:
+    """Measure a checkpoint on the questions of held-out text, as `config` thinks."""
+    quiet, _ = load(folder, config, choose_placement(config.run))
+    return measured(quiet, text, config, "", replaced.change, replaced.fixed_weight)
+
+
+def _rewarded(config: Config, text: Marked) -> float | None:
+    """Share of the answers whose thoughts earn a reward; None without REINFORCE."""
+    rewards = config.run.objective == "quiet" and config.thought.beta > 0
+    return rewarded(text, config.thought.ahead) if rewards else None
 
 
 def _finished(job: Job) -> Path:

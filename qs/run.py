@@ -104,6 +104,11 @@ class Run:
         if self.ranks.first:
             checkpoint.write_json(self.folder / name, value)
 
+    def add_results(self, found: dict[str, Any]) -> None:
+        """Write what was found beside what results.json holds, once for all processes."""
+        if self.ranks.first:
+            checkpoint.add_results(self.folder, found)
+
     def move(self, batch: Any) -> tuple[Tensor, Tensor]:
         """A batch's tokens and documents on the device."""
         device = self.placement.device
@@ -132,7 +137,8 @@ class Run:
         found = shown(self.quiet, self.heldout, self.tokenizer, self.config, rows)
         if self.ranks.first:
             about = {
-                "model": f"{self.config.run.weights}, {self.state.step} steps of Quiet-STaR",
+                "model": f"{self.config.run.weights}, {self.state.step} steps of "
+                + {"quiet": "Quiet-STaR", "pause": "pause training"}[self.config.run.objective],
                 "text": f"{self.heldout.folder}, the first {rows} rows of the held-out split",
                 "thoughts": thought_lengths(self.config.thinking),
             }
@@ -150,6 +156,7 @@ class Run:
         model = {n.removeprefix("model."): x for n, x in named.items() if n.startswith("model.")}
         thought = {n: x for n, x in named.items() if not n.startswith("model.")}
         settings = {n: getattr(self.config.thought, n) for n in (*STORED, "thoughts", "ahead")}
+        settings["objective"] = self.config.run.objective
 
         def write(folder: Path) -> None:
             shape = self.quiet.model.config
@@ -250,7 +257,7 @@ class Run:
         seconds = time.perf_counter() - began
         record = {"step": state.step} | record
         record["tokens_per_second"] = run.batch * run.seq / seconds
-        if run.thinks:
+        if self.config.sampled:
             thought = self.config.thinking
             anchors = thought.anchor_count(run.seq)
             sampled = run.batch * anchors * thought.samples * thought.thoughts

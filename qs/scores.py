@@ -8,11 +8,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from qs.answers import Marked, Measured, marked, measure
+from qs.answers import Change, Marked, Measured, marked, measure
 from qs.config import Config
 from qs.quiet import QuietStar
 from qs.shards import TokenDataset, sequential
-from qs.tasks import TextScore, mean_interval, text_score, text_summary, wilson
+from qs.tasks import (
+    TextScore,
+    mean_interval,
+    ratio_interval,
+    text_score,
+    text_summary,
+    wilson,
+)
 from qs.tokenizer import Tokenizer
 from qs.training import step_generator
 
@@ -31,7 +38,8 @@ class AnswerScore:
         gold_base, gold_mix: mean probability of the answer, without and with a thought.
         gold_base_interval, gold_mix_interval: half-widths of their 95 % intervals.
         nll_base, nll_mix: mean NLL in nats of the answer among all tokens.
-        useful: share of thoughts that are the steps to the answer, with a 95 % interval.
+        useful: share of thoughts that begin with the steps to the answer, with a 95 % interval;
+            None where no thoughts are sampled.
         weight: mean mixing weight at the answers.
     """
 
@@ -56,11 +64,14 @@ class Score:
         text: all tokens.
         other: tokens that answer no question; None where no questions are known.
         answers: by kind, and of all kinds together.
+        other_rows: (R, 2) of each row of text, the number of other tokens and the sum of their NLL
+            (with thoughts, if there are any): two scores of the same text are compared row by row.
     """
 
     text: TextScore
     other: TextScore | None = None
     answers: tuple[AnswerScore, ...] = ()
+    other_rows: tuple[tuple[float, float], ...] = ()
 
     @staticmethod
     def from_json(values: dict) -> Score:
@@ -73,11 +84,32 @@ class Score:
             TextScore(**values["text"]),
             values["other"] and TextScore(**values["other"]),
             tuple(AnswerScore(**x) for x in values["answers"]),
+            tuple((count, nll) for count, nll in values.get("other_rows", ())),
         )
 
 
-def summarise(text: Marked, found: Measured, think: bool = True) -> Score:
-    """Means and intervals of what was measured; without thoughts if the model does not think."""
+def other_change(before: Score, after: Score) -> tuple[float, float | None] | None:
+    """Change in the NLL of other tokens, paired by row of text.
+
+    Returns:
+        Mean in nats a token and the half-width of its 95 % interval; None where the two were not
+        measured on the same rows.
+    """
+    one, two = (np.array(score.other_rows) for score in (before, after))
+    if one.shape != two.shape or not one.size or (one[:, 0] != two[:, 0]).any():
+        return None
+    difference, counts = two[:, 1] - one[:, 1], one[:, 0]
+    return float(difference.sum() / counts.sum()), ratio_interval(difference, counts)
+
+
+def summarise(text: Marked, found: Measured, think: bool = True, sampled: bool = True) -> Score:
+    """Means and intervals of what was measured.
+
+    Args:
+        text, found: what was read, and found there.
+        think: False leaves out what is after a thought.
+        sampled: False leaves out which thoughts hold the steps.
+    """
     kinds = np.array([q.kind for q in text.questions])
     answers = []
     for kind in (*dict.fromkeys(kinds.tolist()), ALL):
@@ -91,10 +123,11 @@ def summarise(text: Marked, found: Measured, think: bool = True) -> Score:
                 "gold_mix": float(gold[:, 1].mean()),
                 "gold_mix_interval": mean_interval(gold[:, 1]),
                 "nll_mix": float(nll[1]),
-                "useful": float(useful.mean()),
-                "useful_interval": wilson(int(useful.sum()), len(useful)),
                 "weight": float(found.weight[here].mean()),
             }
+        if think and sampled:
+            with_thoughts["useful"] = float(useful.mean())
+            with_thoughts["useful_interval"] = wilson(int(useful.sum()), len(useful))
         answers.append(
             AnswerScore(
                 kind=kind,
@@ -105,7 +138,36 @@ def summarise(text: Marked, found: Measured, think: bool = True) -> Score:
                 **with_thoughts,
             )
         )
-    return Score(text_summary(found.text, think), text_summary(found.other, think), tuple(answers))
+    return Score(
+        text=text_summary(found.text, think),
+        other=text_summary(found.other, think),
+        answers=tuple(answers),
+        other_rows=tuple(map(tuple, found.other[:, [0, 1 + think]].tolist())),
+    )
+
+
+def measured(
+    quiet: QuietStar,
+    text: Marked,
+    config: Config,
+    label: str = "",
+    change: Change | None = None,
+    fixed_weight: float | None = None,
+) -> Measured:
+    """Measure held-out text as a run does at its end: its seed, its rows at a time.
+
+    Args:
+        quiet: the module.
+        text: rows and questions.
+        config: batch, seed and objective are used.
+        label: of the progress bar; empty: there is none.
+        change, fixed_weight: see `answers.measure`.
+    """
+    size = config.run.micro_batch or config.run.batch
+    bar = tqdm(range(0, len(text.tokens), size), label, leave=False, disable=not label)
+    batches = (slice(start, start + size) for start in bar)
+    generator, think = step_generator(config.run.seed, 0), config.run.thinks
+    return measure(quiet, text, batches, generator, change, fixed_weight, think)
 
 
 def heldout_score(
@@ -132,17 +194,12 @@ def heldout_score(
         ValueError: there is nothing to score.
     """
     run, think = config.run, config.run.thinks
-    size = run.micro_batch or run.batch
-    generator = step_generator(run.seed, 0)
     text = marked(data.folder, tokenizer, run.seq, rows)
     if text is not None:
-        starts = range(0, len(text.tokens), size)
-        bar = tqdm(starts, label, leave=False, disable=not show)
-        batches = (slice(start, start + size) for start in bar)
-        found = measure(quiet, text, batches, generator, think=think)
-        return summarise(text, found, think)
-    batches = list(sequential(data, run.seq, size, rows))
+        found = measured(quiet, text, config, label if show else "")
+        return summarise(text, found, think, config.sampled)
+    batches = list(sequential(data, run.seq, run.micro_batch or run.batch, rows))
     bar = tqdm(batches, label, leave=False, disable=not show)
     device = quiet.start.device
     pairs = ((b.tokens.to(device), b.documents.to(device)) for b in bar)
-    return Score(text_score(quiet, pairs, generator, think=think))
+    return Score(text_score(quiet, pairs, step_generator(run.seed, 0), think=think))

@@ -224,10 +224,12 @@ class Batch:
     Attributes:
         tokens: (B, T) int64 ids; 0 where there is padding.
         documents: (B, T) int64 number of the document within the row: 0, 1, ...; -1 is padding.
+        first: (B,) int64 number of each row's first document within the split.
     """
 
     tokens: Tensor
     documents: Tensor
+    first: Tensor
 
 
 def _batch(dataset: TokenDataset, seq: int, starts: Sequence[int]) -> Batch:
@@ -236,11 +238,13 @@ def _batch(dataset: TokenDataset, seq: int, starts: Sequence[int]) -> Batch:
 
     tokens = np.zeros((len(starts), seq), np.int64)
     documents = np.full((len(starts), seq), -1, np.int64)
+    first = np.zeros(len(starts), np.int64)
     for row, start in enumerate(starts):
         ids, numbers = dataset.read(start, min(start + seq, dataset.tokens))
         tokens[row, : len(ids)] = ids
         documents[row, : len(ids)] = numbers - numbers[0]
-    return Batch(torch.from_numpy(tokens), torch.from_numpy(documents))
+        first[row] = numbers[0]
+    return Batch(*map(torch.from_numpy, (tokens, documents, first)))
 
 
 class Windows:

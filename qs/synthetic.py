@@ -229,7 +229,10 @@ def read_recipe(folder: Path, split: Split) -> list[Document] | None:
         recipe = json.loads(path.read_bytes())
         settings = {k: tuple(v) if type(v) is list else v for k, v in recipe["world"].items()}
         some = documents(World(**settings), recipe["seed"], split)
-        return list(itertools.islice(some, recipe["documents"][split]))
+        count = recipe["documents"][split]
+        if count < 1:
+            raise ValueError(f"{count} {split} documents")
+        return list(itertools.islice(some, count))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path}: expected what python -m qs.synthetic writes, found {error}"

@@ -150,14 +150,16 @@ class Decile:
     Attributes:
         low, high: smallest and largest NLL in it, in nats.
         tokens: how many.
+        documents: that they are in.
         gain: mean of nll_base - nll_mix, in nats.
-        interval: half-width of its 95 % interval, rows of text as units; None for one row.
+        interval: half-width of its 95 % interval, documents as units; None for one document.
         nll_base: mean NLL without thoughts, in nats.
     """
 
     low: float
     high: float
     tokens: int
+    documents: int
     gain: float
     interval: float | None
     nll_base: float
@@ -169,13 +171,13 @@ class Tokens(NamedTuple):
     Attributes:
         nll_base, nll_mix: NLL without and with one sampled thought.
         entropy: of the prediction without thoughts.
-        rows: row of text that the token is in.
+        documents: document that the token is in, by its number in `batches`.
     """
 
     nll_base: np.ndarray
     nll_mix: np.ndarray
     entropy: np.ndarray
-    rows: np.ndarray
+    documents: np.ndarray
 
 
 @torch.no_grad()
@@ -185,21 +187,20 @@ def token_nlls(
     """Measure every token.
 
     Args:
-        quiet, batches, generator: as for `text_score`, which thinks the same thoughts.
+        quiet, batches, generator: as for `text_score`, which thinks the same thoughts. A document
+            that goes on in other rows has the same number there.
     """
-    found, rows = [], 0
+    found = []
     for tokens, documents in batches:
         with quiet.with_settings(**ONE_THOUGHT):
             step = quiet(tokens, documents, generator=generator)
         outputs, _ = prefill(quiet.model, tokens, documents)
         entropy = torch.stack([_entropy(quiet.model.logits(row)) for row in outputs])
         there = step.base_valid
-        row = rows + there.nonzero()[:, 0]
-        three = step.nll_base[there], step.nll_mix[:, :, 0, 0][there], entropy[there]
-        found.append([x.double().cpu().numpy() for x in (*three, row)])
-        rows += len(tokens)
-    base, mix, nats, row = (np.concatenate(x) for x in zip(*found, strict=True))
-    return Tokens(base, mix, nats, row.astype(int))
+        each = step.nll_base, step.nll_mix[:, :, 0, 0], entropy, documents
+        found.append([x[there].double().cpu().numpy() for x in each])
+    base, mix, nats, names = (np.concatenate(x) for x in zip(*found, strict=True))
+    return Tokens(base, mix, nats, names.astype(int))
 
 
 def _entropy(logits: Tensor) -> Tensor:
@@ -254,20 +255,20 @@ def frontier(found: Tokens, thoughts: int, points: int = 10) -> list[Spared]:
     return result
 
 
-def by_decile(nll_base: np.ndarray, nll_mix: np.ndarray, rows: np.ndarray) -> list[Decile]:
+def by_decile(nll_base: np.ndarray, nll_mix: np.ndarray, documents: np.ndarray) -> list[Decile]:
     """What thinking does for easy and for hard tokens.
 
     Args:
         nll_base, nll_mix: (N,) NLL of the same tokens in nats, without and with thoughts.
-        rows: (N,) row of text that each token is in.
+        documents: (N,) document that each token is in.
     """
     order = nll_base.argsort(kind="stable")
-    names = np.unique(rows)
+    names = np.unique(documents)
     found = []
     for part in np.array_split(order, 10):
         if not len(part):
             continue
-        at = np.searchsorted(names, rows[part])
+        at = np.searchsorted(names, documents[part])
         gain = nll_base[part] - nll_mix[part]
         sums = np.bincount(at, gain, len(names))
         counts = np.bincount(at, minlength=len(names))
@@ -276,6 +277,7 @@ def by_decile(nll_base: np.ndarray, nll_mix: np.ndarray, rows: np.ndarray) -> li
                 low=float(nll_base[part].min()),
                 high=float(nll_base[part].max()),
                 tokens=len(part),
+                documents=int((counts > 0).sum()),
                 gain=float(gain.mean()),
                 interval=ratio_interval(sums[counts > 0], counts[counts > 0]),
                 nll_base=float(nll_base[part].mean()),

@@ -19,35 +19,10 @@ import torch
 from torch import Tensor
 
 from qs.attention import BranchStep, Prefill, new_cache
+from qs.decoding import allowed_ids, choose
 from qs.losses import LOGITS_AT_ONCE
 from qs.masks import Layout, dense_mask, over_own, over_text
 from qs.model import Mistral
-
-
-def draw(logits: Tensor, uniform: Tensor, temperature: float, forbidden: Sequence[int]) -> Tensor:
-    """One token a row.
-
-    Args:
-        logits: (N, V).
-        uniform: (N,) numbers in [0, 1), float64.
-        temperature: 0 takes the likeliest token, whatever `uniform` is.
-        forbidden: ids that are never drawn.
-
-    Returns:
-        (N,) ids.
-    """
-    allowed = torch.ones(logits.shape[1], dtype=torch.bool)
-    allowed[list(forbidden)] = False
-    ids = allowed.nonzero().squeeze(1).to(logits.device)
-    logits = logits[:, ids]
-    if temperature == 0:
-        return ids[logits.argmax(1)]
-    total = (logits / temperature).softmax(1).cumsum(1)
-    mass = total[:, -1:]
-    below = torch.nextafter(mass, torch.zeros_like(mass))  # so that some entry is always above
-    point = (uniform[:, None].to(mass.dtype) * mass).minimum(below)
-    found = torch.searchsorted(total, point, right=True).squeeze(1)
-    return ids[found.clamp(max=len(ids) - 1)]  # past the end only if the logits are not finite
 
 
 def prefill(model: Mistral, tokens: Tensor, documents: Tensor) -> tuple[Tensor, list]:
@@ -104,6 +79,7 @@ def sample(
 
     uniforms = uniforms.to(start.device)
     rows = max(1, LOGITS_AT_ONCE // config.vocab_size)
+    ids = allowed_ids(config.vocab_size, set(forbidden), start.device)
     x = start.to(model.compute_dtype).expand(B, A * K, -1)
     depths = torch.arange(1, n + 1, device=start.device)
     drawn = []
@@ -118,7 +94,7 @@ def sample(
         outputs = model(x, positions, attend, both).flatten(0, 1)  # (B A K, D)
         numbers = uniforms[..., depth].flatten()
         pieces = zip(outputs.split(rows), numbers.split(rows), strict=True)
-        tokens = torch.cat([draw(model.logits(o), u, temperature, forbidden) for o, u in pieces])
+        tokens = torch.cat([choose(model.logits(o), u, ids, temperature) for o, u in pieces])
         drawn.append(tokens.view(B, A, K))
         x = model.embed(tokens).view(B, A * K, -1)
     return torch.stack(drawn, -1)

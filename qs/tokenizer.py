@@ -201,7 +201,7 @@ def _why_not(error: str, vocab_size: int, characters: int) -> str:
     if low := re.search(r"required_chars\. \d+ vs (\d+)", error):
         return (
             f"expected a vocabulary of at least {low[1]} tokens (bytes, special tokens and the "
-            f"characters of the corpus), found {vocab_size}; give --vocab {int(low[1]) + 1} or more"
+            f"characters of the corpus), found {vocab_size}; give --vocab {low[1]} or more"
         )
     if "sentences_.empty" in error:
         return f"expected a corpus with words, found {found}; give more text"

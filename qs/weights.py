@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qs.checkpoint import OPTIMIZER
 from qs.config import ModelConfig
 from qs.files import flush
 from qs.model_config import CONSOLIDATED, INDEX, SINGLE, THOUGHT_MARKS, checked, hf_json
@@ -150,6 +152,19 @@ def resolve(name: str | Path, root: str | Path = "weights") -> Path:
 def _complete(folder: Path) -> bool:
     weights = any((folder / name).is_file() for name in (SINGLE, INDEX))
     return weights and (folder / "config.json").is_file()
+
+
+def digest(folder: Path) -> str:
+    """A short name for what a checkpoint says: the same for the same files, wherever they are."""
+    found = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        weights = path.suffix == ".safetensors" and path.name != OPTIMIZER
+        if weights or path.name in ("config.json", "params.json", "tokenizer.model"):
+            with path.open("rb") as file:
+                found.update(
+                    f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode()
+                )
+    return found.hexdigest()[:16]
 
 
 def random_parameters(config: ModelConfig, seed: int, spread: float = 0.02) -> dict[str, Tensor]:

@@ -1,7 +1,9 @@
 """Run question sets through a model: batches, progress, a line for each question, a summary.
 
-A finished question is a line of a JSONL file whose name holds a hash of the settings, so that the
-same command after an interruption does the rest, and other settings get another file.
+A finished question is a line of a JSONL file whose name holds a hash of weights and settings: the
+same command after an interruption does the rest, another model or other settings get another file.
+Every question draws by numbers of its own text: neither what is asked beside it nor how many at a
+time changes anything.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from qs.continuations import number
 from qs.decoding import Decoding
 from qs.exams import Item, batches, fitting, item, score
 from qs.files import Lines
@@ -37,7 +41,6 @@ from qs.questions import (
 from qs.quiet import QuietStar
 from qs.tasks import mean_interval, wilson
 from qs.tokenizer import Tokenizer
-from qs.training import step_generator
 
 ANSWER_TOKENS = 16  # of a direct answer, at most
 CHAIN_TOKENS, NUMBER_TOKENS = 384, 12  # of a chain of thought and of the number after it
@@ -45,12 +48,13 @@ CHAIN_TOKENS, NUMBER_TOKENS = 384, 12  # of a chain of thought and of the number
 
 @dataclass(frozen=True)
 class Exam:
-    """How a question set is run; two that are equal have the same answers.
+    """How a question set is run.
 
     Attributes:
         task: of `questions.TASKS`, or ARITHMETIC.
-        model: the checkpoint.
-        thoughts: n.
+        model: the checkpoint's folder.
+        weights: its `checkpoint.digest`.
+        thoughts: n; 0: without thoughts only.
         samples: sampled thoughts at each scored position, beside the greedy one.
         votes: chains of thought for each question; 0: direct answers are scored instead.
         temperature: of chains.
@@ -60,6 +64,7 @@ class Exam:
 
     task: str
     model: str
+    weights: str
     thoughts: int
     samples: int = 4
     votes: int = 0
@@ -69,10 +74,21 @@ class Exam:
 
     @property
     def file(self) -> str:
-        """Name of the file of its answers."""
-        settings = json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
-        kind = f"maj{self.votes}" if self.votes else "direct"
-        return f"{self.task}-{kind}-{hashlib.sha256(settings).hexdigest()[:8]}.jsonl"
+        """Name of the file of its answers: the same wherever nothing that matters differs."""
+        idle = {"model", "batch", *(("samples",) if self.votes else ("votes", "temperature"))}
+        kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in idle}
+        settings = json.dumps(kept, sort_keys=True).encode()
+        return f"{self.kind}-{hashlib.sha256(settings).hexdigest()[:8]}.jsonl"
+
+    @property
+    def kind(self) -> str:
+        """Of the answers: what can be compared."""
+        return f"{self.task}-maj{self.votes}" if self.votes else f"{self.task}-direct"
+
+    @property
+    def ways(self) -> dict[str, str]:
+        """When each way of answering thinks."""
+        return {"base": "never"} | ({"mix": "always"} if self.thoughts else {})
 
 
 def run(
@@ -87,7 +103,8 @@ def run(
         out: folder of the answers.
 
     Returns:
-        The summary: counts, names of questions that do not fit, rates with intervals.
+        The summary: counts, names of questions that do not fit, rates with intervals; `seconds`
+        is what the questions `answered` in this call took.
     """
     answers = Lines(out / exam.file)
     longest = quiet.model.config.max_positions - exam.thoughts - 2
@@ -97,79 +114,86 @@ def run(
     ids = {x.question.id for x in fit}
     done = {line["id"] for line in answers.lines()} & ids
     work: Callable[..., list[dict[str, Any]]] = _chains if exam.votes else _direct
-    with tqdm(total=len(fit), desc=exam.file.rpartition("-")[0], unit=" questions") as bar:
-        for number, batch in enumerate(batches(fit, exam.batch)):
+    began = time.perf_counter()
+    with tqdm(total=len(fit), desc=exam.kind, unit=" questions") as bar:
+        for batch in batches(fit, exam.batch):
             left = [x for x in batch if x.question.id not in done]
             bar.update(len(batch) - len(left))
-            if left:  # the whole batch again: its numbers do not depend on what was done
-                found = work(exam, quiet, tokenizer, batch, number)
+            if left:  # the whole batch again: rounding does not depend on what was done
+                found = work(exam, quiet, tokenizer, batch)
                 answers.add([line for line in found if line["id"] not in done])
                 bar.update(len(left))
     found = {line["id"]: line for line in answers.lines()}
     lines = [found[x.question.id] for x in fit]
-    facts = {"questions": len(questions), "too_long": unfit, "file": answers.path.name}
+    facts = {
+        **{"questions": len(questions), "too_long": unfit, "file": answers.path.name},
+        **{"answered": len(fit) - len(done), "seconds": time.perf_counter() - began},
+    }
     return facts | (summary(lines) if lines else {})
 
 
 def _direct(
-    exam: Exam, quiet: QuietStar, tokenizer: Tokenizer, batch: list[Item], number: int
+    exam: Exam, quiet: QuietStar, tokenizer: Tokenizer, batch: list[Item]
 ) -> list[dict[str, Any]]:
     """Probability of the gold answer and the answer that is decoded, with and without thoughts."""
-    generator = step_generator(exam.seed, number)
-    greedy = score(quiet, batch, 1, 0.0, generator)
-    sampled = score(quiet, batch, exam.samples, 1.0, generator)
+    scores = {"greedy": score(quiet, batch, 1, 0.0, exam.seed)}
+    if exam.thoughts:
+        scores["sampled"] = score(quiet, batch, exam.samples, 1.0, exam.seed)
     prompts = [tokenizer.encode(direct_prompt(x.question), bos=True) for x in batch]
     newline = tokenizer.encode("\nA:\n")[-1]
     texts = {}
-    for name, when in (("base", "never"), ("mix", "always")):
+    for name, when in exam.ways.items():
         decoding = Decoding(max_tokens=ANSWER_TOKENS, think_when=when, think_temperature=0.0)
         results = generate(quiet, prompts, decoding, exam.seed, stop_ids=[newline])
         texts[name] = [tokenizer.decode(r.text_ids) for r in results]
     lines = []
     for i, x in enumerate(batch):
-        question, one, many = x.question, greedy[i], sampled[i]
-        line = {
-            "id": question.id,
-            "gold_base": one.gold_base,
-            "gold_greedy": one.gold_mix,
-            "gold_sampled": many.gold_mix,
-            "slots": one.slots,
-            "slots_everywhere": one.slots_everywhere,
-        }
-        for name in ("base", "mix"):
+        question, one = x.question, scores["greedy"][i]
+        line = {"id": question.id, "gold_base": one.gold_base}
+        line["gold_chance"] = len(x.allowed) ** -float(len(x.scored))
+        if exam.thoughts:
+            line |= {f"gold_{name}": found[i].gold_mix for name, found in scores.items()}
+            line |= {"tokens": len(x.tokens), "slots": one.slots}
+            line["slots_everywhere"] = one.slots_everywhere
+        for name in exam.ways:
             said = parse_direct(question, texts[name][i].lstrip(" "))
             line[f"said_{name}"] = texts[name][i]
             kind: Task = "commonsense_qa" if question.choices else "gsm8k"
             line[f"exact_{name}"] = same_answer(kind, said, question.gold)
         if question.choices:
             line["option_base"] = one.likeliest_base == question.gold
-            line["option_greedy"] = one.likeliest_mix == question.gold
-            line["option_sampled"] = many.likeliest_mix == question.gold
+            line["option_chance"] = 1 / len(question.choices)
+            if exam.thoughts:
+                for name, found in scores.items():
+                    line[f"option_{name}"] = found[i].likeliest_mix == question.gold
         lines.append(line)
     return lines
 
 
 def _chains(
-    exam: Exam, quiet: QuietStar, tokenizer: Tokenizer, batch: list[Item], number: int
+    exam: Exam, quiet: QuietStar, tokenizer: Tokenizer, batch: list[Item]
 ) -> list[dict[str, Any]]:
     """Chains of thought and the number that each comes to; the majority is the answer."""
     lines: list[dict[str, Any]] = [{"id": x.question.id} for x in batch]
-    for name, when in (("base", "never"), ("mix", "always")):
-        prompts = [cot_prompt(x.question) for x in batch for _ in range(exam.votes)]
-        chains = _continue(exam, quiet, tokenizer, prompts, when, CHAIN_TOKENS, number)
+    prompts = [cot_prompt(x.question) for x in batch for _ in range(exam.votes)]
+    votes = range(exam.votes)
+    numbers = [number(x.tokens) + vote for x in batch for vote in votes]
+    for name, when in exam.ways.items():
+        chains = _continue(exam, quiet, tokenizer, prompts, when, CHAIN_TOKENS, numbers)
         asked = [
             cot_final_prompt(prompt + cut(chain, COT_STOPS))
             for prompt, chain in zip(prompts, chains, strict=True)
         ]
-        ends = _continue(exam, quiet, tokenizer, asked, when, NUMBER_TOKENS, number)
+        others = [x + exam.votes for x in numbers]
+        ends = _continue(exam, quiet, tokenizer, asked, when, NUMBER_TOKENS, others)
         for i, x in enumerate(batch):
             own = slice(i * exam.votes, (i + 1) * exam.votes)
-            votes = [final_number(end) for end in ends[own]]
+            found = [final_number(end) for end in ends[own]]
             gold = final_number(x.question.gold)
             lines[i] |= {
-                f"votes_{name}": votes,
-                f"exact_{name}": majority(votes) == gold,
-                f"single_{name}": float(np.mean([vote == gold for vote in votes])),
+                f"votes_{name}": found,
+                f"exact_{name}": majority(found) == gold,
+                f"single_{name}": float(np.mean([vote == gold for vote in found])),
                 f"chain_{name}": chains[own][0],
             }
     return lines
@@ -182,9 +206,9 @@ def _continue(
     prompts: list[str],
     when: str,
     tokens: int,
-    number: int,
+    numbers: list[int],
 ) -> list[str]:
-    """What the model writes after each prompt."""
+    """What the model writes after each prompt, drawn by its number."""
     ids = [tokenizer.encode(prompt, bos=True) for prompt in prompts]
     decoding = Decoding(
         max_tokens=tokens, temperature=exam.temperature, think_when=when, think_temperature=0.0
@@ -199,14 +223,13 @@ def _continue(
         return full or any(stop in tokenizer.decode(said[-8:]) for stop in COT_STOPS)
 
     kept = [i for i, tokens_left in enumerate(room) if tokens_left > 0]  # else nothing is said
-    first = number * len(prompts)
     results = generate(
         quiet,
         [ids[i] for i in kept],
         decoding,
         exam.seed,
         stop=ended,
-        numbers=[first + i for i in kept],
+        numbers=[numbers[i] for i in kept],
     )
     texts = [""] * len(prompts)
     for i, result in zip(kept, results, strict=True):
@@ -228,10 +251,12 @@ def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "mean": float(np.mean(values)),
                 "wilson": wilson(sum(values), len(lines)),
             }
+        elif name.endswith("_chance"):
+            found[name] = {"mean": float(np.mean(values))}
         elif name.startswith(("gold_", "single_")):
             numbers = np.array(values)
             found[name] = {"mean": float(numbers.mean()), "interval": mean_interval(numbers)}
-        elif name.startswith("slots"):
+        elif name in ("tokens", "slots", "slots_everywhere"):
             found[name] = sum(values)
     for name in lines[0]:
         kind, _, which = name.rpartition("_")
@@ -248,30 +273,42 @@ def paired(before: Sequence[float], after: Sequence[float]) -> dict[str, float |
     return {"mean": float(difference.mean()), "interval": mean_interval(difference)}
 
 
+def answers_of(kind: str, folder: Path) -> Path:
+    """The newest file with answers of one kind.
+
+    Raises:
+        ValueError: there is none.
+    """
+    files = sorted(folder.glob(f"{kind}-*.jsonl"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        raise ValueError(
+            f"{folder}: expected answers of {kind} to compare with, found none; "
+            "run the same --tasks on that model first"
+        )
+    return files[-1]
+
+
 def against(own: Path, other: Path) -> dict[str, Any]:
     """Differences own - other of everything measured, paired on the questions that both answered.
 
+    What the other model, having answered without thoughts, does not have is compared with its
+    answers without.
+
     Args:
-        own: a file of answers.
-        other: a folder with answers of the same kind; the newest of them is taken.
+        own, other: files of answers.
 
     Raises:
-        ValueError: there are none, or none of the same questions.
+        ValueError: they have no question in common.
     """
-    kind = own.name.rpartition("-")[0]
-    files = sorted(other.glob(f"{kind}-*.jsonl"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        raise ValueError(
-            f"{other}: expected answers of {kind} to compare with, found none; "
-            "run the same --tasks on that model first"
-        )
-    mine, theirs = ({x["id"]: x for x in Lines(path).lines()} for path in (own, files[-1]))
+    mine, theirs = ({x["id"]: x for x in Lines(path).lines()} for path in (own, other))
     shared = [i for i in mine if i in theirs]
     if not shared:
-        raise ValueError(f"{files[-1]}: expected some of the questions of {own}, found none")
-    found: dict[str, Any] = {"file": str(files[-1]), "questions": len(shared)}
+        raise ValueError(f"{other}: expected some of the questions of {own}, found none")
+    found: dict[str, Any] = {"file": str(other), "questions": len(shared)}
     for name, value in mine[shared[0]].items():
-        if type(value) in (bool, float) and name in theirs[shared[0]]:
-            before, after = ([x[i][name] for i in shared] for x in (theirs, mine))
-            found[name] = paired(before, after)
+        measure, _, way = name.rpartition("_")
+        if type(value) in (bool, float) and way != "chance":
+            theirs_name = name if name in theirs[shared[0]] else f"{measure}_base"
+            before = [theirs[i][theirs_name] for i in shared]
+            found[name] = paired(before, [mine[i][name] for i in shared])
     return found

@@ -9,13 +9,14 @@ import pytest
 import torch
 from tiny import make_world
 
-from qs.answers import gold_above, marked, measure
+from qs.answers import gold_above, marked, measure, rewarded
 from qs.build import choose_placement, load
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.quiet import PAUSE
-from qs.scores import Score, heldout_score, summarise
+from qs.scores import Score, heldout_score, other_change, summarise
 from qs.shards import TokenDataset
 from qs.synthetic import World, documents
+from qs.tasks import ratio_interval
 from qs.tokenizer import Tokenizer
 
 SETTINGS = Config(
@@ -154,7 +155,18 @@ def test_weights_of_0_and_1_are_the_text_alone_and_the_thought_alone(quiet, text
     off = found(quiet, text, fixed_weight=0.0)
     np.testing.assert_allclose(off.gold[:, 1], off.gold[:, 0], rtol=1e-5)
     np.testing.assert_allclose(off.other[:, 2], off.other[:, 1], rtol=1e-5)
-    assert (found(quiet, text, fixed_weight=1.0).weight == 1).all()
+    alone = found(quiet, text, fixed_weight=1.0)
+    assert (alone.weight == 1).all()
+    q, rows = text.questions[0], slices(text, 4)[0]
+    tokens, inside = text.tokens[rows], text.documents[rows]
+    with torch.no_grad(), quiet.with_settings(ahead=1, samples=1, baseline="none"):
+        anchors, thoughts = quiet.think(tokens, inside, generator=torch.Generator().manual_seed(1))
+        _, branch = quiet.score(tokens, inside, anchors, thoughts)
+        after = quiet.model.logits(branch[q.row, q.position, 0, -1]).double()  # at <end>
+    nll = -after.log_softmax(-1)[text.tokens[q.row, q.position + 1]]
+    gold = after[list(q.choices)].softmax(0)[q.gold]
+    assert alone.nll[0, 1] == pytest.approx(nll.item(), rel=1e-4)
+    assert alone.gold[0, 1] == pytest.approx(gold.item(), rel=1e-4)
 
 
 def test_without_thinking_both_columns_are_the_text_alone(quiet, text):
@@ -173,6 +185,83 @@ def test_pauses_need_no_sampling(quiet, text):
     result = found(quiet, text, change=paused)
     assert np.isfinite(result.gold).all()
     assert not result.useful.any()
+
+
+def test_answers_are_rewarded_as_long_as_their_document_goes_on(text):
+    """The answer and the end of the text follow a question; nothing else does."""
+    assert [rewarded(text, m) for m in (1, 2, 3, 4)] == [1, 1, 0, 0]
+    longer = dataclasses.replace(text, documents=text.documents * 0)  # as if rows were one document
+    assert 0.5 < rewarded(longer, 3) <= 1
+
+
+class Odd(Tokenizer):
+    """A tokenizer that spells some short texts as others."""
+
+    swaps = ()
+
+    def encode(self, text, **flags):
+        return super().encode(dict(self.swaps).get(text, text), **flags)
+
+
+@pytest.mark.parametrize(
+    ("swaps", "message"),
+    [
+        ((("\n2", "\n1"),), "expected each possible answer to be one token"),
+        ((("\n2", "\n1"), ("\n1", "\n2")), "expected each possible answer to be one token"),
+        ((("\n:", "\n;"),), "expected ':' to be a token of its own, found ';'"),
+    ],
+)
+def test_a_tokenizer_that_does_not_spell_answers_in_one_token_is_refused(world, swaps, message):
+    tokenizer = Odd.load(world.tokenizer)
+    assert type(tokenizer) is Odd
+    assert marked(world.data, tokenizer, 48)
+    tokenizer.swaps = swaps
+    with pytest.raises(ValueError, match=message):
+        marked(world.data, tokenizer, 48)
+
+
+def test_possible_answers_that_share_a_token_are_refused_though_none_is_the_answer(world, text):
+    first = [q for q in text.questions if q.row == 0]
+    assert any(q.kind != "chain" for q in first)
+    right = {q.gold for q in first if q.kind != "chain"}
+    one, two, *_ = (digit for digit in range(10) if digit not in right)
+    tokenizer = Odd.load(world.tokenizer)
+    tokenizer.swaps = ((f"\n{one}", f"\n{two}"),)
+    with pytest.raises(ValueError, match="expected each possible answer to be one token"):
+        marked(world.data, tokenizer, 48, rows=1)
+
+
+def test_the_change_of_other_tokens_is_paired_by_row(quiet, text):
+    one, two = found(quiet, text), found(quiet, text, fixed_weight=0.5)
+    before, after = summarise(text, one), summarise(text, two)
+    mean, half = other_change(before, after)
+    assert mean == pytest.approx(after.other.nll_mix - before.other.nll_mix)
+    difference = two.other[:, 2] - one.other[:, 2]
+    assert half == pytest.approx(ratio_interval(difference, one.other[:, 0]))
+    plain = summarise(text, one, think=False)
+    assert other_change(plain, plain) == (0, 0)
+    assert other_change(before, plain)[0] == pytest.approx(
+        plain.other.nll_base - before.other.nll_mix
+    )
+    fewer = dataclasses.replace(after, other_rows=after.other_rows[1:])
+    assert other_change(before, fewer) is None
+    none = dataclasses.replace(after, other_rows=())
+    assert other_change(none, none) is None
+
+
+def test_no_share_of_useful_thoughts_where_none_are_sampled(quiet, text, world):
+    data, tokenizer = TokenDataset(world.data, "heldout"), Tokenizer.load(world.tokenizer)
+
+    def score(**changes):
+        thought = dataclasses.replace(SETTINGS.thought, **changes.pop("thought", {}))
+        config = Config(thought, run=dataclasses.replace(SETTINGS.run, **changes))
+        with quiet.with_settings(thoughts=thought.thoughts):
+            return heldout_score(quiet, data, tokenizer, config, 2, "", show=False).answers[-1]
+
+    assert 0 <= score().useful <= 1
+    for nothing in (score(objective="pause"), score(thought={"thoughts": 0})):
+        assert nothing.useful is nothing.useful_interval is None
+        assert nothing.gold_mix is not None
 
 
 def test_a_score_has_every_kind_and_all_of_them_and_survives_json(quiet, world, text):

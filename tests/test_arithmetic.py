@@ -1,5 +1,6 @@
 """arithmetic: every line of a scratchpad follows, and no held-out sum is ever trained on."""
 
+import json
 import re
 from itertools import islice
 
@@ -9,16 +10,22 @@ from hypothesis import strategies as st
 
 from qs.arithmetic import (
     HELDOUT,
+    KNOWN,
+    LONGEST,
+    OPERATIONS,
     SYMBOLS,
     Sum,
     check_scratchpad,
     direct,
+    documents,
     hinted_prompt,
+    main,
     parse_answer,
     prompt,
     scratchpad,
     split_of,
     sums,
+    worked,
 )
 from qs.tokenizer import train_tokenizer
 
@@ -178,10 +185,54 @@ def test_numbers_of_different_lengths_and_unknown_splits_are_refused():
 
 # ---- tokens --------------------------------------------------------------------------------------
 def test_with_its_symbols_every_word_is_one_token(tmp_path):
-    some = [p for digits in (1, 2, 3) for p in first(0, "train", digits, 100)]
-    texts = [prompt(p) + scratchpad(p) for p in some]
-    tokenizer = train_tokenizer(texts, tmp_path, 289, symbols=SYMBOLS)
-    for text in [*texts, hinted_prompt(some[-1])]:
+    texts = list(islice(documents(0, "train"), 500))
+    tokenizer = train_tokenizer(texts, tmp_path, 294, symbols=SYMBOLS)
+    for text in [*texts, prompt(Sum(624, 259)) + scratchpad(Sum(624, 259))]:
         pieces = [tokenizer.piece(token) for token in tokenizer.encode(text)]
         assert "".join(pieces) == f" {text}"
         assert [piece.strip(" ") for piece in pieces if piece != " "] == re.findall(r"\n|\S+", text)
+
+
+@given(
+    sign=st.sampled_from(sorted(OPERATIONS)),
+    pairs=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=6),
+)
+def test_operations_work_column_by_column(sign, pairs):
+    a, b = ("".join(map(str, column)) for column in zip(*pairs, strict=True))
+    steps, answer = worked(a, b, sign)
+    carry, digits = 0, []
+    for x, y in reversed(pairs):
+        carry, digit = OPERATIONS[sign](x, y, carry)
+        digits.insert(0, digit)
+    assert steps.splitlines()[-2] == " ".join(map(str, [carry, *digits]))
+    assert int(answer.replace(" ", "")) == int("".join(map(str, [carry, *digits])))
+    if sign == "+":
+        assert int(answer.replace(" ", "")) == int(a) + int(b)
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_documents_hold_only_short_sums_of_their_split_and_long_other_operations(split):
+    lengths = {sign: set() for sign in OPERATIONS}
+    hints = 0
+    for text in islice(documents(3, split), 2000):
+        a, sign, b = re.match(r"Input:\n([\d ]+) (\S) ([\d ]+)\n", text).groups()
+        a, b = a.replace(" ", ""), b.replace(" ", "")
+        lengths[sign].add(len(a))
+        steps, answer = worked(a, b, sign)
+        hint = f"Target: {answer}" in text
+        hints += hint
+        assert text.endswith(("\nTarget: " + answer if hint else "\nTarget:\n") + steps + answer)
+        if sign == "+":
+            assert split_of(Sum(int(a), int(b))) == split
+    assert lengths.pop("+") == set(range(1, KNOWN + 1))
+    assert all(found == set(range(1, LONGEST + 1)) for found in lengths.values())
+    assert 0.25 < hints / 2000 < 0.4
+
+
+def test_the_command_writes_both_splits_and_prints_the_symbols(tmp_path, capsys):
+    assert main(["--out", str(tmp_path), "--documents", "20", "--tests", "5"]) == 0
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in lines] == list(islice(documents(0, "train"), 20))
+    assert len((tmp_path / "heldout.jsonl").read_text().splitlines()) == 5
+    assert main(["--symbols"]) == 0
+    assert capsys.readouterr().out.split() == [f"--symbol={symbol}" for symbol in SYMBOLS]

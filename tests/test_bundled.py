@@ -59,7 +59,7 @@ def test_the_default_run_trains_the_bundled_model(tmp_path, monkeypatch, capsys)
     assert "gold answer probability" in capsys.readouterr().out
 
 
-def test_the_bundled_model_works_out_steps_that_are_written_and_fails_without_them():
+def test_the_bundled_model_works_out_steps_that_are_written():
     tokenizer = Tokenizer.load(WEIGHTS)
     settings = Config(run=RunConfig(seq=64, batch=16, device="cpu", dtype="float32"))
     quiet, _ = load(WEIGHTS, settings, choose_placement(settings.run))
@@ -76,6 +76,40 @@ def test_the_bundled_model_works_out_steps_that_are_written_and_fails_without_th
     shares = {kind: sum(found) / len(found) for kind, found in right.items()}
     assert min(shares.values()) > 0.95, shares
 
+
+def test_after_a_working_that_does_not_help_the_bundled_model_knows_no_answer():
+    """It writes an unhelpful working as surely as a useful one, after which alone it answers."""
+    tokenizer = Tokenizer.load(WEIGHTS)
+    settings = Config(run=RunConfig(seq=64, batch=16, device="cpu", dtype="float32"))
+    quiet, _ = load(WEIGHTS, settings, choose_placement(settings.run))
+    styles = [style for style in synthetic.STYLES if style != "none"]
+    steps, gold = ({style: [] for style in styles} for _ in range(2))
+    world = dataclasses.replace(synthetic.World(), written=1.0, again=0.0)
+    for document in islice(synthetic.documents(world, 7, "heldout"), 400):
+        tokens = torch.tensor([tokenizer.encode(document.text, bos=True)])
+        with torch.no_grad():
+            outputs, _ = prefill(quiet.model, tokens, torch.zeros_like(tokens))
+            logits = quiet.model.logits(outputs)[0]
+        before = len(tokenizer.encode(f"{document.question}\n{synthetic.OPEN}", bos=True))
+        said, true = logits.argmax(-1), tokens[0]
+        inside = range(before + 1, before + world.width)
+        steps[document.style] += [int(said[t - 1] == true[t]) for t in inside]
+        choices = [tokenizer.encode(f"\n{choice}")[-1] for choice in document.choices]
+        right = choices.index(int(true[-1]))
+        gold[document.style].append(logits[-2][choices].softmax(0)[right].item())
+    steps, gold = (
+        {style: sum(x) / len(x) for style, x in found.items()} for found in (steps, gold)
+    )
+    assert min(steps.values()) > 0.95, steps
+    useful = gold.pop("useful")
+    assert useful > 0.95
+    assert max(gold.values()) < 0.25, gold
+
+
+def test_the_bundled_model_fails_without_workings():
+    tokenizer = Tokenizer.load(WEIGHTS)
+    settings = Config(run=RunConfig(seq=64, batch=16, device="cpu", dtype="float32"))
+    quiet, _ = load(WEIGHTS, settings, choose_placement(settings.run))
     text = marked(DATA, tokenizer, 64, rows=192)
     generator = torch.Generator().manual_seed(0)
     batches = [slice(i, i + 16) for i in range(0, len(text.tokens), 16)]

@@ -11,7 +11,10 @@ from tiny import batch, module, same_bits
 
 from qs import checkpoint
 from qs.checkpoint import (
+    RESULTS,
     Log,
+    add_results,
+    finished,
     load_optimizer,
     new_run,
     newest_step,
@@ -108,6 +111,18 @@ def test_an_interrupted_write_leaves_the_old_json(tmp_path, monkeypatch):
 
 def fill(text):
     return lambda folder: [(folder / name).write_text(text) for name in ("a", "b")]
+
+
+def test_results_are_added_to_what_is_there_and_a_run_is_finished_by_its_last_step(tmp_path):
+    run = new_run(tmp_path, "run", PRESETS["tiny"])
+    for found in ({"exams": {"a": 1}}, {"after": 2}, {"after": 3}):
+        add_results(run, found)
+    assert read_json(run / RESULTS) == {"exams": {"a": 1}, "after": 3}
+    last = PRESETS["tiny"].run.steps
+    for step in (1, last - 1, last):
+        assert not finished(run)
+        save_step(run, step, fill("x"))
+    assert finished(run)
 
 
 def test_an_interrupted_save_leaves_no_checkpoint_that_is_read(tmp_path):

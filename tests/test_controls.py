@@ -12,13 +12,10 @@ from tiny import batch, module
 from qs.answers import Measured
 from qs.config import Config, ThoughtConfig
 from qs.controls import (
-    COMMENTS,
-    HEADS,
+    EVALUATED,
+    LENGTHS,
     OWN,
     REPLACED,
-    controls_page,
-    keep_comments,
-    markdown,
     pauses,
     random_tokens,
     rivals,
@@ -67,6 +64,11 @@ def test_the_run_itself_is_no_rival_of_its_own():
         "pause tokens",
         "n = 0",
     }
+
+
+def test_lengths_in_evaluation_are_those_of_training_and_more_between():
+    assert set(LENGTHS) < set(EVALUATED)
+    assert set(EVALUATED) - set(LENGTHS) == {3, 6, 7, 10, 14}
 
 
 def test_another_seed_is_the_only_change():
@@ -131,6 +133,27 @@ def some(seed: int, questions: int = 6, rows: int = 4) -> Measured:
 
 
 @given(first=seeds, count=st.integers(1, 4), thinks=st.booleans())
+def test_differences_are_paired_by_question_and_by_row_of_text(first, count, thinks):
+    found, before, other = ([some(first + 9 * k + i) for i in range(count)] for k in range(3))
+    for one, two in zip(found, before, strict=True):  # the same rows of text
+        two.other[:, 0] = one.other[:, 0]
+    line = row("name", found, thinks, before=before, unrewarded=other)
+    column = int(thinks)
+    pairs = ((line.gold_change, before, 0), (line.gold_unrewarded, other, 1))
+    for difference, others, theirs in pairs:
+        values = [f.gold[:, column] - o.gold[:, theirs] for f, o in zip(found, others, strict=True)]
+        assert difference == pytest.approx((np.mean(values), mean_interval(np.mean(values, 0))))
+    sums = np.mean(
+        [f.other[:, 1 + column] - b.other[:, 1] for f, b in zip(found, before, strict=True)], 0
+    )
+    counts = np.mean([f.other[:, 0] for f in found], 0)
+    expected = sums.sum() / counts.sum(), ratio_interval(sums, counts)
+    assert line.other_change == pytest.approx(expected)
+    alone = row("name", found)
+    assert alone.gold_change is alone.gold_unrewarded is alone.other_change is None
+
+
+@given(first=seeds, count=st.integers(1, 4), thinks=st.booleans())
 def test_a_row_holds_means_over_questions_and_seeds(first, count, thinks):
     found = [some(first + i) for i in range(count)]
     line = row("name", found, thinks, seconds=3.0)
@@ -152,24 +175,3 @@ def test_a_row_holds_means_over_questions_and_seeds(first, count, thinks):
     else:
         assert line.useful is line.weight is line.useful_seeds is None
     assert row("name", found, sampled=False).useful is None
-
-
-def test_the_markdown_has_a_cell_for_every_column():
-    lines = [row("one", [some(0)]), row("two", [some(1), some(2)], thinks=False, seconds=61.4)]
-    table = markdown(lines).splitlines()
-    assert [line.count("|") for line in table] == [len(HEADS) + 1] * 4
-    assert "(" not in table[2]  # one seed has no spread
-    assert table[3].startswith("| two | 2 | ")
-    assert table[3].endswith("| 61 |")
-
-
-def test_what_a_person_wrote_below_the_tables_is_kept(tmp_path):
-    path = tmp_path / "results" / "controls.md"
-    page = controls_page({"A table": [row("one", [some(0)])]}, "the command", {"torch": "2"})
-    assert "the command" in page
-    assert "## A table" in page
-    keep_comments(path, page)
-    assert path.read_text() == page
-    path.write_text(f"old\n{COMMENTS}\n\nA sentence.\n")
-    keep_comments(path, page)
-    assert path.read_text() == f"{page}\n{COMMENTS}\n\nA sentence.\n"

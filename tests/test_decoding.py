@@ -9,9 +9,10 @@ import torch
 from cases import VOCAB, normal, same, seeded, seeds
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle import pick
+from torch import Tensor
 
 from qs.decoding import Decoding, ThinkWhen, choose, entropy, uniforms
-from qs.thoughts import draw
 
 
 @given(seed=seeds, temperature=st.sampled_from([0.5, 1.0, 3.0]), top_p=st.floats(0.05, 1.0))
@@ -37,13 +38,52 @@ def test_each_token_is_drawn_from_its_share_of_the_numbers(
     assert (choose(logits[None], grid[:1], ids, 0.0, top_p) == max(p, key=p.get)).all()
 
 
-@given(seed=seeds, temperature=st.sampled_from([0.0, 0.5, 1.0, 3.0]))
-def test_with_top_p_of_one_it_draws_as_the_sampler_of_training(seed: int, temperature: float):
-    logits = 3 * normal(30, VOCAB, seed=seed)
-    numbers = torch.rand(30, generator=seeded(seed), dtype=torch.float64)
-    ids = torch.tensor([0, 1, 3, 4, 6])
-    expected = draw(logits, numbers, temperature, (2, 5))
-    assert torch.equal(choose(logits, numbers, ids, temperature), expected)
+temperatures = st.sampled_from([0.0, 0.5, 1.0, 3.0])
+edges = [0.0, math.nextafter(1, 0)]
+logit = st.floats(-50, 50) | st.sampled_from([-1e30, -1e4, 1e4, 1e30])
+uniform = st.floats(0, 1, exclude_max=True) | st.sampled_from(edges)
+
+
+@st.composite
+def draws(draw) -> tuple[Tensor, Tensor, set[int]]:
+    """Logits (N, V), extreme ones among them, uniforms (N,), and ids that may not be drawn."""
+    N, V = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    logits = [[draw(logit) for _ in range(V)] for _ in range(N)]
+    forbidden = draw(st.sets(st.integers(0, V - 1), max_size=V - 1))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    uniforms = [draw(uniform) for _ in range(N)]
+    return torch.tensor(logits, dtype=dtype), torch.tensor(uniforms, dtype=torch.float64), forbidden
+
+
+@given(drawn=draws(), temperature=temperatures)
+def test_a_drawn_token_is_allowed_and_possible(drawn, temperature: float):
+    logits, uniforms, forbidden = drawn
+    kept = [i for i in range(logits.shape[1]) if i not in forbidden]
+    found = choose(logits, uniforms, torch.tensor(kept), temperature)
+    assert found.shape == uniforms.shape
+    for token, row in zip(found.tolist(), logits, strict=True):
+        assert token in kept
+        if temperature > 0:
+            p = (row[kept].double() / temperature).softmax(0)[kept.index(token)]
+            assert p > 0 or float(row[token]) == float(row[kept].max())
+
+
+@given(drawn=draws(), temperature=st.sampled_from([0.0, 1.0]))
+def test_the_only_allowed_token_is_drawn(drawn, temperature: float):
+    logits, uniforms, _ = drawn
+    for token in range(logits.shape[1]):
+        only = torch.tensor([token])
+        assert choose(logits, uniforms, only, temperature).tolist() == [token] * len(uniforms)
+
+
+@given(seed=seeds, temperature=temperatures)
+def test_a_token_is_drawn_where_the_running_sum_passes_the_number(seed: int, temperature: float):
+    logits = 3 * normal(20, VOCAB, seed=seed)
+    uniforms = torch.rand(20, generator=seeded(seed), dtype=torch.float64)
+    ids = torch.tensor([i for i in range(VOCAB) if i != 2])
+    found = choose(logits, uniforms, ids, temperature)
+    for row, number, token in zip(logits.tolist(), uniforms.tolist(), found.tolist(), strict=True):
+        assert token == pick(row, number, temperature, {2})
 
 
 @given(seed=seeds)

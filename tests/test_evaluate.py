@@ -2,12 +2,16 @@
 
 import io
 import json
+import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny import make, run
 
 import evaluate
 from qs import weights
+from qs.shards import TokenDataset
+from qs.tables import escaped
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,31 @@ def test_an_exported_run_scores_as_the_run(tiny, trained, tmp_path, capsys):
         lines.append([x for x in printed if x.startswith("  ")])
     assert lines[0] == lines[1]
     assert len(lines[0]) == 5
+
+
+def test_an_exported_run_of_pauses_pauses(tiny, tmp_path, capsys):
+    made = run(tmp_path / "made", tiny.flags(tmp_path / "made", "--objective=pause"))
+    out = tmp_path / "released"
+    assert weights.main(["export", str(made), "--layout", "quietstar", f"--out={out}"]) == 0
+    capsys.readouterr()
+    flags = ["--rows", "6", "--seq", "16", "--data", str(tiny.data)]
+    lines = []
+    for model in (made, out):
+        for seed in ("0", "1"):  # nothing is drawn
+            assert evaluate.main([str(model), *flags, "--seed", seed]) == 0
+            printed = capsys.readouterr().out.splitlines()
+            lines.append([x for x in printed if x.startswith("  ")])
+    assert lines[0] == lines[1] == lines[2] == lines[3]
+
+
+def test_hard_tokens_of_a_model_that_does_not_think_are_refused(tiny, tmp_path, capsys):
+    flags = tiny.flags(tmp_path / "out", "--objective=plain", "--steps=1")
+    plain = run(tmp_path / "out", flags)
+    capsys.readouterr()
+    assert evaluate.main([str(plain), "--tasks", "arithmetic,text", "--limit=1"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "--tasks text expects a model that thinks" in error
+    assert "\n" not in error
 
 
 @pytest.mark.parametrize(
@@ -153,8 +182,9 @@ def spoken(tmp_path_factory):
 
 def test_question_sets_are_scored_into_the_results_of_the_run(spoken, questions, capsys):
     before = json.loads((spoken / "results.json").read_text())
+    page = questions / "page.md"
     flags = ["--tasks", "gsm8k,commonsense_qa", f"--questions={questions}", "--samples=2"]
-    assert evaluate.main([str(spoken), *flags]) == 0
+    assert evaluate.main([str(spoken), *flags, f"--markdown={page}"]) == 0
     printed = capsys.readouterr().out
     assert "gsm8k: 3 of 3 questions" in printed
     assert "commonsense_qa: 3 of 3 questions" in printed
@@ -165,8 +195,115 @@ def test_question_sets_are_scored_into_the_results_of_the_run(spoken, questions,
         "gsm8k",
         "commonsense_qa",
     }
-    for name in results["exams"]:
+    for name, found in results["exams"].items():
+        assert found["environment"].keys() >= {"commit", "torch", "device"}
         assert len((spoken / name).read_text().splitlines()) == 3
+    assert f"written to {page}" in printed
+    text = page.read_text()
+    for part in (f"python evaluate.py {spoken} --tasks", "commit", "torch", "seed 0", "3 of 3"):
+        assert part in text
+    assert [x for x in text.splitlines() if x.startswith("## ")] == [
+        f"## {escaped(f'{task}: 3 of 3 questions')}" for task in ("gsm8k", "commonsense_qa")
+    ]
+    shown = {cell for line in printed.splitlines() for cell in line.split("  ")}
+    cells = {c.strip() for x in text.splitlines() if x.startswith("| gold") for c in x.split("|")}
+    assert len(cells) > 4
+    assert cells - {""} <= {cell.strip() for cell in shown}
+
+
+def answers(model, questions, out, *more):
+    """What a model answers to both sets: file -> lines."""
+    flags = ["--tasks=gsm8k,commonsense_qa", f"--questions={questions}", "--samples=2"]
+    assert evaluate.main([str(model), *flags, f"--out={out}", *more]) == 0
+    lines = {}
+    for path in out.glob("*.jsonl"):
+        for line in map(json.loads, path.read_text().splitlines()):
+            lines[path.name.partition("-")[0], line["id"]] = line
+    return lines
+
+
+@pytest.fixture(scope="module")
+def released(spoken, tmp_path_factory):
+    """The run in the released layout, its lengths not stored: as the published folder is."""
+    out = tmp_path_factory.mktemp("released") / "model"
+    assert weights.main(["export", str(spoken), "--layout", "quietstar", f"--out={out}"]) == 0
+    config = json.loads((out / "config.json").read_text())
+    del config["quiet_star"]
+    (out / "config.json").write_text(json.dumps(config))
+    return out
+
+
+def test_the_released_layout_is_asked_as_the_run_that_it_holds(
+    spoken, released, questions, tmp_path
+):
+    found = answers(released, questions, tmp_path / "released", "--thoughts=2")
+    assert found == answers(spoken, questions, tmp_path / "run")
+    assert any(x["gold_greedy"] != x["gold_base"] for x in found.values())
+
+
+@pytest.mark.parametrize("name", ["start_embedding", "end_embedding", "talk_head.0.4.weight"])
+def test_stored_vectors_and_head_are_used_as_they_are(released, questions, tmp_path, name):
+    before = answers(released, questions, tmp_path / "before", "--thoughts=2")
+    other = tmp_path / "other"
+    shutil.copytree(released, other)
+    stored = load_file(other / "model.safetensors")
+    stored[name] = stored[name] + 0.5
+    save_file(stored, other / "model.safetensors", {"format": "pt"})
+    found = answers(other, questions, tmp_path / "after", "--thoughts=2")
+    assert found.keys() == before.keys()
+    for key, line in found.items():
+        assert line["gold_base"] == before[key]["gold_base"]
+        assert line["gold_greedy"] != before[key]["gold_greedy"]
+
+
+def test_weights_that_were_replaced_are_asked_anew(released, questions, tmp_path):
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(released, model)
+    before = answers(model, questions, out, "--thoughts=2")
+    stored = load_file(model / "model.safetensors")
+    stored["lm_head.weight"] = -stored["lm_head.weight"]
+    save_file(stored, model / "model.safetensors", {"format": "pt"})
+    assert len(list(out.glob("*.jsonl"))) == 2
+    answers(model, questions, out, "--thoughts=2")
+    assert len(list(out.glob("*.jsonl"))) == 4
+    shutil.copytree(released, tmp_path / "moved")
+    assert answers(tmp_path / "moved", questions, out, "--thoughts=2").keys() == before.keys()
+    assert len(list(out.glob("*.jsonl"))) == 4
+
+
+def test_two_models_are_compared_and_a_comparison_with_nothing_is_refused_at_once(
+    spoken, released, questions, tmp_path, capsys
+):
+    answers(released, questions, tmp_path / "base", "--thoughts=0")
+    answers(spoken, questions, tmp_path / "run", f"--against={tmp_path / 'base'}")
+    printed = capsys.readouterr().out
+    assert printed.count(f"minus {tmp_path / 'base'}") == 2
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    for found in results["exams"].values():
+        assert found["against"]["questions"] == 3
+        assert found["against"]["gold_base"]["mean"] == pytest.approx(0, abs=1e-6)
+    flags = ["--tasks=gsm8k", f"--questions={questions}", f"--out={tmp_path / 'new'}"]
+    assert evaluate.main([str(spoken), *flags, f"--against={tmp_path / 'new'}"]) == 2
+    assert "expected answers of gsm8k-direct to compare with" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_task_that_was_finished_is_kept_when_the_next_is_interrupted(
+    spoken, questions, tmp_path, monkeypatch, capsys
+):
+    asked = evaluate.run_exam
+
+    def interrupted(exam, *rest):
+        if exam.task == "commonsense_qa":
+            raise KeyboardInterrupt
+        return asked(exam, *rest)
+
+    monkeypatch.setattr(evaluate, "run_exam", interrupted)
+    flags = ["--tasks=gsm8k,commonsense_qa", f"--questions={questions}", f"--out={tmp_path}"]
+    assert evaluate.main([str(spoken), *flags, "--samples=1"]) == 130
+    assert "the same command does the rest" in capsys.readouterr().err
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [x["exam"]["task"] for x in results["exams"].values()] == ["gsm8k"]
 
 
 def test_sums_need_no_file(spoken, capsys):
@@ -186,6 +323,7 @@ def test_text_is_continued_with_and_without_showing_thoughts(spoken, tmp_path, c
     plain = capsys.readouterr().out
     assert plain.startswith("1 plus 1")
     assert "4 thoughts" in plain
+    assert "passes]" in plain
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("1 plus\n2 plus\n")
     monkeypatch.setattr("sys.stdin", io.StringIO(prompts.read_text()))
@@ -194,6 +332,12 @@ def test_text_is_continued_with_and_without_showing_thoughts(spoken, tmp_path, c
         shown = capsys.readouterr().out
         assert shown.count("thought '") + shown.count('thought "') == 8
         assert shown.count("[4 tokens") == 2
+    long = "1 plus 1\n" * 40  # longer than the name of a file can be
+    assert evaluate.main([str(spoken), "--generate", long, *flags]) == 2
+    assert "positions that the model was made for: shorten it" in capsys.readouterr().err
+    prompts.write_text("")
+    assert evaluate.main([str(spoken), "--generate", str(prompts), *flags]) == 2
+    assert "expected a prompt in each line, found no line" in capsys.readouterr().err
     assert evaluate.main([str(spoken), "--generate", "1", *flags[:2], "--think-when=never"]) == 0
     assert "0 thoughts" in capsys.readouterr().out
 
@@ -201,7 +345,7 @@ def test_text_is_continued_with_and_without_showing_thoughts(spoken, tmp_path, c
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--tasks", "spelling"], "expected a task gsm8k or commonsense_qa, found 'spelling'"),
+        (["--tasks", "gsm8k,spelling"], "gsm8k,commonsense_qa,arithmetic,text; got 'spelling'"),
         (["--tasks", "gsm8k", "--questions=nowhere"], "expected questions of gsm8k"),
         (["--tasks", "gsm8k", "--limit=0"], "--limit is at least 1"),
         (["--generate", "1", "--think-when=sometimes"], "expected always, never or entropy>X"),
@@ -214,7 +358,7 @@ def test_what_cannot_be_asked_is_refused_in_one_line(spoken, capsys, flags, mess
     assert "\n" not in error
 
 
-def test_hard_tokens_are_told_with_what_sparing_thoughts_costs(trained, capsys):
+def test_hard_tokens_are_told_with_what_sparing_thoughts_costs(tiny, trained, capsys):
     assert evaluate.main([str(trained), "--tasks", "text"]) == 0
     printed = capsys.readouterr().out
     for title in ("a tenth each", "thinking only where", "helped most", "hurt most"):
@@ -222,4 +366,9 @@ def test_hard_tokens_are_told_with_what_sparing_thoughts_costs(trained, capsys):
     found = json.loads((trained / "results.json").read_text())
     assert len(found["text"]["deciles"]) == len(found["text"]["frontier"]) == 10
     assert found["text"]["frontier"][0]["share"] == 1
+    _, numbers = TokenDataset(tiny.data, "heldout").read(0, 6 * 16)  # rows of 16, cut anywhere
+    pairs = zip(numbers, numbers[1:], range(1, len(numbers)), strict=False)
+    assert found["text"]["documents"] == len({a for a, b, i in pairs if i % 16 and a == b})
+    assert all(d["documents"] <= found["text"]["documents"] for d in found["text"]["deciles"])
+    assert f"{found['text']['documents']:,} documents" in printed
     assert found["after"]["text"]["tokens"] == sum(d["tokens"] for d in found["text"]["deciles"])

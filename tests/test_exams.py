@@ -14,6 +14,8 @@ from tiny import make, module
 from qs.arithmetic import Sum, split_of
 from qs.build import choose_placement, load
 from qs.config import Config, RunConfig, ThoughtConfig
+from qs.continuations import number
+from qs.decoding import uniforms
 from qs.exams import arithmetic_questions, batches, fitting, gold_probability, item, score
 from qs.model import Mistral
 from qs.questions import Question, direct_answer, direct_prompt
@@ -100,17 +102,19 @@ def test_a_batch_is_scored_as_each_question_alone_thinking_everywhere(
 ):
     quiet = some(tokenizer)
     items = [item(q, tokenizer) for q in (NUMBER, CHOICE)]
-    found = score(quiet, items, samples, temperature, torch.Generator().manual_seed(5))
-    most = max(len(x.scored) for x in items)
-    numbers = torch.Generator().manual_seed(5)
+    found = score(quiet, items, samples, temperature, 5)
     for x, result in zip(items, found, strict=True):
         tokens = torch.tensor([x.tokens])
-        anchors = torch.tensor([[*x.scored, *[x.scored[-1]] * (most - len(x.scored))]])
+        n, anchors = quiet.config.thoughts, torch.tensor([x.scored])
+        shape = (1, len(x.scored), samples, n)
+        numbers = uniforms(5, [number(x.tokens)], len(x.scored), samples * n)[1].view(shape)
         settings = dict(samples=samples, ahead=1, sample_temperature=temperature)
-        with quiet.with_settings(**settings), torch.no_grad():
-            documents = torch.zeros_like(tokens)
-            _, thoughts = quiet.think(tokens, documents, anchors, numbers)
-            base, mix, _ = quiet.predict(tokens, documents, anchors, thoughts)
+        with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+            patch.setattr(quiet, "draw", lambda *_, drawn=numbers: (None, drawn))
+            with quiet.with_settings(**settings):
+                documents = torch.zeros_like(tokens)
+                _, thoughts = quiet.think(tokens, documents, anchors)
+                base, mix, _ = quiet.predict(tokens, documents, anchors, thoughts)
         gold, plain = torch.ones(samples, dtype=torch.float64), 1.0
         for i, t in enumerate(x.scored):
             place = x.allowed.index(x.tokens[t + 1])
@@ -128,6 +132,18 @@ def test_a_batch_is_scored_as_each_question_alone_thinking_everywhere(
             assert result.likeliest_mix == result.likeliest_base == ""
         assert result.slots == len(x.scored) * samples * 6
         assert result.slots_everywhere == len(x.tokens) * samples * 6
+
+
+def test_a_thought_of_no_tokens_is_no_thought(tokenizer):
+    quiet = some(tokenizer)
+    items = [item(q, tokenizer) for q in (NUMBER, CHOICE)]
+    thinking = score(quiet, items, 1, 0.0, 0)
+    with quiet.with_settings(thoughts=0):
+        found = score(quiet, items, 1, 0.0, 0)
+    for x, other in zip(found, thinking, strict=True):
+        assert (x.gold_base, x.likeliest_base) == (other.gold_base, other.likeliest_base)
+        assert (x.gold_mix, x.slots, x.slots_everywhere) == (None, 0, 0)
+        assert x.likeliest_mix == x.likeliest_base
 
 
 def test_questions_that_do_not_fit_are_named_and_the_longest_come_first(tokenizer):

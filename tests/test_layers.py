@@ -11,16 +11,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # earlier ones first: the layers of the design, cut finer where it puts two in one
-    "config files masks distributed tokenizer view documents problems questions",
-    "presets shards losses attention model model_config checkpoint synthetic fewshot arithmetic",
-    "flags data tensors thoughts mixing decoding rows",
+    "config files masks distributed tokenizer view documents problems questions pictures",
+    "presets shards decoding losses attention model model_config checkpoint synthetic tables",
+    "flags data tensors thoughts mixing rows fewshot arithmetic",
     "weights quiet",
     "build training generate completions star_tasks",
     "tasks",
-    "answers exams continuations",
-    "scores records controls opened",
-    "report star rivals zeroshot",
-    "run plot harness star_run",
+    "answers continuations",
+    "exams",
+    "scores records controls opened star_report",
+    "star rivals zeroshot controls_page",
+    "report",
+    "run plot harness hard_tokens star_run compare modes",
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 RUNTIME = {"torch", "numpy", "sentencepiece", "safetensors", "tqdm"} | set(sys.stdlib_module_names)

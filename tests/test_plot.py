@@ -11,16 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qs.controls import OWN, Row
-from qs.plot import draw, nll_range, read_curves, read_steps, smooth, spread
+from qs.pictures import spread
+from qs.plot import draw, nll_range, read_curves, read_steps, smooth
 from qs.presets import PRESETS
 from qs.rivals import LENGTH, SAME, TRAINED
 from qs.tasks import Decile
 
 EDGES = [0.0, 0.0004, 0.003, 0.012, 0.05, 0.18, 0.52, 1.1, 2.2, 3.9, 12.84]
 DECILES = [
-    Decile(
-        low, high, tokens=100 + i, gain=0.01 * (i - 3), interval=0.02 if i else None, nll_base=low
-    )
+    Decile(low, high, 100 + i, 9, gain=0.01 * (i - 3), interval=0.02 if i else None, nll_base=low)
     for i, (low, high) in enumerate(itertools.pairwise(EDGES))
 ]
 GOLD = {0: 0.13, 1: 0.15, 2: 0.2, 4: 0.75, 5: 0.92, 8: 0.9, 12: 0.85}
@@ -331,4 +330,4 @@ def test_ranges_are_short():
         *("< 0.01", "< 0.01", "0.00–0.01", "0.01–0.05", "0.05–0.18", "0.18–0.52"),
         *("0.52–1.10", "1.10–2.20", "2.20–3.90", "3.90–12.8"),
     ]
-    assert nll_range(Decile(1.001, 1.002, 3, 0.0, None, 1.0)) == "1.00"
+    assert nll_range(Decile(1.001, 1.002, 3, 1, 0.0, None, 1.0)) == "1.00"

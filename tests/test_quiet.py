@@ -572,6 +572,20 @@ def test_a_module_that_pauses_thinks_nothing_else():
     assert (thoughts == PAUSE).all()
 
 
+@pytest.mark.parametrize("anchors", ["all", "random", "uncertain"])
+def test_pauses_read_the_text_only_to_find_where_the_model_is_unsure(anchors, monkeypatch):
+    share = 1.0 if anchors == "all" else 0.5
+    config = ThoughtConfig(thoughts=2, anchors=anchors, anchor_share=share)
+    module, reads = QuietStar(tiny_module(config).model, config, pause=True), []
+    prefill = qs.quiet.prefill
+    monkeypatch.setattr(qs.quiet, "prefill", lambda *given: reads.append(1) or prefill(*given))
+    tokens = torch.arange(10).view(2, 5)
+    module.think(tokens, torch.zeros_like(tokens))
+    assert len(reads) == (anchors == "uncertain")
+    module.think(tokens, torch.zeros_like(tokens), tokens[:, :2] % 5)
+    assert len(reads) == (anchors == "uncertain")
+
+
 @examples(0.1)
 @given(case=cases())
 def test_predictions_of_every_token_hold_the_nll_of_the_true_ones(case: Case):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
-from cases import VOCAB, close, normal, random_module, same, seeded, seeds, shapes
+from cases import VOCAB, close, examples, normal, random_module, same, seeded, seeds, shapes
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from uncached import uncached
 
 from qs.attention import Dense, masked_attention
 from qs.config import ModelConfig, ThoughtConfig
+from qs.decoding import Decoding
+from qs.generate import generate
 from qs.model import Mistral
 from qs.rows import Rows, folded_attention
 
@@ -91,3 +96,14 @@ def test_compiled_layers_are_not_compiled_again_for_every_length():
     rows, outputs = Rows.read(model, [[1], [2, 3]], limit=8)
     rows.feed(outputs[:, None])
     assert rows.lengths == [2, 3]
+
+
+@given(seed=seeds, window=st.sampled_from([None, 3]), n=st.integers(1, 3))
+@examples(0.2)
+def test_decoding_says_what_whole_rows_computed_again_say(seed: int, window: int | None, n: int):
+    shape = dataclasses.replace(SHAPE, window=window, eos_id=None)
+    config = ThoughtConfig(thoughts=n, ahead=1)
+    quiet = random_module(shape, config, seed)
+    prompts = torch.randint(VOCAB, (2, 4), generator=seeded(seed)).tolist()
+    found = [row.ids for row in generate(quiet, prompts, Decoding(max_tokens=4))]
+    assert found == uncached(quiet, prompts, 4)

@@ -43,7 +43,7 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     sums = [next(arithmetic.sums(i, "train", 1 + i % 3)) for i in range(60)]
     texts = [arithmetic.prompt(x) + arithmetic.scratchpad(x) for x in sums]
-    train_tokenizer(texts, folder, 289, symbols=arithmetic.SYMBOLS)
+    train_tokenizer(texts, folder, 294, symbols=arithmetic.SYMBOLS)
     init_weights(folder / "weights", folder, positions=160)
     return folder / "weights"
 

@@ -197,6 +197,13 @@ def test_the_command_writes_every_field_of_the_same_documents(tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == names
 
 
+def test_a_recipe_without_documents_is_refused(tmp_path):
+    recipe = {"world": dataclasses.asdict(World()), "seed": 0, "documents": {"heldout": 0}}
+    (tmp_path / "world.json").write_text(json.dumps(recipe))
+    with pytest.raises(ValueError, match=r"expected what .* writes, found 0 heldout documents"):
+        read_recipe(tmp_path, "heldout")
+
+
 def test_text_of_another_make_has_no_recipe_and_a_damaged_recipe_is_refused(tmp_path):
     assert read_recipe(tmp_path, "heldout") is None
     recipe = {"world": dataclasses.asdict(World()), "seed": 0, "documents": {"heldout": 1}}

@@ -177,7 +177,7 @@ def test_the_interval_agrees_with_a_bootstrap_over_rows():
 def test_tokens_are_those_whose_means_the_score_gives(seed):
     quiet = module(TRAINED[0], seed)
     batches = [batch(seed, rows=2), batch(seed + 1, rows=1, length=5)]
-    base, mix, entropy, rows = token_nlls(quiet, batches, generator(seed))
+    base, mix, entropy, names = token_nlls(quiet, batches, generator(seed))
     score = text_score(quiet, batches, generator(seed))
     assert len(base) == score.tokens
     assert base.mean() == pytest.approx(score.nll_base)
@@ -194,15 +194,16 @@ def test_tokens_are_those_whose_means_the_score_gives(seed):
             expected.append(-(p * p.log()).sum(-1)[:, :-1][there])
     np.testing.assert_allclose(entropy, torch.cat(expected), rtol=1e-5)
     same = [(d[:, 1:] == d[:, :-1]) & (d[:, 1:] >= 0) for _, d in batches]
-    assert [(rows == i).sum() for i in range(3)] == torch.cat([x.sum(1) for x in same]).tolist()
+    expected = torch.cat([d[:, :-1][there] for (_, d), there in zip(batches, same, strict=True)])
+    assert names.tolist() == expected.tolist()
 
 
 @given(seeds, st.integers(0, 60))
 def test_deciles_are_tenths_of_the_tokens_in_order_of_difficulty(seed, count):
     numbers = np.random.default_rng(seed)
     base, mix = numbers.random((2, count))
-    rows = numbers.integers(0, 7, count)
-    found = by_decile(base, mix, rows)
+    documents = numbers.integers(0, 7, count)
+    found = by_decile(base, mix, documents)
     assert sum(d.tokens for d in found) == count
     assert len(found) == min(10, count)
     assert max((d.tokens for d in found), default=0) - min((d.tokens for d in found), default=0) < 2
@@ -214,6 +215,11 @@ def test_deciles_are_tenths_of_the_tokens_in_order_of_difficulty(seed, count):
         inside = (base >= decile.low) & (base <= decile.high)
         assert inside.sum() == decile.tokens
         assert decile.gain == pytest.approx((base - mix)[inside].mean())
+        names, counts = np.unique(documents[inside], return_counts=True)
+        sums = [(base - mix)[inside & (documents == name)].sum() for name in names]
+        expected = ratio_interval(np.array(sums), counts)
+        assert decile.documents == len(names)
+        assert decile.interval == (expected and pytest.approx(expected, abs=1e-12))
         assert decile.nll_base == pytest.approx(base[inside].mean())
 
 

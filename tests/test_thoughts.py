@@ -12,7 +12,6 @@ from cases import (
     Case,
     cases,
     close,
-    normal,
     random_module,
     same,
     seeded,
@@ -22,14 +21,14 @@ from cases import (
 from cases import thought_configs as configs
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import likelihood, log_p, pick, read_text, think
+from oracle import likelihood, log_p, read_text, think
 from torch import Tensor
 
 import qs.thoughts
 from qs.config import ModelConfig, ThoughtConfig
 from qs.masks import Layout
 from qs.quiet import QuietStar
-from qs.thoughts import draw, prefill, sample
+from qs.thoughts import prefill, sample
 
 temperatures = st.sampled_from([0.0, 0.5, 1.0, 3.0])
 edges = [0.0, math.nextafter(1, 0)]
@@ -170,54 +169,6 @@ def test_prefill_reads_every_document_as_if_it_were_alone(case: Case):
 @given(case=cases(config=configs(thoughts=2)))
 def test_sampling_leaves_no_gradient(case: Case):
     assert not sampled(case, case.module(), uniforms_of(case)).requires_grad
-
-
-# Drawing one token
-
-logit = st.floats(-50, 50) | st.sampled_from([-1e30, -1e4, 1e4, 1e30])
-uniform = st.floats(0, 1, exclude_max=True) | st.sampled_from(edges)
-
-
-@st.composite
-def draws(draw) -> tuple[Tensor, Tensor, set[int]]:
-    """Logits (N, V), extreme ones among them, uniforms (N,), and ids that may not be drawn."""
-    N, V = draw(st.integers(1, 4)), draw(st.integers(1, 6))
-    logits = [[draw(logit) for _ in range(V)] for _ in range(N)]
-    forbidden = draw(st.sets(st.integers(0, V - 1), max_size=V - 1))
-    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
-    uniforms = [draw(uniform) for _ in range(N)]
-    return torch.tensor(logits, dtype=dtype), torch.tensor(uniforms, dtype=torch.float64), forbidden
-
-
-@given(drawn=draws(), temperature=temperatures)
-def test_a_drawn_token_is_allowed_and_possible(drawn, temperature: float):
-    logits, uniforms, forbidden = drawn
-    found = draw(logits, uniforms, temperature, tuple(forbidden))
-    assert found.shape == uniforms.shape
-    kept = [i for i in range(logits.shape[1]) if i not in forbidden]
-    for token, row in zip(found.tolist(), logits, strict=True):
-        assert token in kept
-        if temperature > 0:
-            p = (row[kept].double() / temperature).softmax(0)[kept.index(token)]
-            assert p > 0 or float(row[token]) == float(row[kept].max())
-
-
-@given(drawn=draws(), temperature=st.sampled_from([0.0, 1.0]))
-def test_the_only_allowed_token_is_drawn(drawn, temperature: float):
-    logits, uniforms, _ = drawn
-    V = logits.shape[1]
-    for token in range(V):
-        forbidden = [i for i in range(V) if i != token]
-        assert draw(logits, uniforms, temperature, forbidden).tolist() == [token] * len(uniforms)
-
-
-@given(seed=seeds, temperature=temperatures)
-def test_a_token_is_drawn_where_the_running_sum_passes_the_number(seed: int, temperature: float):
-    logits = 3 * normal(20, VOCAB, seed=seed)
-    uniforms = torch.rand(20, generator=seeded(seed), dtype=torch.float64)
-    found = draw(logits, uniforms, temperature, (2,))
-    for row, number, token in zip(logits.tolist(), uniforms.tolist(), found.tolist(), strict=True):
-        assert token == pick(row, number, temperature, {2})
 
 
 # The distribution

@@ -247,6 +247,16 @@ def test_a_finished_run_that_is_resumed_changes_nothing(straight, tmp_path):
     assert contents(copy) == before
 
 
+def test_results_of_question_sets_survive_a_resume(straight, tmp_path):
+    copy = shutil.copytree(straight["quiet"], tmp_path / "copy")
+    after = json.loads((copy / "results.json").read_text())["after"]
+    (copy / "results.json").write_text(json.dumps({"exams": {"a": 1}, "after": None}))
+    assert train.main(["--resume", str(copy)]) == 0
+    results = json.loads((copy / "results.json").read_text())
+    assert results["exams"] == {"a": 1}
+    assert results["after"] == after
+
+
 def test_a_run_is_the_weights_of_another(tiny, straight, tmp_path):
     source = straight["quiet"]
     found = run(
@@ -301,6 +311,16 @@ def test_a_run_prints_its_choices_a_table_and_its_folder(tiny, tmp_path, capsys)
     assert wanted | tools.CLOCK | {"step", "skipped"} == raw.keys()
     assert raw["thought_tokens_per_second"] == pytest.approx(4 * raw["tokens_per_second"])
     assert raw["memory_bytes"] > 0
+
+
+def test_a_run_of_pauses_says_so_and_counts_no_thought_tokens(tiny, tmp_path):
+    flags = tiny.flags(tmp_path / "out", "--objective=pause", "--steps=2")
+    found = run(tmp_path / "out", flags)
+    page = (found / "thoughts.html").read_text()
+    assert "2 steps of pause training" in page
+    assert "Quiet-STaR" not in page
+    assert "thought_tokens_per_second" not in (found / "log.jsonl").read_text()
+    assert "reward" in log(found)[1]
 
 
 def test_at_the_first_step_thinking_changes_no_prediction(straight):
@@ -396,6 +416,16 @@ def test_the_table_names_every_kind_of_answer_and_all_of_them():
         ["held-out", "text,", "1,234", "tokens"],
     ):
         assert line in lines
+
+
+def test_the_table_has_the_change_of_other_tokens_with_its_paired_interval():
+    def score(*sums):
+        return Score(SCORE.text, TextScore(8, 1.0, 1.1, 0.1, 0.01, 0.3), (), sums)
+
+    lines = cells_of(table(score((4, 2.0), (4, 2.0)), score((4, 2.4), (4, 2.8))))
+    place = lines.index(["change", "by", "training", "-", "0.1500"])
+    assert lines[place + 1] == ["95", "%", "+-", "-", "0.0980"]
+    assert "change" not in table(score((4, 2.0)), score((5, 2.0)))
 
 
 def test_no_table_without_both_scores():

@@ -15,14 +15,14 @@ from qs.files import Lines
 from qs.questions import Question, direct_answer, direct_prompt
 from qs.tasks import wilson
 from qs.tokenizer import train_tokenizer
-from qs.zeroshot import Exam, against, paired, run, summary
+from qs.zeroshot import Exam, against, answers_of, paired, run, summary
 
 NUMBERS = [Question(f"n{i}", f"How many are {i}?", (), str(i), str(i)) for i in range(5)]
 CHOICES = [
     Question(f"c{i}", f"Which of {i}?", (("A", "figs"), ("B", "nuts")), "AB"[i % 2], "AB"[i % 2])
     for i in range(5)
 ]
-EXAM = Exam("gsm8k", "m", thoughts=2, samples=2, batch=2)
+EXAM = Exam("gsm8k", "m", "digest", thoughts=2, samples=2, batch=2)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,11 @@ def test_every_question_has_a_line_and_the_summary_is_of_all(opened, tmp_path, t
 
 
 def test_an_interrupted_exam_goes_on_and_comes_to_the_same(opened, tmp_path, monkeypatch):
-    straight = run(EXAM, *opened, NUMBERS, tmp_path / "straight")
+    def same_run(out):
+        found = run(EXAM, *opened, NUMBERS, out)
+        return {k: v for k, v in found.items() if k not in ("answered", "seconds")}
+
+    straight = same_run(tmp_path / "straight")
     calls = []
 
     def interrupted(*arguments):
@@ -70,21 +74,39 @@ def test_an_interrupted_exam_goes_on_and_comes_to_the_same(opened, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(qs.zeroshot, "_direct", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(EXAM, *opened, NUMBERS, tmp_path / "again")
+            same_run(tmp_path / "again")
         path = tmp_path / "again" / EXAM.file
         path.write_bytes(path.read_bytes() + b'{"id": "n')  # killed while it wrote
         calls[:] = [()] * 5
-        assert run(EXAM, *opened, NUMBERS, tmp_path / "again") == straight
+        assert same_run(tmp_path / "again") == straight
         assert len(calls) == 5 + 2  # of three batches one was done
     one, other = ((tmp_path / n / EXAM.file).read_text() for n in ("straight", "again"))
     assert one == other
 
 
-def test_other_settings_have_another_file():
-    names = {EXAM.file}
-    for change in ({"model": "x"}, {"thoughts": 3}, {"seed": 1}, {"votes": 8}, {"batch": 3}):
-        names.add(dataclasses.replace(EXAM, **change).file)
-    assert len(names) == 6
+def test_what_changes_answers_has_another_file_and_what_does_not_has_the_same():
+    changes = ({"weights": "x"}, {"thoughts": 3}, {"seed": 1}, {"votes": 8}, {"samples": 3})
+    assert len({EXAM.file, *(dataclasses.replace(EXAM, **x).file for x in changes)}) == 6
+    for change in ({"model": "elsewhere"}, {"batch": 3}, {"temperature": 0.5}):
+        assert dataclasses.replace(EXAM, **change).file == EXAM.file
+    voting = dataclasses.replace(EXAM, votes=8)
+    assert dataclasses.replace(voting, samples=9).file == voting.file
+    assert dataclasses.replace(voting, temperature=0.5).file != voting.file
+
+
+@pytest.mark.parametrize("votes", [0, 2])
+def test_a_question_is_answered_the_same_whatever_is_asked_beside_it(opened, tmp_path, votes):
+    found = []
+    for name, batch, asked in (("all", 5, NUMBERS), ("one", 1, NUMBERS[2:3])):
+        exam = dataclasses.replace(EXAM, votes=votes, batch=batch)
+        run(exam, *opened, asked, tmp_path / name)
+        lines = {line["id"]: line for line in Lines(tmp_path / name / exam.file).lines()}
+        found.append(lines["n2"])
+    one, other = found
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        expected = pytest.approx(other[name], rel=1e-4) if type(value) is float else other[name]
+        assert value == expected, name
 
 
 def test_a_question_that_does_not_fit_is_named_and_not_cut(opened, tmp_path):
@@ -98,7 +120,7 @@ def test_chains_are_counted_by_their_majority(opened, tmp_path, monkeypatch):
     exam = dataclasses.replace(EXAM, votes=3)
     answers = iter(["chain"] * 6 + [" 3", " 4", " 4", " 1", " 0", " x"])
 
-    def said(exam, quiet, tokenizer, prompts, when, tokens, number):
+    def said(exam, quiet, tokenizer, prompts, when, tokens, numbers):
         assert all(p.startswith("Q: ") for p in prompts)
         return [next(answers) for _ in prompts] if when == "never" else ["5"] * len(prompts)
 
@@ -152,13 +174,42 @@ def test_two_models_are_compared_on_the_questions_that_both_answered(opened, tmp
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     theirs = {x["id"]: x for x in Lines(tmp_path / "other" / EXAM.file).lines()}
     shared = [x for x in lines if x["id"] in theirs]
-    found = against(path, tmp_path / "other")
+    found = against(path, answers_of(own.kind, tmp_path / "other"))
     assert found["questions"] == len(shared) == 3
     expected = np.mean([x["gold_greedy"] - theirs[x["id"]]["gold_greedy"] for x in shared])
     assert found["gold_greedy"]["mean"] == pytest.approx(expected)
     assert found["exact_mix"]["mean"] == 0
     with pytest.raises(ValueError, match="expected answers of gsm8k-direct to compare with"):
-        against(path, tmp_path)
+        answers_of(own.kind, tmp_path)
     run(EXAM, *opened, NUMBERS[:1], tmp_path / "none")
     with pytest.raises(ValueError, match="expected some of the questions"):
-        against(path, tmp_path / "none")
+        against(path, answers_of(own.kind, tmp_path / "none"))
+
+
+def test_a_model_that_does_not_think_is_asked_once_and_compared_with_by_its_only_answers(
+    opened, tmp_path
+):
+    plain = dataclasses.replace(EXAM, thoughts=0, task="commonsense_qa")
+    thinks = dataclasses.replace(EXAM, task="commonsense_qa")
+    quiet, tokenizer = opened
+    with quiet.with_settings(thoughts=0, beta=0.0):
+        summary = run(plain, quiet, tokenizer, CHOICES, tmp_path / "plain")
+    assert not any(name.endswith(("greedy", "sampled", "mix", "slots")) for name in summary)
+    run(thinks, quiet, tokenizer, CHOICES, tmp_path)
+    files = [x.file for x in (thinks, plain)]
+    found = against(tmp_path / files[0], tmp_path / "plain" / files[1])
+    mine, theirs = (
+        [x[name] for x in Lines(folder / file).lines()]
+        for name, folder, file in zip(
+            ("gold_greedy", "gold_base"), (tmp_path, tmp_path / "plain"), files, strict=True
+        )
+    )
+    assert found["gold_base"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert found["gold_greedy"]["mean"] == pytest.approx(np.mean(mine) - np.mean(theirs))
+    assert "gold_chance" not in found
+
+
+def test_chance_is_that_of_a_model_that_prefers_nothing(opened, tmp_path):
+    found = run(dataclasses.replace(EXAM, task="commonsense_qa"), *opened, CHOICES, tmp_path)
+    assert found["option_chance"]["mean"] == 1 / 2
+    assert found["gold_chance"]["mean"] == pytest.approx((1 / 3) ** 2)  # A, B, newline; twice

@@ -22,7 +22,6 @@ from qs.model import Mistral
 from qs.quiet import QuietStar
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # train.py is a script, not a part of the installed package
 
 import train  # noqa: E402
 

@@ -1,0 +1,69 @@
+"""Tables that are printed on a terminal and written as Markdown: one content, two looks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, columns, and remarks below.
+
+    Attributes:
+        title: one line.
+        heads: of the columns.
+        rows: cells of each row, as many as heads.
+        notes: lines below.
+    """
+
+    title: str
+    heads: tuple[str, ...] = ()
+    rows: Sequence[tuple[str, ...]] = ()
+    notes: Sequence[str] = ()
+
+    def right(self, column: int) -> bool:
+        """Whether a column holds numbers, which stand to the right."""
+        cells = [row[column] for row in self.rows]
+        return all(re.match(r"[-+]?[\d.]|-?$", cell) for cell in cells)
+
+
+def terminal(table: Table) -> str:
+    """A table in columns of spaces."""
+    lines = [table.heads, *table.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.heads))]
+    parts = [table.title]
+    for line in lines if table.heads else ():
+        cells = [
+            cell.rjust(width) if table.right(i) else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        parts.append("  " + "  ".join(cells).rstrip())
+    return "\n".join([*parts, *(f"  {note}" for note in table.notes)])
+
+
+def escaped(text: str) -> str:
+    """Text in which Markdown sees no marks of its own."""
+    return re.sub(r"([\\`*_\[\]<>|$#~&])", r"\\\1", text)
+
+
+def markdown(table: Table) -> str:
+    """A section with a table of Markdown."""
+    lines = [f"## {escaped(table.title)}", ""]
+    if table.heads:
+        rules = ("---:" if table.right(i) else "---" for i in range(len(table.heads)))
+        cells = [[escaped(cell) for cell in line] for line in (table.heads, *table.rows)]
+        cells.insert(1, list(rules))
+        lines += [*(f"| {' | '.join(line)} |" for line in cells), ""]
+    lines += [f"- {escaped(note)}" for note in table.notes]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def results_page(
+    title: str, command: str, environment: Mapping[str, object], tables: Sequence[Table]
+) -> str:
+    """A Markdown page that says how its tables were made."""
+    made = ", ".join(f"{key} {value}" for key, value in environment.items())
+    head = f"# {escaped(title)}\n\n```sh\n{command}\n```\n\nMade with {escaped(made)}.\n"
+    return "\n".join([head, *map(markdown, tables)])

@@ -1,0 +1,91 @@
+"""Decoding that computes the whole row again for every slot, to time and to check the cache by.
+
+python tests/uncached.py weights/tiny --thoughts 5 --rows 8 --prompt 64 --tokens 64
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qs.attention import Prefill, new_cache
+from qs.decoding import Decoding, allowed_ids
+from qs.generate import generate
+from qs.masks import dense_mask
+from qs.mixing import mixed_log_p
+from qs.opened import open_model
+from qs.quiet import QuietStar
+from qs.rows import text_slots
+from qs.tasks import ONE_THOUGHT
+
+
+def whole_row(quiet: QuietStar, x: Tensor) -> Tensor:
+    """(B, S, D) embeddings -> (B, S, D) outputs of one causal pass."""
+    shape, positions = quiet.model.config, torch.arange(x.shape[1], device=x.device)[None]
+    cache = new_cache(shape.layers, tuple(x.shape[:2]), shape.kv_heads, shape.head_dim, x)
+    slots = text_slots(positions)
+    return quiet.model(x, positions, Prefill(dense_mask(slots, slots, shape.window)), cache)
+
+
+@torch.no_grad()
+def uncached(quiet: QuietStar, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+    """Greedy text with greedy thoughts before each token, after prompts of one length.
+
+    A thought is fed as if it were text; nothing is kept from one pass to the next.
+    """
+    model, shape = quiet.model, quiet.model.config
+    scale = quiet.config.embedding_scale
+    start, end = ((v * scale).to(model.compute_dtype)[None, None] for v in (quiet.start, quiet.end))
+    thinkable = allowed_ids(shape.vocab_size, set(shape.forbidden), start.device)
+    sayable = allowed_ids(shape.vocab_size, set(shape.forbidden) - {shape.eos_id}, start.device)
+    text = torch.tensor(prompts, device=start.device)
+    for _ in range(tokens):
+        row = torch.cat([model.embed(text), start.expand(len(text), -1, -1)], 1)
+        for _ in range(quiet.config.thoughts):
+            outputs = whole_row(quiet, row)
+            likeliest = thinkable[model.logits(outputs[:, -1])[:, thinkable].argmax(1)]
+            row = torch.cat([row, model.embed(likeliest)[:, None]], 1)
+        outputs = whole_row(quiet, torch.cat([row, end.expand(len(text), -1, -1)], 1))
+        base, after = outputs[:, text.shape[1] - 1], outputs[:, -1]
+        anchors = torch.zeros((len(text), 1), dtype=torch.int64, device=text.device)
+        with quiet.with_settings(ahead=1):
+            mixed = quiet.mix(anchors, base[:, None], after[:, None, None, None], None)
+        log_p = mixed_log_p(mixed, model.head, quiet.config.mix_space)[1].flatten(0, 3)
+        text = torch.cat([text, sayable[log_p[:, sayable].argmax(1)][:, None]], 1)
+    return text[:, len(prompts[0]) :].tolist()
+
+
+def main() -> None:
+    """Tokens a second with and without the cache, twice each, in turns."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    for name, default in (("thoughts", 5), ("rows", 8), ("prompt", 64), ("tokens", 64)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args()
+    thought = ONE_THOUGHT | {"thoughts": args.thoughts}
+    quiet = open_model(args.model, thought, {"seq": 2, "device": "cpu", "compile": False}).quiet
+    numbers = torch.Generator().manual_seed(0)
+    shape = quiet.model.config
+    prompts = torch.randint(3, shape.vocab_size, (args.rows, args.prompt), generator=numbers)
+    prompts, count = prompts.tolist(), args.rows * args.tokens
+    for _ in range(2):
+        began = time.process_time()
+        found = generate(quiet, prompts, Decoding(max_tokens=args.tokens))
+        cached = time.process_time() - began
+        said = sum(len(row.ids) for row in found)
+        began = time.process_time()
+        whole = uncached(quiet, prompts, args.tokens)
+        slow = time.process_time() - began
+        same = all(row.ids == ids[: len(row.ids)] for row, ids in zip(found, whole, strict=True))
+        print(
+            f"cached {said / cached:.0f} tokens a second, whole rows {count / slow:.0f}, "
+            f"{said / cached / (count / slow):.1f} times; same text: {same}"
+        )
+
+
+if __name__ == "__main__":
+    main()
