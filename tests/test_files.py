@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from cases import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from qs.files import Lines
 RECORDS = st.lists(st.fixed_dictionaries({"text": st.text(max_size=4)}), max_size=5)
 
 
+@examples(0.2)  # each one waits for the disk
 @given(some=RECORDS, more=RECORDS, cut=st.integers(0, 60), keep=st.integers(0, 6))
 def test_what_is_whole_is_kept_and_the_rest_can_be_added_again(
     tmp_path_factory, some, more, cut, keep
