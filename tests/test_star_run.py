@@ -180,6 +180,23 @@ def test_every_round_trains_the_original_model_on_its_examples_alone(model, stra
     assert rounds(straight)[2]["trained_tokens"] == tokens
 
 
+def test_every_round_is_written_by_the_model_of_the_round_before(model, tmp_path, monkeypatch):
+    original, models = qs.star_run.attempts, []
+
+    def attempts(quiet, *arguments):
+        models.append(quiet.model.head.clone())
+        return original(quiet, *arguments)
+
+    rig(monkeypatch)
+    monkeypatch.setattr(qs.star_run, "attempts", attempts)
+    tools.run(tmp_path, flags(model, tmp_path))
+    before, written, hinted, after, again, hinted_again, last = models
+    assert all(torch.equal(before, x) for x in (written, hinted))
+    assert all(torch.equal(after, x) for x in (again, hinted_again))
+    assert not torch.equal(before, after)
+    assert not any(torch.equal(last, x) for x in (before, after))
+
+
 def test_a_run_is_evaluated_and_is_the_weights_of_another(model, straight, tmp_path, monkeypatch):
     copy = shutil.copytree(straight, tmp_path / "copy")
     sums = ["--tasks=arithmetic", "--limit=1", "--samples=1", "--thoughts=1", "--device=cpu"]
