@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny import ROOT
 
+import evaluate
 from qs import checkpoint
 from qs.compare import Cost, Way, asked, cell, compare, cost
 from qs.config import Config, OptimConfig, RunConfig, StarConfig, ThoughtConfig
@@ -57,3 +58,19 @@ def test_a_table_has_a_row_for_each_model_and_says_what_was_measured():
 
 def test_a_cell_is_a_mean_with_its_interval_and_the_tokens():
     assert cell(Way(np.array([1.0, 0.0, 1.0, 0.0]), 7.6)) == "50.0 ± 56.6 (8)"
+
+
+def test_the_commands_print_and_write_their_tables(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    flags = ["--compare", "tiny", "--problems", "2", "--markdown", str(page), "--device", "cpu"]
+    assert evaluate.main(flags) == 0
+    assert "tiny (untrained)" in capsys.readouterr().out
+    assert "| tiny (untrained) |" in page.read_text()
+    assert evaluate.main(["--rounds", str(tmp_path)]) == 2
+    assert evaluate.main(["--compare", "tiny", "--plot", "x"]) == 2
+    assert evaluate.main(["--compare", "tiny", "--votes", "3"]) == 2
+    complaints = capsys.readouterr().err.splitlines()
+    assert len(complaints) == 3
+    assert "is that a run folder?" in complaints[0] or "no such file" in complaints[0]
+    assert "give one of" in complaints[1]
+    assert "--votes is read by --tasks" in complaints[2]
