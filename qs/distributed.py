@@ -9,6 +9,7 @@ Without torchrun there is one rank and nothing here does anything.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ def start(device: torch.device) -> Ranks:
 def finish() -> None:
     """Leave the other processes."""
     if dist.is_initialized():
+        gc.collect()  # gloo's threads do not survive a group that only the end of Python lets go
         dist.destroy_process_group()
 
 
