@@ -29,27 +29,29 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from qs import checkpoint, report, rivals, star_report, weights
-from qs.build import choose_placement
-from qs.checkpoint import RESULTS
-from qs.compare import compare
-from qs.controls_page import keep_comments, notes, page
-from qs.decoding import Decoding
-from qs.exams import questions_of
-from qs.generate import Stream
-from qs.hard_tokens import hard_tokens
-from qs.modes import ALL_TASKS, TEXT, settings
-from qs.opened import ROWS, Opened, heldout, heldout_pairs, open_model
-from qs.plot import draw
-from qs.questions import Question
-from qs.records import shown
-from qs.run import PAGE, PAGE_ROWS
-from qs.scores import heldout_score
+from qs import cli, files
+from qs.config import ONE_THOUGHT
+from qs.data.question_sets import Question, questions_of
+from qs.evaluation import question_sets, thoughts
+from qs.evaluation.hard_tokens import by_decile, hard_tokens
+from qs.evaluation.heldout import heldout, heldout_pairs, heldout_score, score_lines
+from qs.evaluation.question_sets import Exam, against, answers_of
+from qs.evaluation.question_sets import run as run_exam
+from qs.evaluation.thoughts import shown
+from qs.evaluation.tokens import token_nlls
+from qs.files import RESULTS
+from qs.inference.decoding import Decoding
+from qs.inference.generate import Stream
+from qs.model import weights
+from qs.quietstar.load import ROWS, Opened, choose_placement, open_model
+from qs.quietstar.sampler import step_generator
+from qs.studies import control_runs, star_rounds
+from qs.studies.compare import compare
+from qs.studies.controls import keep_comments, notes, page
+from qs.studies.modes import ALL_TASKS, TEXT, settings
+from qs.studies.plots import draw
 from qs.tables import Table, markdown, results_page, terminal
-from qs.tasks import ONE_THOUGHT, by_decile, token_nlls
-from qs.training import step_generator
-from qs.zeroshot import Exam, against, answers_of
-from qs.zeroshot import run as run_exam
+from qs.training.trainer import PAGE, PAGE_ROWS
 
 
 def opened_by(
@@ -83,20 +85,20 @@ def opened_by(
 
 def controls(args: argparse.Namespace) -> None:
     """Train what a run is compared with, unless it is there, and measure all of it."""
-    run, todo = Path(args.controls), rivals.jobs(Path(args.controls), args.seeds)
-    config = checkpoint.read_config(run)
+    run, todo = Path(args.controls), control_runs.jobs(Path(args.controls), args.seeds)
+    config = files.read_config(run)
     rows = args.rows or config.run.eval_rows or ROWS
-    rivals.check(run, todo, rows)
-    here = report.environment(str(choose_placement(config.run)))
-    rivals.train_all(todo, Path(__file__).with_name("train.py"), args.jobs)
-    tables = rivals.compare(run, args.seeds, rows)
+    control_runs.check(run, todo, rows)
+    here = files.environment(str(choose_placement(config.run)))
+    control_runs.train_all(todo, Path(__file__).with_name("train.py"), args.jobs)
+    tables = control_runs.compare(run, args.seeds, rows)
     named = {title: [dataclasses.asdict(line) for line in lines] for title, lines in tables.items()}
-    trained = rivals.trained_by(run, args.seeds)
+    trained = control_runs.trained_by(run, args.seeds)
     results = {"command": args.command, "environment": here, "trained": trained, "tables": named}
-    checkpoint.write_json(run / rivals.CONTROLS, results)
+    files.write_json(run / control_runs.CONTROLS, results)
     measured = ", ".join(f"{key} {value}" for key, value in here.items())
     made = {"Measured with": measured, "Trained with": trained}
-    about = notes(rivals.questions(run, rows), config.thought.sample_temperature)
+    about = notes(control_runs.questions(run, rows), config.thought.sample_temperature)
     text = page(tables, args.command, made, about)
     print("\n" + text)
     for path in filter(None, (run / "controls.md", args.markdown and Path(args.markdown))):
@@ -109,10 +111,10 @@ def exam_task(
 ) -> tuple[dict[str, Any], list[Table]]:
     """Question sets: the probability of gold answers, decoded answers, chains of thought."""
     summary = run_exam(exam, opened.quiet, opened.tokenizer, questions, out)
-    tables = [report.exam_table(exam, summary)]
+    tables = [question_sets.exam_table(exam, summary)]
     if other is not None:
         summary["against"] = against(out / exam.file, other)
-        tables.append(report.against_table(summary["against"]))
+        tables.append(question_sets.against_table(summary["against"]))
     return {"exam": dataclasses.asdict(exam)} | summary, tables
 
 
@@ -145,9 +147,9 @@ def tasks(args: argparse.Namespace) -> None:
     print(f"model   {opened.folder}\ndevice  {opened.placement}\nanswers {out}")
     out.mkdir(parents=True, exist_ok=True)
     path, tables = out / RESULTS, []
-    environment = report.environment(str(opened.placement))
+    environment = files.environment(str(opened.placement))
     for name in names:
-        results = checkpoint.read_json(path) if path.is_file() else {}
+        results = files.read_json(path) if path.is_file() else {}
         if name == TEXT:
             found, made = hard_tokens(opened)
             results[TEXT] = found | {"environment": environment}
@@ -156,7 +158,7 @@ def tasks(args: argparse.Namespace) -> None:
             found, made = exam_task(opened, exam, read[name], out, others[name])
             found["environment"] = environment
             results["exams"] = results.get("exams", {}) | {exam.file: found}
-        checkpoint.write_json(path, results)
+        files.write_json(path, results)
         print("\n" + "\n\n".join(map(terminal, made)))
         tables += made
     print(f"\nwritten to {path}" + (" and, a line for each question, beside it" if read else ""))
@@ -198,7 +200,7 @@ def continue_text(args: argparse.Namespace) -> None:
         shown_text = ""
         for ((_, token),) in stream:
             if args.show_thoughts:
-                print(report.token_line(token, opened.tokenizer), flush=True)
+                print(decoding.token_line(token, opened.tokenizer), flush=True)
                 continue
             text = opened.tokenizer.decode(ids + stream.results()[0].text_ids)[len(prompt) :]
             if not text.endswith("\ufffd"):  # half a character
@@ -213,11 +215,11 @@ def continue_text(args: argparse.Namespace) -> None:
 
 def rounds(args: argparse.Namespace) -> None:
     """Runs of STaR by round and group, as tables and as a picture."""
-    arms = star_report.read_arms([Path(run) for run in args.rounds])
-    text = star_report.page(arms, args.command)
+    arms = star_rounds.read_arms([Path(run) for run in args.rounds])
+    text = star_rounds.page(arms, args.command)
     print(text)
     out = Path(args.rounds[0]) / "plots"
-    for path in star_report.draw_arms(arms, out):
+    for path in star_rounds.draw_arms(arms, out):
         print(f"written to {path}")
     write_page(args, text)
 
@@ -248,7 +250,7 @@ def plot(args: argparse.Namespace) -> None:
         deciles = by_decile(found.nll_base, found.nll_mix, found.documents)
     for path in draw(run, deciles):
         print(f"written to {path}")
-    if not (run / rivals.CONTROLS).is_file():
+    if not (run / control_runs.CONTROLS).is_file():
         print(f"no thought-length curve: make it with python evaluate.py --controls {run}")
 
 
@@ -269,18 +271,18 @@ def evaluate(argv: list[str]) -> int:
     print(f"device  {placement}")
     rows = config.run.eval_rows
     score = heldout_score(quiet, data, tokenizer, config, rows, "held-out text")
-    print("\n" + "\n".join(report.score_lines(score)))
+    print("\n" + "\n".join(score_lines(score)))
     if args.show and config.run.thinks:
         found = shown(quiet, data, tokenizer, config, min(rows, PAGE_ROWS))
         about = {"model": str(folder), "text": str(data.folder)}
-        about["thoughts"] = report.thought_lengths(config.thinking)
-        print("\n" + report.thoughts_shown(found, args.show, run and run / PAGE, about))
+        about["thoughts"] = config.thought_lengths(config.thinking)
+        print("\n" + thoughts.thoughts_shown(found, args.show, run and run / PAGE, about))
     if run:
-        checkpoint.write_json(
+        files.write_json(
             run / "evaluation.json",
             {
                 "checkpoint": folder.name,
-                "environment": report.environment(str(placement)),
+                "environment": files.environment(str(placement)),
                 "settings": config.to_json(),
                 "score": dataclasses.asdict(score),
             },
@@ -294,7 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return evaluate(sys.argv[1:] if argv is None else argv)
     except (Exception, KeyboardInterrupt) as error:
-        line = report.told(
+        line = cli.told(
             error, "interrupted; what is finished is kept: the same command does the rest"
         )
         if line is None:

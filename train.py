@@ -24,13 +24,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qs import checkpoint, distributed, weights
+from qs import files
+from qs.cli import Parser, parse, told
 from qs.config import Config
-from qs.data import resolve as resolve_data
-from qs.flags import Parser, parse
-from qs.report import rounds_table, table, told
-from qs.run import Run, read_score
-from qs.star_run import StarRun, Stopped
+from qs.data.dataset import resolve as resolve_data
+from qs.evaluation.heldout import read_score, table
+from qs.model import weights
+from qs.star.run import StarRun, Stopped, rounds_table
+from qs.training import distributed
+from qs.training.trainer import Run
 
 
 def settings(argv: list[str]) -> tuple[Config | None, Path | None]:
@@ -79,8 +81,8 @@ def bootstrap(folder: Path | None, config: Config) -> int:
         print(f"go on with: python train.py --resume {run.folder}")
         return 128 + run.stop
     path = run.folder / "results.json"
-    others = checkpoint.read_json(path) if path.is_file() else {}  # evaluate.py writes there too
-    checkpoint.write_json(path, others | {"rounds": rounds})
+    others = files.read_json(path) if path.is_file() else {}  # evaluate.py writes there too
+    files.write_json(path, others | {"rounds": rounds})
     print("\n" + "\n".join(rounds_table(rounds)))
     print(f"\nrun folder: {run.folder} (settings, log.jsonl, rationales in round_*/, checkpoint)")
     return 0
@@ -89,11 +91,11 @@ def bootstrap(folder: Path | None, config: Config) -> int:
 def train(argv: list[str]) -> int:
     """Build, train, evaluate, report. Returns the exit status."""
     config, folder = settings(argv)
-    config = config or checkpoint.read_config(folder)
+    config = config or files.read_config(folder)
     if config.run.objective == "star":
         return bootstrap(folder, config)
     if folder is not None:
-        start = checkpoint.newest_step(folder)
+        start = files.newest_step(folder)
         before = read_score(folder / "before.json")
         run = Run(folder, config, start)
         run.restore(start)

@@ -1,1 +1,1 @@
-"""qs: Quiet-STaR and STaR in plain PyTorch. Read `qs/quiet.py` first."""
+"""qs: Quiet-STaR and STaR in plain PyTorch. Read `qs/quietstar/algorithm.py` first."""

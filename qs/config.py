@@ -1,6 +1,6 @@
 """Every setting, once: frozen dataclasses from which flags, presets and JSON are derived.
 
-A field carries its help sentence; `qs/flags.py` turns the fields into command-line flags, and
+A field carries its help sentence; `qs/cli.py` turns the fields into command-line flags, and
 `Config.to_json` / `from_json` write and read the run folder's `config.json`. Symbols are those of
 the paper: n thought tokens, m true tokens ahead, K thoughts per position.
 """
@@ -12,43 +12,6 @@ import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Shape of a Mistral, read from the checkpoint's own `config.json` or `params.json`.
-
-    Attributes:
-        dim, layers, heads, kv_heads, head_dim, hidden_dim: sizes (D, -, H, G, d, inner width).
-        window: sliding window in tokens, or None.
-        max_positions: longest row in tokens that the checkpoint was made for.
-        tied: whether the head is the embedding.
-        pad_id: id of padding, or None where the tokenizer has none.
-        thought_ids: rows of the embedding that stand for thought marks in the released Quiet-STaR
-            layout. They are not text: never encoded, never sampled.
-    """
-
-    vocab_size: int
-    dim: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    hidden_dim: int
-    norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    window: int | None = None
-    max_positions: int = 32768
-    tied: bool = False
-    bos_id: int | None = 1
-    eos_id: int | None = 2
-    pad_id: int | None = None
-    thought_ids: tuple[int, ...] = ()
-
-    @property
-    def forbidden(self) -> tuple[int, ...]:
-        """Ids that a thought never holds: BOS, padding and the thought marks."""
-        return tuple(sorted({i for i in (self.bos_id, self.pad_id, *self.thought_ids)} - {None}))
 
 
 def setting(default: Any, help: str) -> Any:
@@ -326,3 +289,66 @@ def check_names(where: str, found: typing.Iterable[str], expected: typing.Iterab
             f"{where}: {len(missing)} missing ({', '.join(missing) or 'none'}), "
             f"{len(extra)} unexpected ({', '.join(extra) or 'none'})"
         )
+
+
+PADDING = -1  # the document number of padding
+
+
+PRESETS = {
+    "tiny": Config(  # the bundled model and text, in minutes on a CPU
+        ThoughtConfig(
+            thoughts=5,
+            ahead=1,
+            samples=4,
+            beta=100.0,
+            keep_negative=True,
+            policy_temperature=1.0,
+            embedding_scale=1.0,
+            start_text=":",
+            end_text=";",
+        ),
+        OptimConfig(lr=3e-5, mixer_lr=3e-3, thought_lr=3e-3, warmup=10, decay="cosine"),
+        RunConfig(
+            data="tiny",
+            weights="tiny",
+            seq=64,
+            batch=4,
+            steps=240,
+            grad_norms_every=10,
+            eval_rows=192,
+        ),
+    ),
+    "published": Config(),  # the released run: 100 steps of 8 rows of 256 tokens
+    "sums": Config(  # STaR on the bundled model of sums, in minutes on a CPU
+        optim=OptimConfig(lr=1e-3, warmup=10, decay="cosine", weight_decay=0.1, beta2=0.98),
+        run=RunConfig(objective="star", weights="sums", seq=256, batch=16, steps=50),
+        star=StarConfig(
+            rounds=10,
+            problems=1500,
+            shots=0,
+            rationale_temperature=0.7,
+            rationale_tokens=140,
+            rationale_batch=250,
+        ),
+    ),
+    "star": Config(  # the published rounds: 40 steps, 1.2 times more in each, all questions
+        optim=OptimConfig(lr=1e-6, warmup=100, weight_decay=0.0),
+        run=RunConfig(objective="star", seq=1024, batch=8, steps=40),
+        star=StarConfig(task="commonsense_qa", problems=0, test_problems=0),
+    ),
+}
+
+
+ONE_THOUGHT = {  # everywhere, judged on the next token
+    "ahead": 1,
+    "samples": 1,
+    "beta": 0.0,
+    "baseline": "none",
+    "anchors": "all",
+    "anchor_share": 1.0,
+}
+
+
+def thought_lengths(config: ThoughtConfig) -> str:
+    """n, m and K in words."""
+    return f"n {config.thoughts}, m {config.ahead}, K {config.samples}"

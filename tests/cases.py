@@ -10,10 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qs.config import Config, ModelConfig, ThoughtConfig
-from qs.losses import Terms, count_terms
-from qs.model import Mistral
-from qs.quiet import QuietStar, Step, loss_terms, term_weights
+from qs.config import Config, ThoughtConfig
+from qs.model.config import ModelConfig
+from qs.model.mistral import Mistral
+from qs.quietstar.algorithm import QuietStar, Step, loss_terms, term_weights
+from qs.quietstar.losses import Terms, count_terms
 
 VOCAB = 7
 torch.set_num_threads(1)  # tensors here are tiny: on a busy machine two threads are 50 times slower

@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qs.config import ModelConfig
-from qs.tensors import shapes, stored_name
-from qs.weights import read_config
+from qs.model.config import ModelConfig, read_config
+from qs.model.tensors import shapes, stored_name
 
 SMALL = ModelConfig(
     vocab_size=11, dim=12, layers=2, heads=4, kv_heads=2, head_dim=6, hidden_dim=10, window=7

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from qs.config import ModelConfig, ThoughtConfig
+from qs.config import ThoughtConfig
+from qs.model.config import ModelConfig
 
 Parameters = dict[str, Tensor]
 ZERO = torch.zeros((), dtype=torch.float64)

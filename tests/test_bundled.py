@@ -8,16 +8,16 @@ import pytest
 import torch
 from tiny import ROOT, run
 
-from qs import data, synthetic, weights
-from qs.answers import marked, measure
-from qs.build import check_fits, choose_placement, load
-from qs.config import Config, RunConfig
-from qs.model_config import read_config
-from qs.presets import PRESETS
-from qs.problems import KINDS
-from qs.shards import TokenDataset
-from qs.thoughts import prefill
-from qs.tokenizer import Tokenizer
+from qs.config import PRESETS, Config, RunConfig
+from qs.data import dataset, synthetic
+from qs.data.dataset import TokenDataset
+from qs.data.problems import KINDS
+from qs.evaluation.synthetic import marked, measure
+from qs.model import weights
+from qs.model.config import read_config
+from qs.model.tokenizer import Tokenizer
+from qs.quietstar.load import check_fits, choose_placement, load
+from qs.quietstar.sampler import prefill
 
 WEIGHTS, DATA = ROOT / "weights" / "tiny", ROOT / "data" / "tiny"
 
@@ -35,7 +35,7 @@ def test_bundled_model_tokenizer_and_text_fit_together(monkeypatch):
     monkeypatch.chdir(ROOT)
     config = PRESETS["tiny"]
     assert weights.resolve(config.run.weights).resolve() == WEIGHTS
-    assert data.resolve(config.run.data).resolve() == DATA
+    assert dataset.resolve(config.run.data).resolve() == DATA
     tokenizer = Tokenizer.load(WEIGHTS)
     check_fits(read_config(WEIGHTS), tokenizer, config, WEIGHTS)
     for split in ("train", "heldout"):

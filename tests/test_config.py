@@ -13,17 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qs.config import (
-    GROUPS,
-    Config,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    ThoughtConfig,
-    check_names,
-)
-from qs.flags import parse
-from qs.presets import PRESETS
+from qs.cli import parse
+from qs.config import GROUPS, PRESETS, Config, OptimConfig, RunConfig, ThoughtConfig, check_names
+from qs.model.config import ModelConfig
 
 SETTINGS = [
     (name, f, typing.get_type_hints(group)[f.name])

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from tiny import make, run
 
 import evaluate
-from qs import weights
-from qs.shards import TokenDataset
+from qs.data.dataset import TokenDataset
+from qs.model import __main__ as main
 from qs.tables import escaped
 
 
@@ -64,7 +64,7 @@ def test_a_checkpoint_that_is_no_run_is_measured_and_nothing_is_written(tiny, ca
 
 def test_an_exported_run_scores_as_the_run(tiny, trained, tmp_path, capsys):
     out = tmp_path / "released"
-    assert weights.main(["export", str(trained), "--layout", "quietstar", f"--out={out}"]) == 0
+    assert main.main(["export", str(trained), "--layout", "quietstar", f"--out={out}"]) == 0
     capsys.readouterr()
     flags = ["--rows", "6", "--seq", "16", "--data", str(tiny.data)]  # n is stored
     lines = []
@@ -79,7 +79,7 @@ def test_an_exported_run_scores_as_the_run(tiny, trained, tmp_path, capsys):
 def test_an_exported_run_of_pauses_pauses(tiny, tmp_path, capsys):
     made = run(tmp_path / "made", tiny.flags(tmp_path / "made", "--objective=pause"))
     out = tmp_path / "released"
-    assert weights.main(["export", str(made), "--layout", "quietstar", f"--out={out}"]) == 0
+    assert main.main(["export", str(made), "--layout", "quietstar", f"--out={out}"]) == 0
     capsys.readouterr()
     flags = ["--rows", "6", "--seq", "16", "--data", str(tiny.data)]
     lines = []
@@ -126,7 +126,7 @@ def test_a_refusal_is_one_line(trained, capsys, monkeypatch, flags, message):
 def test_an_exported_sigmoid_head_is_read_as_one(tiny, tmp_path, capsys):
     found = run(tmp_path / "out", tiny.flags(tmp_path / "out", "--mix-weight", "sigmoid"))
     out = tmp_path / "exported"
-    assert weights.main(["export", str(found), "--layout", "quietstar", f"--out={out}"]) == 0
+    assert main.main(["export", str(found), "--layout", "quietstar", f"--out={out}"]) == 0
     flags = ["--data", str(tiny.data), "--rows", "2", "--seq", "16", "--thoughts", "2"]
     assert evaluate.main([str(out), *flags]) == 0
 
@@ -226,7 +226,7 @@ def answers(model, questions, out, *more):
 def released(spoken, tmp_path_factory):
     """The run in the released layout, its lengths not stored: as the published folder is."""
     out = tmp_path_factory.mktemp("released") / "model"
-    assert weights.main(["export", str(spoken), "--layout", "quietstar", f"--out={out}"]) == 0
+    assert main.main(["export", str(spoken), "--layout", "quietstar", f"--out={out}"]) == 0
     config = json.loads((out / "config.json").read_text())
     del config["quiet_star"]
     (out / "config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""layers: a module imports only modules of earlier layers; nothing in qs/ imports a script."""
+"""layers: a room imports only the rooms it may (ROOMS); nothing in qs/ imports a script."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = [  # earlier ones first: the layers of the design, cut finer where it puts two in one
-    "config files masks distributed tokenizer view documents problems questions pictures",
-    "presets shards decoding losses attention model model_config checkpoint synthetic tables",
-    "flags data tensors thoughts mixing rows fewshot arithmetic",
-    "weights quiet",
-    "build training generate completions star_tasks",
-    "tasks",
-    "answers continuations",
-    "exams",
-    "scores records controls opened star_report",
-    "star rivals zeroshot controls_page",
-    "report",
-    "run plot harness hard_tokens star_run compare modes",
-]
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
+ROOMS = {  # each room: the rooms it may import, besides the modules everybody may
+    "model": "",
+    "data": "model",
+    "quietstar": "model",
+    "inference": "quietstar model",
+    "training": "quietstar data model",
+    "star": "training inference data quietstar model",
+    "evaluation": "inference data quietstar model",
+    "studies": "evaluation star training inference data quietstar model",
+}
+EVERYBODY = {"config", "cli", "files", "tables"}
 RUNTIME = {"torch", "numpy", "sentencepiece", "safetensors", "tqdm"} | set(sys.stdlib_module_names)
 EXTRAS = {"pyarrow", "matplotlib", "lm_eval"}  # inside functions only: optional
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -78,37 +74,37 @@ def unsafe(tree: ast.Module) -> list[str]:
 
 
 def test_there_is_something_to_check():
-    assert {"config", "masks", "quiet"} <= {path.stem for path in MODULES}
+    assert {"qs/config.py", "qs/quietstar/masks.py"} <= {name_of(path) for path in MODULES}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_module_imports_only_modules_of_earlier_layers(path: Path):
-    if path.stem == "__init__":
-        assert not list(imports(tree_of(path)))
-        return
-    assert path.parent == ROOT / "qs", "qs is flat"
-    assert path.stem in RANK, f"give qs/{path.name} its layer in tests/test_layers.py"
-    for name in imports(tree_of(path)):
-        if name.split(".")[0] == "qs":
-            other = name.split(".")[1]
-            assert other in RANK, f"{path.name} imports {name}"
-            assert RANK[other] < RANK[path.stem], f"{path.name} imports {name}"
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_room_imports_only_the_rooms_that_it_may(path: Path):
+    places = path.relative_to(ROOT / "qs").with_suffix("").parts
+    room = places[0] if len(places) > 1 else ""
+    assert room in ROOMS or (places[0] in EVERYBODY | {"__init__"} and not room), "no such room"
+    allowed = EVERYBODY | set(ROOMS[room].split()) | {room} if room else EVERYBODY
+    used = {name.split(".")[1] for name in imports(tree_of(path)) if name.startswith("qs.")}
+    assert used <= allowed, f"{name_of(path)} imports {sorted(used - allowed)}"
+
+
+@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=name_of)
 def test_nothing_imports_a_script(path: Path):
     scripts = {script.stem for script in SCRIPTS} | {"train", "evaluate"}
     assert not packages(imports(tree_of(path))) & scripts
 
 
-@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=name_of)
 def test_only_the_declared_dependencies_are_imported(path: Path):
     tree = tree_of(path)
     assert packages(imports_at_start(tree)) <= RUNTIME
     assert packages(imports(tree)) <= RUNTIME | EXTRAS
 
 
-@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=name_of)
 def test_nothing_is_unpickled_or_evaluated(path: Path):
     assert not unsafe(tree_of(path))
 

@@ -18,14 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import ROOT, contents, init_weights, log, make, only, run, same_checkpoint, spawn, train
 
-import qs.run
-import qs.training
-from qs import checkpoint
+import qs.training.checkpoint
+import qs.training.step
+import qs.training.trainer
+from qs import files
 from qs.config import GROUPS
-from qs.quiet import loss_terms
-from qs.report import peak_memory, summary, table
-from qs.scores import AnswerScore, Score
-from qs.tasks import TextScore
+from qs.evaluation.heldout import AnswerScore, Score, table
+from qs.evaluation.tokens import TextScore
+from qs.quietstar.algorithm import loss_terms
+from qs.training.trainer import peak_memory, summary
 
 FLAGS = {
     "quiet": ["--save-every", "2", "--micro-batch", "2", "--anchors", "random"]
@@ -73,7 +74,7 @@ def same_run(one, other):
 
 def at_step(number, act):
     """A train_step that acts after computing the given step, 0-based."""
-    original = qs.run.train_step
+    original = qs.training.trainer.train_step
 
     def step(*arguments):
         record = original(*arguments)
@@ -109,11 +110,11 @@ def test_a_resumed_run_equals_an_uninterrupted_run(
         raise Died
 
     with monkeypatch.context() as patch:
-        patch.setattr(qs.run, "train_step", at_step(4, die))
+        patch.setattr(qs.training.trainer, "train_step", at_step(4, die))
         with pytest.raises(Died):
             train.main(tiny.flags(tmp_path / "out", *FLAGS[objective]))
     found = only(tmp_path / "out")
-    assert [*checkpoint.saved_steps(found)] == [2, 4]
+    assert [*files.saved_steps(found)] == [2, 4]
     assert len(log(found)) == 5
     assert train.main(["--resume", str(found)]) == 0
     same_run(found, straight[objective])
@@ -122,7 +123,7 @@ def test_a_resumed_run_equals_an_uninterrupted_run(
 def test_a_resumed_run_equals_one_that_never_saved_on_the_way(tiny, straight, tmp_path):
     flags = tiny.flags(tmp_path / "out", *FLAGS["quiet"], "--save-every=0")
     found = run(tmp_path / "out", flags)
-    assert [*checkpoint.saved_steps(found)] == [6]
+    assert [*files.saved_steps(found)] == [6]
     same_checkpoint(found / "step_000006", straight["quiet"] / "step_000006")
     assert log(found)[1:] == log(straight["quiet"])[1:]
 
@@ -139,13 +140,13 @@ def test_the_checkpoints_on_the_way_hold_the_position_in_the_data(straight, obje
 
 
 DURING_A_STEP = """
-step, calls = qs.run.train_step, []
+step, calls = qs.training.trainer.train_step, []
 def killed(*arguments):
     calls.append(step(*arguments))
     if len(calls) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return calls[-1]
-qs.run.train_step = killed
+qs.training.trainer.train_step = killed
 """
 WHILE_SAVING = """
 save, calls = qs.run.checkpoint.save_optimizer, []
@@ -168,7 +169,7 @@ def test_a_killed_process_goes_on_from_its_last_whole_checkpoint(
     done = spawn(tiny.flags(out, *FLAGS[objective]), "import os, signal, qs.run" + code)
     assert done.returncode == -signal.SIGKILL, done.stderr
     found = only(out)
-    assert [*checkpoint.saved_steps(found)] == [2]
+    assert [*files.saved_steps(found)] == [2]
     assert [path.name for path in found.glob(".*")] == left
     assert len(log(found)) == 1 + logged
     with (found / "log.jsonl").open("a") as file:
@@ -187,10 +188,12 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
 ):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
-        patch.setattr(qs.run, "train_step", at_step(2, lambda: os.kill(os.getpid(), number)))
+        patch.setattr(
+            qs.training.trainer, "train_step", at_step(2, lambda: os.kill(os.getpid(), number))
+        )
         found = run(tmp_path / "out", tiny.flags(tmp_path / "out", *FLAGS[objective]), status)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
-    assert [*checkpoint.saved_steps(found)] == [2, 3]
+    assert [*files.saved_steps(found)] == [2, 3]
     assert len(log(found)) == 4
     last = capsys.readouterr().out.splitlines()[-1]
     command = f"python train.py --resume {found}"
@@ -220,7 +223,7 @@ def test_a_process_that_is_terminated_saves_and_exits_with_143(tiny, tmp_path):
     assert process.returncode == 143, complaint
     assert "Traceback" not in complaint
     found = only(tmp_path / "out")
-    (step,) = checkpoint.saved_steps(found)
+    (step,) = files.saved_steps(found)
     assert log(found)[-1]["step"] == step
     assert f"stopped by SIGTERM after {step:d} of 100000 steps, saved" in printed
 
@@ -233,9 +236,9 @@ def test_an_interrupted_evaluation_is_one_line_and_loses_nothing(
         time.sleep(5)
 
     with monkeypatch.context() as patch:
-        patch.setattr(qs.run, "heldout_score", interrupted)
+        patch.setattr(qs.training.trainer, "heldout_score", interrupted)
         refused(capsys, ["--resume", stopped], "interrupted; go on .* with --resume", status=130)
-    assert [*checkpoint.saved_steps(stopped)] == [2, 4, 6]
+    assert [*files.saved_steps(stopped)] == [2, 4, 6]
     assert train.main(["--resume", str(stopped)]) == 0
     same_run(stopped, straight["quiet"])
 
@@ -462,7 +465,7 @@ def poison(monkeypatch, steps):
         found = loss_terms(*arguments)
         return found._replace(base=found.base * math.nan) if next(number) in steps else found
 
-    monkeypatch.setattr(qs.training, "loss_terms", terms)
+    monkeypatch.setattr(qs.training.step, "loss_terms", terms)
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(tiny, tmp_path, monkeypatch, capsys):
@@ -494,14 +497,18 @@ def test_ten_skipped_steps_in_a_row_stop_and_name_the_last_good_checkpoint(
     assert len(log(found)) == 24
     good = found / "step_000012"
     assert json.loads((good / "trainer.json").read_text())["skipped"] == 9
-    monkeypatch.setattr(qs.training, "loss_terms", loss_terms)
+    monkeypatch.setattr(qs.training.step, "loss_terms", loss_terms)
     run(tmp_path / "next", tiny.flags(tmp_path / "next", f"--weights={good}", "--steps=1"))
 
 
 def test_skipped_steps_in_a_row_are_counted_across_a_resume(tiny, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         poison(patch, range(2, 99))
-        patch.setattr(qs.run, "train_step", at_step(6, lambda: os.kill(os.getpid(), signal.SIGINT)))
+        patch.setattr(
+            qs.training.trainer,
+            "train_step",
+            at_step(6, lambda: os.kill(os.getpid(), signal.SIGINT)),
+        )
         found = run(tmp_path / "out", tiny.flags(tmp_path / "out", "--steps", "30"), 130)
     poison(monkeypatch, range(99))
     refused(capsys, ["--resume", found], r"\(last: step 12\); no checkpoint was saved before them")
@@ -770,7 +777,7 @@ def test_running_out_of_memory_names_the_settings_to_lower(
 
     saved = {n: contents(stopped / n) for n in ("step_000002", "step_000004")}
     with monkeypatch.context() as patch:
-        patch.setattr(qs.run, "train_step", at_step(4, fail))
+        patch.setattr(qs.training.trainer, "train_step", at_step(4, fail))
         refused(
             capsys,
             ["--resume", stopped],
@@ -785,7 +792,7 @@ def test_a_real_allocation_that_fails_is_told_in_one_line(tiny, tmp_path, monkey
     def allocate():
         torch.empty(2**60, dtype=torch.uint8)
 
-    monkeypatch.setattr(qs.run, "train_step", at_step(0, allocate))
+    monkeypatch.setattr(qs.training.trainer, "train_step", at_step(0, allocate))
     refused(capsys, tiny.flags(tmp_path / "out"), "out of memory: lower --micro-batch")
 
 
@@ -793,7 +800,7 @@ def test_an_error_of_our_own_is_not_hidden(tiny, tmp_path, monkeypatch):
     def fail():
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(qs.run, "train_step", at_step(0, fail))
+    monkeypatch.setattr(qs.training.trainer, "train_step", at_step(0, fail))
     with pytest.raises(RuntimeError, match="shapes differ"):
         train.main(tiny.flags(tmp_path / "out"))
 
@@ -807,9 +814,9 @@ def test_a_disk_that_refuses_a_save_loses_no_checkpoint(
 
     saved = {n: contents(stopped / n) for n in ("step_000002", "step_000004")}
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(qs.training.checkpoint, "save_file", full)
         refused(capsys, ["--resume", stopped], "No space left|optimizer.safetensors: cannot be")
-    assert [*checkpoint.saved_steps(stopped)] == [2, 4]
+    assert [*files.saved_steps(stopped)] == [2, 4]
     assert {n: contents(stopped / n) for n in saved} == saved
     assert train.main(["--resume", str(stopped)]) == 0
     same_run(stopped, straight["quiet"])
@@ -836,13 +843,13 @@ def test_other_weights_with_the_same_tokenizer_are_taken(tiny, tmp_path):
 
 
 def test_a_signal_before_the_first_step_still_saves(tiny, tmp_path, monkeypatch, capsys):
-    evaluate = qs.run.Run.begin
+    evaluate = qs.training.trainer.Run.begin
 
     def begin(self, name):
         self.stop = signal.SIGTERM
         return evaluate(self, name)
 
-    monkeypatch.setattr(qs.run.Run, "begin", begin)
+    monkeypatch.setattr(qs.training.trainer.Run, "begin", begin)
     found = run(tmp_path / "out", tiny.flags(tmp_path / "out", "--save-every", "3"), 143)
     assert (found / "step_000000" / "trainer.json").is_file()
     monkeypatch.undo()

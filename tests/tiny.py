@@ -16,10 +16,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qs import data, synthetic, weights
-from qs.config import ModelConfig, ThoughtConfig
-from qs.model import Mistral
-from qs.quiet import QuietStar
+from qs.config import ThoughtConfig
+from qs.data import __main__ as main
+from qs.data import prepare as prepare_
+from qs.data import synthetic
+from qs.model import __main__ as model_commands
+from qs.model.config import ModelConfig
+from qs.model.mistral import Mistral
+from qs.quietstar.algorithm import QuietStar
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,8 +62,8 @@ def make(
     source = folder / "source.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*TEXTS, *extra]))
     made = Tiny(folder / "tokenizer", folder / "data", folder / "weights")
-    assert data.main(["tokenizer", str(source), f"--out={made.tokenizer}", f"--vocab={vocab}"]) == 0
-    data.prepare([source], made.data, made.tokenizer, heldout=0.1, workers=1)
+    assert main.main(["tokenizer", str(source), f"--out={made.tokenizer}", f"--vocab={vocab}"]) == 0
+    prepare_.prepare([source], made.data, made.tokenizer, heldout=0.1, workers=1)
     init_weights(made.weights, made.tokenizer, positions=positions)
     return made
 
@@ -71,8 +75,8 @@ def make_world(folder: Path) -> Tiny:
     assert synthetic.main([f"--out={raw}", "--documents=200", "--tests=40", "--seed=3"]) == 0
     train_text, heldout = str(raw / "train.jsonl"), raw / "heldout.jsonl"
     command = ["tokenizer", train_text, f"--out={made.tokenizer}", "--vocab=330"]
-    assert data.main([*command, "--symbol=:", "--symbol=;"]) == 0
-    data.prepare([train_text], made.data, made.tokenizer, workers=1, heldout_sources=[heldout])
+    assert main.main([*command, "--symbol=:", "--symbol=;"]) == 0
+    prepare_.prepare([train_text], made.data, made.tokenizer, workers=1, heldout_sources=[heldout])
     shutil.copy(raw / "world.json", made.data)
     init_weights(made.weights, made.tokenizer, positions=128)
     return made
@@ -82,7 +86,7 @@ def init_weights(out: Path, tokenizer: Path, seed: int = 0, positions: int = POS
     """A random model of `DIM` for a tokenizer."""
     command = ["init", f"--out={out}", f"--tokenizer={tokenizer}", f"--dim={DIM}", "--layers=2"]
     command += ["--heads=2", "--kv-heads=1", "--hidden-dim=24", f"--max-positions={positions}"]
-    assert weights.main([*command, f"--seed={seed}"]) == 0
+    assert model_commands.main([*command, f"--seed={seed}"]) == 0
 
 
 def module(config: ThoughtConfig, seed: int = 0) -> QuietStar:

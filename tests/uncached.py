@@ -12,15 +12,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qs.attention import Prefill, new_cache
-from qs.decoding import Decoding, allowed_ids
-from qs.generate import generate
-from qs.masks import dense_mask
-from qs.mixing import mixed_log_p
-from qs.opened import open_model
-from qs.quiet import QuietStar
-from qs.rows import text_slots
-from qs.tasks import ONE_THOUGHT
+from qs.config import ONE_THOUGHT
+from qs.inference.cache import text_slots
+from qs.inference.decoding import Decoding
+from qs.inference.generate import generate
+from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.attention import Prefill, new_cache
+from qs.quietstar.load import open_model
+from qs.quietstar.masks import dense_mask
+from qs.quietstar.mixer import mixed_log_p
+from qs.quietstar.sampler import allowed_ids
 
 
 def whole_row(quiet: QuietStar, x: Tensor) -> Tensor:

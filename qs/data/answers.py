@@ -1,0 +1,127 @@
+"""Question sets (GSM8K, CommonsenseQA): their files, zero-shot prompts and answers read back.
+
+A text that a model wrote is only ever matched against patterns, never evaluated; where two answers
+could be meant, none is read. Numbers have one canonical form: no sign but "-", no leading zeros, no
+zeros after the last decimal, no "-0".
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+# ---- answers -------------------------------------------------------------------------------------
+COT_FINAL = "\nTherefore, the answer (arabic numerals) is"
+CURRENCY = "$€£¥₹"
+NUMBER = r"(?P<whole>[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+|(?=\.[0-9]))(?:\.(?P<decimals>[0-9]+))?"
+WORD = r"(?:[A-Za-z]{2,}[²³]?|[A-Za-z][²³]|[A-Za-z]+/[A-Za-z]+)"  # "5x", "5k", "5m" may mean more
+NUMBER_TEXT = re.compile(
+    rf"(?P<sign>[-+−]?)[{CURRENCY}]?(?P<inner>[-+−]?){NUMBER}"
+    rf"(?:\s*(?:%|°[CF]?|[{CURRENCY}]|(?P<unit>{WORD}(?:\s+{WORD}){{0,2}})))?\.?"
+)
+NOT_UNIT = re.compile(  # words that change the number, or may give a second one
+    r"\b(?:(?:tenth|third|quarter|dozen|hundred|hundredth|thousand|million|billion|trillion)s?|half"
+    r"|mn|bn|st|nd|rd|th|point|and|or|nor|not|but|to|until|plus|minus|over|versus|vs"
+    r"|zero|one|two|three|four|five|six|seven|eight|nine|ten)\b",
+    re.IGNORECASE,
+)
+SENTENCE = r"[ \t]*((?:[^\n.]|\.(?=\S))*)"  # up to a full stop before a space, or the line's end
+SAID = re.compile(rf"(?m)^[ \t]*####{SENTENCE}|\banswer(?:\s+is\b:?|:){SENTENCE}", re.IGNORECASE)
+WORDS = r"(?:(?!\b(?:not|no|never|either|neither|n?or|than|except|is|isn't|wrong)\b)[^()\n])*"
+
+
+def canonical(whole: str, decimals: str = "", negative: bool = False) -> str:
+    """Canonical form of a number given as digits: ("007", "50") is "7.5", and -0 is "0"."""
+    whole, decimals = whole.lstrip("0") or "0", decimals.rstrip("0")
+    number = f"{whole}.{decimals}" if decimals else whole
+    return f"-{number}" if negative and number != "0" else number
+
+
+def parse_number(text: str) -> str | None:
+    """A text that is one number and nothing else, in canonical form; otherwise None.
+
+    Accepted: digits, in groups of three with commas or without; decimals after a point; one sign
+    (+, -, U+2212) before or behind a currency symbol; after the number `%`, a currency symbol,
+    degrees, or a unit of one to three words; a full stop; space around. "1,234.50" is "1234.5",
+    "-$5" "-5", "$18." "18", "3 eggs per day" "3".
+
+    Not accepted: words before it, more digits (3 000, 1/2, 1e5, 5 or 6), units of one letter (5x,
+    5k, 5m), words that change the number (5 million, 3rd, 5 and a half), commas elsewhere (1,23 and
+    1.234,5), digits that are not ASCII.
+    """
+    match = NUMBER_TEXT.fullmatch(text.strip())
+    if not match or (match["sign"] and match["inner"]) or NOT_UNIT.search(match["unit"] or ""):
+        return None
+    negative = (match["sign"] or match["inner"]) in ("-", "−")
+    return canonical(match["whole"].replace(",", ""), match["decimals"] or "", negative)
+
+
+def final_number(text: str) -> str | None:
+    """The first integer after the last COT_FINAL (of the whole text, if that is not in it).
+
+    As published: commas are dropped, sign and decimals are not read, so "-7" and "7.5" give "7". To
+    be compared with `final_number(gold)`, as in the official code; `stated_number` is strict.
+
+    Source: ezelikman/quiet-star, zero-shotcot-eval.py, extract_first_integer.
+    """
+    match = re.search("[0-9]+", text.rpartition(COT_FINAL)[2].replace(",", ""))
+    return canonical(match[0]) if match else None
+
+
+def _statements(text: str) -> list[str]:
+    return [marked or said for marked, said in SAID.findall(text)]
+
+
+def _agreed(answers: Sequence[str | None]) -> str | None:
+    said = {answer for answer in answers if answer is not None}
+    return answers[-1] if len(said) == 1 else None
+
+
+def stated_number(text: str) -> str | None:
+    """The number that a worked solution states: `#### 42`, `The answer is 42.` or `Answer: 42`.
+
+    What follows, to the end of the line or to a full stop with space behind it, must be accepted by
+    `parse_number`. None if nothing is stated, if the last statement is no number, or if two differ.
+    """
+    return _agreed([parse_number(said) for said in _statements(text)])
+
+
+def parse_choice(text: str, labels: Sequence[str]) -> str | None:
+    """The label that a text chooses, as it is written in `labels`; otherwise None.
+
+    A text is read as a choice, in either case of letters, if it is
+    - the label alone: `B`, `(B)` or `B)`, each with `.` or `:` behind or not;
+    - on one line, `(B)` or `B)` and then words: "(B) library";
+    - one or more statements among other words, if they agree: `answer is`, `answer:` or `####`,
+      then up to the sentence's end one of the above, or words and `(B)`: "The answer is tea (b)."
+
+    Words hold no brackets, and none of WORDS's refused ones ("not", "or", "is", ...). The last
+    statement must choose a label. So "a dog", "(A) or (B)", "The answer is a dog." choose nothing.
+    """
+    known = {label.upper(): label for label in labels}
+    one = f"({'|'.join(map(re.escape, known))})"
+    forms = [rf"(?:\({one}\)|{one}\)?)[.:]?", rf"(?:\({one}\)|{one}\)) {WORDS}"]
+
+    def chosen(part: str, forms: Sequence[str]) -> str | None:
+        match = re.fullmatch("|".join(forms), part.strip(), re.IGNORECASE | re.ASCII)
+        return known[next(filter(None, match.groups())).upper()] if match else None
+
+    if statements := _statements(text):
+        return _agreed([chosen(said, [*forms, rf"{WORDS}\({one}\)"]) for said in statements])
+    return chosen(text, forms)
+
+
+def majority(answers: Sequence[str | None]) -> str | None:
+    """The most frequent answer, for maj@k; None is no vote, and is the result if nobody voted.
+
+    Of equally frequent ones, that which reached its count first: ["a", "b", "b", "a"] gives "b".
+    """
+    counts: Counter[str] = Counter()
+    best: str | None = None
+    for answer in answers:
+        if answer is not None:
+            counts[answer] += 1
+            if best is None or counts[answer] > counts[best]:
+                best = answer
+    return best

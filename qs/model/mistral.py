@@ -1,0 +1,183 @@
+"""Mistral in plain PyTorch: embeddings, positions, a visibility and a cache in, outputs out.
+
+RMSNorm, rotary embedding, grouped-query attention, SwiGLU; nothing optional. Who sees whom is the
+argument `attend` (see `qs/quietstar/attention.py`), so that one model serves plain text, packed
+thoughts and decoding. Parameters may be kept in float32 while the arithmetic runs in
+`compute_dtype`: each linear layer casts its weight on use.
+
+Parameter names are Mistral's own; queries and keys use the rotate-half convention of Hugging Face
+(`qs/model/weights.py` permutes the other one while reading).
+
+Source: Mistral 7B (arXiv:2310.06825).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from qs.model.config import ModelConfig
+
+Cache = tuple[Tensor, ...]  # of one layer
+Attend = Callable[[Tensor, Tensor, Tensor, Cache | None], Tensor]
+"""(q (B, S, H, d), k (B, S, G, d), v (B, S, G, d), one layer's cache) -> (B, S, H, d)."""
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """float32, or float64 where that is what comes in: norms, angles, losses are never in bf16."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class Linear(nn.Linear):
+    """Linear layer whose parameters are cast to the dtype of its input on use."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation in float32 (arXiv:1910.07467)."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = at_least_float32(x)
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight.to(x.dtype) * wide.to(x.dtype)
+
+
+def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Tensor:
+    """(B, S, head_dim / 2) angles in radians, float32 or wider (RoFormer, arXiv:2104.09864)."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim
+    return positions[..., None].to(wide) * (1.0 / theta**exponent)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + d/2) of x (B, S, heads, d) by angles (B, S, d/2)."""
+    cos, sin = angles.cos()[:, :, None].to(x.dtype), angles.sin()[:, :, None].to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: H query heads share G key/value heads."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.wq = Linear(config.dim, config.heads * config.head_dim, bias=False)
+        self.wk = Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
+        self.wv = Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
+        self.wo = Linear(config.heads * config.head_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor, angles: Tensor, attend: Attend, cache: Cache | None) -> Tensor:
+        heads = (-1, self.head_dim)
+        q = rotate(self.wq(x).unflatten(-1, heads), angles)  # (B, S, H, d)
+        k = rotate(self.wk(x).unflatten(-1, heads), angles)  # (B, S, G, d)
+        v = self.wv(x).unflatten(-1, heads)
+        return self.wo(attend(q, k, v, cache).flatten(-2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.w1 = Linear(config.dim, config.hidden_dim, bias=False)
+        self.w2 = Linear(config.hidden_dim, config.dim, bias=False)
+        self.w3 = Linear(config.dim, config.hidden_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Block(nn.Module):
+    """One transformer layer."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(self, x: Tensor, angles: Tensor, attend: Attend, cache: Cache | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), angles, attend, cache)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Mistral(nn.Module):
+    """The language model.
+
+    Args:
+        config: its shape.
+        compute_dtype: dtype of the arithmetic; parameters keep their own.
+        recompute: recompute each layer in the backward pass instead of storing it.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        compute_dtype: torch.dtype = torch.float32,
+        recompute: bool = False,
+    ):
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype
+        self.recompute = recompute
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        if not config.tied:
+            self.output = Linear(config.dim, config.vocab_size, bias=False)
+
+    @property
+    def head(self) -> Tensor:
+        """(V, D) weight of the language-model head, tied or not."""
+        return self.tok_embeddings.weight if self.config.tied else self.output.weight
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids (...) -> embeddings (..., D) in the compute dtype."""
+        return self.tok_embeddings(tokens).to(self.compute_dtype)
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Outputs (..., D) -> logits (..., V), float32 or wider."""
+        wide = at_least_float32(outputs)
+        return F.linear(wide, self.head.to(wide.dtype))
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        cache: Sequence[Cache] | None = None,
+    ) -> Tensor:
+        """Run all layers.
+
+        Args:
+            x: (B, S, D) embeddings of the slots.
+            positions: (B, S) rotary position of each slot.
+            attend: the visibility (see `qs/quietstar/attention.py`).
+            cache: one entry for each layer, handed to `attend`; it may write into it.
+
+        Returns:
+            (B, S, D) outputs after the final norm.
+        """
+        config = self.config
+        angles = rotary_angles(positions, config.head_dim, config.rope_theta, x.dtype)
+        for index, layer in enumerate(self.layers):
+            entry = None if cache is None else cache[index]
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, angles, attend, entry, use_reentrant=False)
+            else:
+                x = layer(x, angles, attend, entry)
+        return self.norm(x)

@@ -1,0 +1,189 @@
+"""Visibilities a Mistral can run under: callables (q, k, v, cache) -> attended values.
+
+`Dense` takes any boolean mask; `Structured` joins attention over the shared text with attention
+over a branch's own few slots in one softmax and never builds an S x S matrix; `Flex` is
+FlexAttention with the same rule as a BlockMask. `Prefill` and `BranchStep` are the two halves of
+decoding with a static cache. All take grouped queries: q (B, S, H, d), k and v (B, S, G, d).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from qs.quietstar.masks import Layout, dense_mask, over_own, over_text
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Softmax attention of q (B, Q, H, d) over k, v (B, S, G, d) where mask (B, Q, S) is True."""
+    shared = q.shape[2] // k.shape[2]
+    # grouped heads are repeated here: no fused CUDA kernel takes both a mask and `enable_gqa`
+    k, v = (x.transpose(1, 2).repeat_interleave(shared, 1) for x in (k, v))
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask[:, None])
+    return out.transpose(1, 2)
+
+
+def textbook_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """What `masked_attention` computes, written out: the stock Mistral code's own arithmetic."""
+    shared = q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(shared, 2), v.repeat_interleave(shared, 2)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
+    weights = scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
+    return (weights @ v).transpose(1, 2)
+
+
+def joined_attention(
+    q: Tensor,
+    text: tuple[Tensor, Tensor],
+    own: tuple[Tensor, Tensor],
+    text_mask: Tensor,
+    own_mask: Tensor,
+) -> Tensor:
+    """One softmax over the text that all branches share and over each branch's own slots.
+
+    Args:
+        q: (B, A, K, Q, H, d) queries of the branches.
+        text: keys and values (B, T, G, d) of the text.
+        own: keys and values (B, A, K, L, G, d) of the branches.
+        text_mask: (B, A, Q, T), as of `masks.over_text`.
+        own_mask: broadcasts to (B, A, K, Q, L), as of `masks.over_own`.
+
+    Returns:
+        (B, A, K, Q, H, d)
+    """
+    B, A, K, Q, H, d = q.shape
+    T, groups, L = text[0].shape[1], text[0].shape[2], own[0].shape[3]
+    shared = H // groups
+    grouped = q.unflatten(4, (groups, shared)) * d**-0.5  # (B, A, K, Q, G, H/G, d)
+
+    flat = grouped.permute(0, 4, 5, 1, 2, 3, 6).reshape(B, groups, shared * A * K * Q, d)
+    text_keys, text_values = (x.transpose(1, 2) for x in text)  # (B, G, T, d)
+    over_text = (flat @ text_keys.transpose(2, 3)).view(B, groups, shared, A, K, Q, T)
+    hidden = ~text_mask[:, None, None, :, None]
+    over_text = over_text.masked_fill(hidden, -torch.inf)
+
+    near = grouped.permute(0, 4, 1, 2, 5, 3, 6).reshape(B, groups, A, K, shared * Q, d)
+    own_keys, own_values = (x.permute(0, 4, 1, 2, 3, 5) for x in own)  # (B, G, A, K, L, d)
+    over_own = (near @ own_keys.transpose(4, 5)).view(B, groups, A, K, shared, Q, L)
+    over_own = over_own.permute(0, 1, 4, 2, 3, 5, 6).masked_fill(
+        ~own_mask[:, None, None], -torch.inf
+    )
+
+    weights = torch.cat([over_text, over_own], -1).softmax(-1)  # (B, G, H/G, A, K, Q, T + L)
+    out = (
+        weights[..., :T].reshape(B, groups, shared * A * K * Q, T) @ text_values
+    )  # (B, G, H/G A K Q, d)
+    out = out.view(B, groups, shared, A, K, Q, d)
+    mine = weights[..., T:].permute(0, 1, 3, 4, 2, 5, 6).flatten(4, 5) @ own_values
+    out = out + mine.view(B, groups, A, K, shared, Q, d).permute(0, 1, 4, 2, 3, 5, 6)
+    return out.permute(0, 3, 4, 5, 1, 2, 6).flatten(4, 5)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Attention under a boolean mask (B, S, S): the oracle."""
+
+    mask: Tensor
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, ...] | None) -> Tensor:
+        return textbook_attention(q, k, v, self.mask)
+
+
+@dataclass(frozen=True)
+class Structured:
+    """Attention of packed rows: text over text, branches over text and over themselves."""
+
+    branches: tuple[int, int, int]
+    text_text: Tensor
+    branch_text: Tensor
+    branch_own: Tensor
+
+    @staticmethod
+    def of(layout: Layout, window: int | None) -> Structured:
+        """The structured masks of a layout."""
+        text, branches = layout.text, layout.branches
+        one = branches.map(lambda x: x[:, :, :1])  # all K thoughts of an anchor look alike
+        return Structured(
+            branches=tuple(branches.depth.shape[1:]),
+            text_text=dense_mask(text, text, window),
+            branch_text=over_text(branches, text, window),
+            branch_own=over_own(one, one, window),
+        )
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, ...] | None) -> Tensor:
+        T = self.text_text.shape[1]
+        text = (k[:, :T], v[:, :T])
+        own = (k[:, T:].unflatten(1, self.branches), v[:, T:].unflatten(1, self.branches))
+        over_text = masked_attention(q[:, :T], *text, self.text_text)
+        branches = q[:, T:].unflatten(1, self.branches)
+        over_both = joined_attention(branches, text, own, self.branch_text, self.branch_own)
+        return torch.cat([over_text, over_both.flatten(1, 3)], 1)
+
+
+@dataclass(frozen=True)
+class Flex:
+    """FlexAttention under a BlockMask; fast only inside `torch.compile`."""
+
+    mask: BlockMask
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, ...] | None) -> Tensor:
+        out = flex_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            block_mask=self.mask,
+            enable_gqa=True,
+        )
+        return out.transpose(1, 2)
+
+
+def new_cache(layers: int, rows: tuple[int, ...], heads: int, dim: int, like: Tensor) -> list:
+    """Static key/value caches, one pair (*rows, heads, dim) for each layer, zero."""
+    shape = (*rows, heads, dim)
+    return [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(layers)]
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """A plain pass over text (mask (B, T, T)) that keeps its keys and values (B, T, G, d)."""
+
+    mask: Tensor
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, ...] | None) -> Tensor:
+        assert cache is not None
+        cache[0].copy_(k)
+        cache[1].copy_(v)
+        return masked_attention(q, k, v, self.mask)
+
+
+@dataclass(frozen=True)
+class BranchStep:
+    """One slot of every branch (B, A * K), at a depth given as data.
+
+    Its cache is (text keys, text values, own keys, own values), own ones of (B, A, K, L, G, d).
+    """
+
+    depth: Tensor
+    text_mask: Tensor
+    own_mask: Tensor
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, ...] | None) -> Tensor:
+        assert cache is not None
+        text_k, text_v, own_k, own_v = cache
+        branches = (*own_k.shape[1:3], 1)
+        own_k.index_copy_(3, self.depth - 1, k.unflatten(1, branches))
+        own_v.index_copy_(3, self.depth - 1, v.unflatten(1, branches))
+        out = joined_attention(
+            q.unflatten(1, branches),
+            (text_k, text_v),
+            (own_k, own_v),
+            self.text_mask,
+            self.own_mask,
+        )
+        return out.flatten(1, 3)

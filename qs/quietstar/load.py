@@ -1,0 +1,214 @@
+"""From settings and folders to a model that is ready to run: device, dtype, weights, tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from qs import files
+from qs.config import Config, RunConfig, ThoughtConfig
+from qs.model import weights
+from qs.model.config import ModelConfig, read_config, read_settings
+from qs.model.mistral import Mistral
+from qs.model.tensors import load_into
+from qs.model.tokenizer import Tokenizer
+from qs.quietstar.algorithm import QuietStar
+
+STORED = ("embedding_scale", "mix_weight", "mix_space")  # settings that weights depend on
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how to compute.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        dtype: of the arithmetic; weights are float32.
+        compile: torch.compile every layer.
+        attention: realisation of the visibility rule in the packed pass.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    compile: bool
+    attention: str
+
+    def __str__(self) -> str:
+        name = "CPU"
+        if self.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.device)
+        return (
+            f"{name}, {str(self.dtype).removeprefix('torch.')} arithmetic, float32 weights, "
+            f"{self.attention} attention, {'compiled' if self.compile else 'eager'}"
+        )
+
+
+def choose_placement(config: RunConfig) -> Placement:
+    """Decide device, dtype and kernels; the caller prints the choice.
+
+    Raises:
+        ValueError: CUDA asked for where there is none.
+    """
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise ValueError(
+            f"--device cuda: this machine shows no CUDA device to PyTorch {torch.__version__}; "
+            "use --device cpu, or install a CUDA build of PyTorch"
+        )
+    cuda = there if config.device == "auto" else config.device == "cuda"
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
+        config.dtype, torch.bfloat16 if cuda else torch.float32
+    )
+    compiled = cuda if config.compile is None else config.compile
+    return Placement(
+        device=torch.device("cuda" if cuda else "cpu"),
+        dtype=dtype,
+        compile=compiled,
+        attention="flex" if cuda and compiled else "structured",
+    )
+
+
+def check_fits(model: ModelConfig, tokenizer: Tokenizer, config: Config, folder: Path) -> None:
+    """Refuse a tokenizer or a row length that the model was not made for.
+
+    Raises:
+        ValueError: what was expected and found.
+    """
+    text_ids = model.vocab_size - len(model.thought_ids)
+    if tokenizer.vocab_size not in (text_ids, model.vocab_size):
+        raise ValueError(
+            f"{folder}: the model has {text_ids} text tokens, its tokenizer.model "
+            f"{tokenizer.vocab_size}; take both from the same checkpoint"
+        )
+    thought, seq = config.thought, config.run.seq
+    branch = thought.thoughts + thought.ahead + 1 if config.run.thinks else 0
+    if seq + branch > model.max_positions:
+        raise ValueError(
+            f"--seq {seq} (and {branch} positions of a thought) exceeds the {model.max_positions} "
+            f"positions that {folder} was made for: lower --seq, --thoughts or --ahead"
+        )
+
+
+def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietStar, Tokenizer]:
+    """Read a checkpoint (Hugging Face, Mistral's own, or Quiet-STaR) into a QuietStar.
+
+    Start vector, end vector and mixing head are taken from the checkpoint if it has them and made
+    new otherwise (from --start-text, --end-text and --seed). Stored start and end vectors are
+    rescaled if --embedding-scale differs from the checkpoint's.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or its mixing head was trained for another mixing.
+    """
+    config, run = settings.thinking, settings.run
+    shape = read_config(folder)
+    tokenizer = Tokenizer.load(folder)
+    with torch.device("meta"):  # every parameter is read from the checkpoint
+        model = Mistral(shape, placement.dtype, run.recompute)
+    model.to_empty(device=placement.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed % 2**64)  # what PyTorch takes
+        quiet = QuietStar(model, config, placement.attention, run.objective == "pause")
+        quiet.to(placement.device)
+    extras = {n: p.data for n, p in quiet.named_parameters() if not n.startswith("model.")}
+    if load_into(folder, {n: p.data for n, p in model.named_parameters()}, extras):
+        stored = read_settings(folder) or {}
+        published = dataclasses.asdict(ThoughtConfig())
+        trained = {key: stored.get(key, published[key]) for key in STORED}
+        for key in ("mix_weight", "mix_space"):
+            if trained[key] != getattr(config, key):
+                raise ValueError(
+                    f"{folder}: its mixing head was trained with --{key.replace('_', '-')} "
+                    f"{trained[key]}, got {getattr(config, key)}"
+                )
+        for vector in (quiet.start, quiet.end):
+            vector.data.mul_(trained["embedding_scale"] / config.embedding_scale)
+    else:
+        start, end = (first_tokens(tokenizer, t) for t in (config.start_text, config.end_text))
+        quiet.initialise(start, end)
+    if placement.compile:
+        # one graph for each pass (text, sampling, packed) and shape; never on without one
+        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        for layer in model.layers:
+            layer.compile(dynamic=False)
+    return quiet, tokenizer
+
+
+def first_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a short text, without the bare space that sentencepiece may put before it.
+
+    Raises:
+        ValueError: the text has no tokens.
+    """
+    ids = tokenizer.encode(text)
+    ids = [i for i in ids if tokenizer.decode([i]).strip()] or ids
+    if not ids:
+        raise ValueError("--start-text and --end-text must not be empty")
+    return ids
+
+
+ROWS = 32  # of held-out text, where neither a flag nor a run says how many
+
+
+class Opened(NamedTuple):
+    """A model that is ready, and where it came from.
+
+    Attributes:
+        folder: of the checkpoint.
+        run: the run folder that holds it, if any.
+        config: settings it is measured with.
+        placement: device, dtype and kernels.
+        quiet: the module.
+        tokenizer: that goes with it.
+    """
+
+    folder: Path
+    run: Path | None
+    config: Config
+    placement: Placement
+    quiet: QuietStar
+    tokenizer: Tokenizer
+
+
+def open_model(
+    model: str,
+    thought: Mapping[str, object],
+    run: Mapping[str, object],
+    reads: bool = False,
+) -> Opened:
+    """Load a run or a checkpoint with its own settings.
+
+    Args:
+        model: a run, a checkpoint folder, or a name in weights/.
+        thought, run: settings to use instead of its own; None: its own.
+        reads: whether held-out text will be read, of ROWS rows where no number is given.
+
+    Raises:
+        ValueError: it is none, it has no text to read, or it does not fit what was asked.
+    """
+    folder = weights.resolve(model)
+    home = folder.parent if (folder / files.TRAINER).is_file() else None
+    if reads and home is None and run.get("data") is None:
+        raise ValueError(f"{folder} is no run, so give --data: a name in data/ or a folder")
+    config = files.read_config(home) if home else Config()
+    stored = {} if home else read_settings(folder) or {}
+    kept = {key: stored[key] for key in (*STORED, "thoughts") if key in stored} | {"beta": 0.0}
+    own = {key: stored[key] for key in ("objective",) if key in stored}
+    own["eval_rows"] = config.run.eval_rows or ROWS
+    config = dataclasses.replace(
+        config,
+        thought=dataclasses.replace(config.thought, **kept | _given(thought)),
+        run=dataclasses.replace(config.run, **own | _given(run)),
+    )
+    placement = choose_placement(config.run)
+    check_fits(read_config(folder), Tokenizer.load(folder), config, folder)
+    return Opened(folder, home, config, placement, *load(folder, config, placement))
+
+
+def _given(values: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,202 @@
+"""The losses: non-myopic likelihood, reward, and REINFORCE with its baseline. Pure functions.
+
+Log-probabilities, losses and rewards are in nats, float32 or wider. Every mean is a sum divided
+once by a count that is known before the forward pass, so that splitting a batch changes nothing.
+
+Source: Quiet-STaR (arXiv:2403.09629), section 4.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from qs.config import PADDING
+
+LOGITS_AT_ONCE = 2**26  # 256 MiB of float32
+
+
+def linear_nll(
+    outputs: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    forbidden: Sequence[int] = (),
+    chunk: int | None = None,
+) -> Tensor:
+    """NLL of each target under softmax(outputs @ head.T / temperature).
+
+    Logits are made a chunk of rows at a time, and again in the backward pass: they are never all
+    held at once.
+
+    Args:
+        outputs: (..., D).
+        head: (V, D).
+        targets: (...) ids.
+        temperature: divides the logits.
+        forbidden: ids with probability 0.
+        chunk: rows at a time; by default LOGITS_AT_ONCE / V.
+
+    Returns:
+        (...) NLL in nats, float32 or wider.
+    """
+    shape = targets.shape
+    outputs, targets = outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1)
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    head = head.to(outputs.dtype)
+
+    def some(rows: Tensor, ids: Tensor) -> Tensor:
+        logits = rows @ head.T / temperature
+        for token in forbidden:
+            logits[:, token] = -torch.inf
+        return F.cross_entropy(logits, ids, reduction="none")
+
+    chunk = chunk or max(1, LOGITS_AT_ONCE // head.shape[0])
+    if len(targets) <= chunk:
+        return some(outputs, targets).view(shape)
+    parts = zip(outputs.split(chunk), targets.split(chunk), strict=True)
+    return torch.cat([checkpoint(some, *part, use_reentrant=False) for part in parts]).view(shape)
+
+
+def targets_ahead(
+    tokens: Tensor,
+    documents: Tensor,
+    anchors: Tensor,
+    ahead: int,
+    counted: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The true tokens after each anchor, and which of them count.
+
+    Args:
+        tokens: (B, T) ids.
+        documents: (B, T) document of each position.
+        anchors: (B, A) positions t.
+        ahead: m.
+        counted: (B, T) True where a token counts as a target (None: everywhere).
+
+    Returns:
+        targets (B, A, m): x[t+1] .. x[t+m]; and valid (B, A, m): t + i is inside the row, in the
+        anchor's document, not padding, and counted. Targets that are not valid are arbitrary ids.
+    """
+    T = tokens.shape[1]
+    at = anchors[:, :, None] + torch.arange(1, ahead + 1, device=tokens.device)  # (B, A, m)
+    inside = at < T
+    at = at.clamp(max=T - 1).flatten(1)
+
+    def there(x: Tensor) -> Tensor:
+        return x.gather(1, at).unflatten(1, (-1, ahead))
+
+    home = documents.gather(1, anchors)[:, :, None]
+    valid = inside & (there(documents) == home) & (home != PADDING)
+    if counted is not None:
+        valid = valid & there(counted)
+    return there(tokens), valid
+
+
+def rewards(nll_base: Tensor, nll_mix: Tensor, valid: Tensor) -> Tensor:
+    """How much likelier each thought made the true tokens that follow.
+
+    Args:
+        nll_base: (B, A, m) NLL of x[t+i] without a thought.
+        nll_mix: (B, A, K, m) NLL of x[t+i] with thought k.
+        valid: (B, A, m) which targets count.
+
+    Returns:
+        (B, A, K) sum over i of `nll_base - nll_mix` in nats, a constant for the gradient; 0 for
+        positions of which any target is not valid.
+    """
+    gain = (nll_base[:, :, None] - nll_mix).sum(-1)
+    return gain.where(valid.all(-1)[:, :, None], 0.0).detach()
+
+
+def advantages(reward: Tensor, baseline: str = "mean", keep_negative: bool = False) -> Tensor:
+    """Reward relative to a position's own K thoughts.
+
+    The mean includes the thought itself, which scales the expected policy gradient by (1 - 1/K).
+
+    Args:
+        reward: (..., K) in nats.
+        baseline: "mean" over K, or "none".
+        keep_negative: if False, thoughts below the baseline contribute nothing (biased; as
+            published).
+
+    Raises:
+        ValueError: the mean baseline with K < 2.
+    """
+    if baseline == "mean":
+        if reward.shape[-1] < 2:
+            raise ValueError(
+                "the mean baseline needs K >= 2 thoughts at a position, got K = 1: sample more "
+                "thoughts or use the baseline 'none'"
+            )
+        reward = reward - reward.mean(-1, keepdim=True)
+    return reward if keep_negative else reward.clamp(min=0)
+
+
+def reinforce(
+    log_p: Tensor, reward: Tensor, baseline: str = "mean", keep_negative: bool = False
+) -> Tensor:
+    """REINFORCE (Williams 1992) with the mean over a position's own thoughts as baseline.
+
+    Args:
+        log_p: (..., K) log-probability in nats of thought k, summed over its tokens.
+        reward: (..., K) a constant for the gradient.
+        baseline, keep_negative: see `advantages`.
+
+    Returns:
+        () surrogate loss, summed over thoughts and positions; only its gradient means anything.
+
+    Raises:
+        ValueError: if the shapes differ, or K < 2 with the mean baseline.
+    """
+    if log_p.shape != reward.shape:
+        raise ValueError(f"log_p {tuple(log_p.shape)} and reward {tuple(reward.shape)} differ")
+    return -(advantages(reward.detach(), baseline, keep_negative) * log_p).sum()
+
+
+class Terms(NamedTuple):
+    """Sums of the loss terms over positions, or the counts that they are divided by.
+
+    Attributes:
+        base: () over text positions.
+        talk: (m,) over positions and thoughts, for each look-ahead.
+        policy: () over positions, thoughts and thought tokens.
+    """
+
+    base: Tensor
+    talk: Tensor
+    policy: Tensor
+
+    def means(self, counts: Terms) -> Terms:
+        """Each sum over its count; the m talk means are averaged. Empty terms are 0."""
+        return Terms(
+            self.base / counts.base.clamp(min=1),
+            (self.talk / counts.talk.clamp(min=1)).mean(),
+            self.policy / counts.policy.clamp(min=1),
+        )
+
+
+def count_terms(base_valid: Tensor, valid: Tensor, samples: int, thoughts: int) -> Terms:
+    """What each sum of `Terms` is divided by.
+
+    Args:
+        base_valid: (B, T) text positions whose next token counts.
+        valid: (B, A, m) look-ahead targets that count.
+        samples: K.
+        thoughts: n.
+    """
+    return Terms(
+        base_valid.sum(),
+        valid.sum((0, 1)) * samples,
+        valid.all(-1).sum() * (samples * thoughts),
+    )
+
+
+def entropy(log_p: Tensor) -> Tensor:
+    """(..., V) log-probabilities -> (...) entropy in nats."""
+    return -(log_p.exp() * log_p).sum(-1)

@@ -1,0 +1,238 @@
+"""The packed row and the one rule of who sees whom.
+
+A row of text and every thought that branches off it are laid out side by side as *slots*:
+
+    text slots          x_0 x_1 ... x_{T-1}                        depth 0
+    branch (t, k)       <start> z_1 .. z_n <end> x_{t+1} .. x_{t+m-1}    depth 1, 2, ..., n + m + 1
+
+A slot is `(anchor, branch, depth)`: the text position it hangs from, which thought it belongs to,
+and how far along that thought it is. Text slots are their own anchor. The rule (`sees`):
+
+    a slot sees the text up to its anchor, and its own branch up to itself.
+
+Rotary position is `anchor + depth`; a sliding window limits by rotary distance, as in a plain
+causal run of the branch; nobody sees another document of the row. Sampling, scoring and generation
+all use this rule; the dense mask, the structured masks and the FlexAttention block mask below are
+three ways of writing it down.
+
+Source: Quiet-STaR (arXiv:2403.09629), section 4.2 and figure 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+TEXT = -1  # the branch number of text slots
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where slots stand: four int64 tensors that broadcast against each other."""
+
+    anchor: Tensor
+    branch: Tensor
+    depth: Tensor
+    document: Tensor
+
+    @property
+    def position(self) -> Tensor:
+        """Rotary position of each slot, in tokens."""
+        return self.anchor + self.depth
+
+    def map(self, function) -> Slots:
+        """Apply one function (a reshape, an index) to all four tensors."""
+        return Slots(
+            function(self.anchor),
+            function(self.branch),
+            function(self.depth),
+            function(self.document),
+        )
+
+
+def sees(query: Slots, key: Slots, window: int | None = None) -> Tensor:
+    """The rule: may `query` attend to `key`? Boolean, of the broadcast shape.
+
+    Args:
+        query: slots that look.
+        key: slots that are looked at.
+        window: sliding window in tokens (a slot sees `window` positions, itself included), or None.
+    """
+    text = (key.depth == 0) & (key.anchor <= query.anchor)
+    own = (key.depth > 0) & (key.branch == query.branch) & (key.depth <= query.depth)
+    seen = (text | own) & (key.document == query.document)
+    if window is not None:
+        seen = seen & (query.position - key.position < window)
+    return seen
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A batch of packed rows: T text slots, then A * K branches of `length` slots each.
+
+    Attributes:
+        documents: (B, T) number of the document each text position belongs to; PADDING for padding.
+        anchors: (B, A) text positions that think.
+        samples: K, thoughts per anchor.
+        length: slots of one branch; `n + m + 1` when scoring.
+    """
+
+    documents: Tensor
+    anchors: Tensor
+    samples: int
+    length: int
+
+    @property
+    def text(self) -> Slots:
+        """(B, T) text slots."""
+        positions = torch.arange(self.documents.shape[1], device=self.documents.device)
+        positions = positions.expand_as(self.documents)
+        return Slots(
+            anchor=positions,
+            branch=torch.full_like(positions, TEXT),
+            depth=torch.zeros_like(positions),
+            document=self.documents,
+        )
+
+    @property
+    def branches(self) -> Slots:
+        """(B, A, K, length) branch slots."""
+        rows, count = self.anchors.shape
+        shape = (rows, count, self.samples, self.length)
+        device = self.anchors.device
+        number = torch.arange(count * self.samples, device=device)
+        return Slots(
+            anchor=self.anchors[:, :, None, None].expand(shape),
+            branch=number.view(1, count, self.samples, 1).expand(shape),
+            depth=torch.arange(1, self.length + 1, device=device).expand(shape),
+            document=self.documents.gather(1, self.anchors)[:, :, None, None].expand(shape),
+        )
+
+    @property
+    def packed(self) -> Slots:
+        """(B, S) all slots of a row, text first; the slots of one branch are neighbours."""
+        text, branches = self.text, self.branches.map(lambda x: x.flatten(1))
+        return Slots(
+            anchor=torch.cat([text.anchor, branches.anchor], 1),
+            branch=torch.cat([text.branch, branches.branch], 1),
+            depth=torch.cat([text.depth, branches.depth], 1),
+            document=torch.cat([text.document, branches.document], 1),
+        )
+
+
+def one_document(tokens: Tensor) -> Tensor:
+    """(B, T) documents of rows that hold one document each and no padding."""
+    return torch.zeros_like(tokens)
+
+
+def every_position(tokens: Tensor) -> Tensor:
+    """(B, T) anchors: every position thinks, A = T."""
+    return torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+
+
+# Realisation 1: the dense mask. The oracle; also what plain text passes use.
+
+
+def dense_mask(query: Slots, key: Slots, window: int | None = None) -> Tensor:
+    """(B, Q, S) boolean mask of (B, Q) queries over (B, S) keys, True where seen."""
+    return sees(query.map(lambda x: x[:, :, None]), key.map(lambda x: x[:, None, :]), window)
+
+
+# Realisation 2: structured. No (S, S) matrix: branches over text, and branches over themselves.
+
+
+def over_text(branches: Slots, text: Slots, window: int | None = None) -> Tensor:
+    """(B, A, Q, T) which text each branch slot sees; the same for all K thoughts of an anchor.
+
+    Args:
+        branches: (B, A, K, Q) slots.
+        text: (B, T) slots.
+    """
+    query = branches.map(lambda x: x[:, :, 0, :, None])
+    return sees(query, text.map(lambda x: x[:, None, None, :]), window)
+
+
+def over_own(query: Slots, key: Slots, window: int | None = None) -> Tensor:
+    """(B, A, K, Q, L) which slots (B, A, K, L) of its own branch each slot (B, A, K, Q) sees."""
+    return sees(query.map(lambda x: x[..., :, None]), key.map(lambda x: x[..., None, :]), window)
+
+
+# Realisation 3: FlexAttention.
+
+
+def mask_mod(slots: Slots, window: int | None = None):
+    """FlexAttention's `mask_mod(b, h, q, kv)` for packed (B, S) slots."""
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        return sees(slots.map(lambda x: x[b, q]), slots.map(lambda x: x[b, kv]), window)
+
+    return visible
+
+
+def block_mask(slots: Slots, window: int | None = None, block: int = 128) -> BlockMask:
+    """BlockMask of packed (B, S) slots, built from the blocks' bounds, never from an S x S matrix.
+
+    A block pair is skipped when its bounds rule out every pair of slots, computed without a mask
+    when they admit every pair, and masked slot by slot otherwise: O((S / block)^2) work.
+
+    Args:
+        slots: (B, S) packed slots.
+        window: sliding window in tokens, or None.
+        block: slots of one block.
+    """
+    size = slots.anchor.shape[1]
+    pad = -size % block
+
+    def bounds(x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        big = 2**53  # F.pad goes through float64, and differences of bounds must not overflow
+        low, high = (x, x) if keep is None else (x.where(keep, big), x.where(keep, -big))
+        low = torch.nn.functional.pad(low, (0, pad), value=big).unflatten(1, (-1, block))
+        high = torch.nn.functional.pad(high, (0, pad), value=-big).unflatten(1, (-1, block))
+        return low.amin(2), high.amax(2)  # (B, blocks) each
+
+    def query(x: Tensor) -> Tensor:
+        return x[:, :, None]
+
+    def key(x: Tensor) -> Tensor:
+        return x[:, None, :]
+
+    is_text = slots.depth == 0
+    anchor_low, anchor_high = bounds(slots.anchor)
+    text_low, text_high = bounds(slots.anchor, is_text)
+    branch_low, branch_high = bounds(slots.branch, ~is_text)
+    document_low, document_high = bounds(slots.document)
+    position_low, position_high = bounds(slots.position)
+    _, deepest = bounds(slots.depth)
+
+    some = key(text_low) <= query(anchor_high)
+    some |= (key(branch_low) <= query(branch_high)) & (key(branch_high) >= query(branch_low))
+    some &= (key(document_low) <= query(document_high)) & (
+        key(document_high) >= query(document_low)
+    )
+    every = (key(deepest) == 0) & (key(text_high) <= query(anchor_low))
+    every &= (key(document_low) == key(document_high)) & (
+        query(document_low) == query(document_high)
+    )
+    every &= key(document_low) == query(document_low)
+    if window is not None:
+        some &= query(position_low) - key(position_high) < window
+        every &= query(position_high) - key(position_low) < window
+    if pad:  # the last block is part empty: always mask it slot by slot
+        every[:, -1, :] = False
+        every[:, :, -1] = False
+    return BlockMask.from_kv_blocks(
+        *_indices(some & ~every),
+        *_indices(some & every),
+        BLOCK_SIZE=block,
+        mask_mod=mask_mod(slots, window),
+        seq_lengths=(size, size),
+    )
+
+
+def _indices(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, Q, KV) booleans -> FlexAttention's (B, 1, Q) counts and (B, 1, Q, KV) indices."""
+    order = torch.argsort(blocks.to(torch.int8), dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32)[:, None], order.to(torch.int32)[:, None]

@@ -1,0 +1,143 @@
+"""The sampler: after every anchor, K hidden thoughts of n tokens each, all in parallel.
+
+The text is read once and its keys and values are kept. Then n passes follow, each of one slot for
+every branch: `<start>`, z_1, .., z_{n-1} go in, and z_1, .., z_n are drawn from what comes out. A
+thought sees the text up to its anchor and itself. Nothing here has a gradient.
+
+Randomness is one uniform number for each token of each thought, drawn at once from the caller's
+generator and turned into a token by inverting the cumulative distribution. So a thought depends on
+its own numbers only, not on what is sampled beside it.
+
+Source: Quiet-STaR (arXiv:2403.09629), section 4.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qs.model.mistral import Mistral
+from qs.quietstar.attention import BranchStep, Prefill, new_cache
+from qs.quietstar.losses import LOGITS_AT_ONCE
+from qs.quietstar.masks import Layout, dense_mask, over_own, over_text
+
+
+def prefill(model: Mistral, tokens: Tensor, documents: Tensor) -> tuple[Tensor, list]:
+    """Read the text once.
+
+    Args:
+        model: the language model.
+        tokens, documents: (B, T).
+
+    Returns:
+        outputs (B, T, D) and the cache: keys and values (B, T, G, d) of each layer.
+    """
+    config = model.config
+    text = Layout(documents, documents[:, :0], 1, 0).text
+    x = model.embed(tokens)
+    cache = new_cache(config.layers, tuple(tokens.shape), config.kv_heads, config.head_dim, x)
+    return model(x, text.position, Prefill(dense_mask(text, text, config.window)), cache), cache
+
+
+@torch.no_grad()
+def sample(
+    model: Mistral,
+    start: Tensor,
+    layout: Layout,
+    cache: list,
+    uniforms: Tensor,
+    temperature: float = 1.0,
+    forbidden: Sequence[int] = (),
+) -> Tensor:
+    """Sample every thought of every anchor.
+
+    Args:
+        model: the language model.
+        start: (D,) embedding of `<start>`.
+        layout: documents and anchors; its branch length is not used.
+        cache: of the text, as `prefill` returns it.
+        uniforms: (B, A, K, n) numbers in [0, 1), float64.
+        temperature: 0 is greedy.
+        forbidden: ids that a thought never holds.
+
+    Returns:
+        (B, A, K, n) token ids.
+    """
+    B, A, K, n = uniforms.shape
+    if n == 0:
+        return torch.empty((B, A, K, 0), dtype=torch.int64, device=start.device)
+    config = model.config
+    text, branches = layout.text, Layout(layout.documents, layout.anchors, K, n).branches
+    text_masks = over_text(branches, text, config.window)  # (B, A, n, T)
+    one = branches.map(lambda x: x[:, :, :1])
+    own_masks = over_own(one, one, config.window)  # (B, A, 1, n, n)
+    own = new_cache(config.layers, (B, A, K, n), config.kv_heads, config.head_dim, cache[0][0])
+    both = [(*text_entry, *own_entry) for text_entry, own_entry in zip(cache, own, strict=True)]
+
+    uniforms = uniforms.to(start.device)
+    rows = max(1, LOGITS_AT_ONCE // config.vocab_size)
+    ids = allowed_ids(config.vocab_size, set(forbidden), start.device)
+    x = start.to(model.compute_dtype).expand(B, A * K, -1)
+    depths = torch.arange(1, n + 1, device=start.device)
+    drawn = []
+    for depth in range(n):
+        at = slice(depth, depth + 1)
+        attend = BranchStep(
+            depth=depths[at],
+            text_mask=text_masks[:, :, at],
+            own_mask=own_masks[:, :, :, at],
+        )
+        positions = branches.position[..., depth].reshape(B, A * K)
+        outputs = model(x, positions, attend, both).flatten(0, 1)  # (B A K, D)
+        numbers = uniforms[..., depth].flatten()
+        pieces = zip(outputs.split(rows), numbers.split(rows), strict=True)
+        tokens = torch.cat([choose(model.logits(o), u, ids, temperature) for o, u in pieces])
+        drawn.append(tokens.view(B, A, K))
+        x = model.embed(tokens).view(B, A * K, -1)
+    return torch.stack(drawn, -1)
+
+
+def choose(
+    logits: Tensor, uniform: Tensor, ids: Tensor, temperature: float, top_p: float = 1.0
+) -> Tensor:
+    """One token a row, of thoughts and of text alike, without a wait for the device.
+
+    Args:
+        logits: (N, V), or log-probabilities.
+        uniform: (N,) numbers in [0, 1), float64.
+        ids: (W,) those that may be drawn, rising.
+        temperature: 0 takes the likeliest token, whatever `uniform` is.
+        top_p: draw from the fewest likeliest tokens that together have at least this probability
+            at the temperature.
+
+    Returns:
+        (N,) ids.
+    """
+    logits = logits[:, ids]
+    if temperature == 0:
+        return ids[logits.argmax(1)]
+    p = (logits / temperature).softmax(1)
+    if top_p < 1:
+        falling, order = p.sort(dim=1, descending=True, stable=True)
+        beyond = falling.cumsum(1) - falling >= top_p
+        p = p.masked_fill(beyond.scatter(1, order, beyond), 0.0)
+    total = p.cumsum(1)
+    mass = total[:, -1:]
+    below = torch.nextafter(mass, torch.zeros_like(mass))  # so that some entry is always above
+    point = (uniform[:, None].to(mass.dtype) * mass).minimum(below)
+    found = torch.searchsorted(total, point, right=True).squeeze(1)
+    return ids[found.clamp(max=len(ids) - 1)]  # past the end only if the logits are not finite
+
+
+def allowed_ids(vocabulary: int, never: Set[int | None], device: torch.device) -> Tensor:
+    """Rising ids below `vocabulary` without some."""
+    return torch.tensor([i for i in range(vocabulary) if i not in never], device=device)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The CPU generator of one step; depends on seed and step alone, so resuming needs no state."""
+    state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))

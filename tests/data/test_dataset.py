@@ -1,0 +1,222 @@
+"""shards: windows are the written stream again, in an order that a position restores exactly."""
+
+import os
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from qs.data.dataset import FORMAT, SPLITS, ShardWriter, TokenDataset, Windows, publish, sequential
+
+TOKENIZER = SimpleNamespace(hash="5ha", vocab_size=100)
+# Documents as ids, all different, so that a token tells its place; only the lengths matter.
+LENGTHS = st.lists(st.integers(2, 12), min_size=1, max_size=12)
+
+
+def make(where, lengths, shard_tokens=10**6, dtype="uint16"):
+    """A dataset whose train split holds 0, 1, 2, ... cut into documents of given lengths."""
+    partial = Path(where) / "partial"
+    partial.mkdir()
+    writers = [ShardWriter(partial, split, shard_tokens) for split in SPLITS]
+    ends = np.cumsum(lengths)
+    for length, end in zip(lengths, ends, strict=True):
+        writers[0].add(1, np.arange(end - length, end, dtype=dtype))
+    writers[0].close()
+    meta = {"format": FORMAT, "dtype": dtype, "tokenizer": "tok", "tokenizer_hash": "5ha"}
+    meta |= {
+        "vocab_size": 100,
+        "splits": {s: w.summary() for s, w in zip(SPLITS, writers, strict=True)},
+    }
+    publish(partial, Path(where) / "out", meta, overwrite=False)
+    return Path(where) / "out"
+
+
+def owners(lengths):
+    """Naive: the number of each token's document."""
+    return [number for number, length in enumerate(lengths) for _ in range(length)]
+
+
+def row(lengths, start, seq):
+    """Naive: tokens and document numbers of a window, padded."""
+    owner = owners(lengths)
+    tokens = list(range(start, min(start + seq, len(owner))))
+    padding = seq - len(tokens)
+    return tokens + [0] * padding, [owner[t] - owner[start] for t in tokens] + [-1] * padding
+
+
+def rows_of(batch):
+    return list(zip(batch.tokens.tolist(), batch.documents.tolist(), strict=True))
+
+
+@given(
+    lengths=LENGTHS, shard_tokens=st.integers(1, 40), seq=st.integers(1, 15), rows=st.integers(1, 4)
+)
+@example(lengths=[2], shard_tokens=1, seq=3, rows=1)
+@example(lengths=[3, 3], shard_tokens=3, seq=6, rows=1)
+def test_sequential_windows_are_the_stream_with_only_the_last_padded(
+    lengths, shard_tokens, seq, rows
+):
+    with tempfile.TemporaryDirectory() as where:
+        dataset = TokenDataset(make(where, lengths, shard_tokens))
+        assert (dataset.tokens, dataset.documents) == (sum(lengths), len(lengths))
+        for shard in dataset.meta["splits"]["train"]["shards"]:
+            assert shard["documents"] == 1 or shard["tokens"] <= shard_tokens
+        batches = list(sequential(dataset, seq, rows))
+    found = [pair for batch in batches for pair in rows_of(batch)]
+    assert found == [row(lengths, start, seq) for start in range(0, sum(lengths), seq)]
+    assert all(len(batch.tokens) == rows for batch in batches[:-1])
+
+
+@given(
+    lengths=LENGTHS,
+    shard_tokens=st.integers(1, 40),
+    seq=st.integers(1, 15),
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 3),
+)
+@example(lengths=[5, 4], shard_tokens=5, seq=9, seed=0, epoch=0)
+def test_an_epoch_is_each_window_of_the_stream_once(lengths, shard_tokens, seq, seed, epoch):
+    seq = min(seq, sum(lengths))
+    with tempfile.TemporaryDirectory() as where:
+        windows = Windows(TokenDataset(make(where, lengths, shard_tokens)), seq, seed)
+        batch, position = windows.batch((epoch, 0), windows.count)
+    assert position == (epoch + 1, 0)
+    found = sorted(rows_of(batch))
+    first = found[0][0][0]
+    assert 0 <= first < seq
+    assert found == [row(lengths, first + i * seq, seq) for i in range(windows.count)]
+    assert sum(lengths) - windows.count * seq < 2 * seq
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return TokenDataset(make(tmp_path_factory.mktemp("data"), [2 + i % 9 for i in range(90)], 100))
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 50), st.integers(0, 9), st.lists(st.integers(1, 40), min_size=1, max_size=8))
+def test_restoring_from_any_position_equals_the_straight_run(dataset, seq, seed, sizes):
+    windows, position, straight = Windows(dataset, seq, seed), (0, 0), []
+    for rows in sizes:
+        before, (batch, position) = position, windows.batch(position, rows)
+        straight.append((before, rows, batch, position))
+    one_by_one, at = [], (0, 0)
+    for _ in range(sum(sizes)):
+        row, at = windows.batch(at, 1)
+        one_by_one.append(row.tokens)
+    assert at == position
+    assert torch.equal(torch.cat(one_by_one), torch.cat([s[2].tokens for s in straight]))
+    for before, rows, batch, after in reversed(straight):
+        again, then = Windows(dataset, seq, seed).batch(before, rows)
+        assert then == after
+        assert torch.equal(again.tokens, batch.tokens)
+        assert torch.equal(again.documents, batch.documents)
+
+
+def test_batches_are_int64_rows_of_the_asked_shape(dataset):
+    batch, position = Windows(dataset, 16, 0).batch((0, 0), 3)
+    assert position == (0, 3)
+    for part in (batch.tokens, batch.documents):
+        assert part.dtype == torch.int64
+        assert part.shape == (3, 16)
+
+
+def test_epochs_and_seeds_have_different_orders_and_moving_borders(dataset):
+    orders = set()
+    for seed, epoch in [(0, 0), (0, 1), (0, 2), (1, 0)]:
+        windows = Windows(dataset, 8, seed)
+        batch, _ = windows.batch((epoch, 0), windows.count)
+        orders.add(tuple(batch.tokens.flatten().tolist()))
+    assert len(orders) == 4
+    firsts = {Windows(dataset, 8, seed)._order(0)[0] for seed in range(20)}
+    assert len(firsts) > 3
+
+
+def test_sequential_stops_at_its_limit(dataset):
+    sizes = [len(batch.tokens) for batch in sequential(dataset, 8, 4, limit=10)]
+    assert sizes == [4, 4, 2]
+
+
+def test_ids_above_16_bits_survive(tmp_path):
+    dataset = TokenDataset(make(tmp_path, [70_000], dtype="uint32"))
+    assert dataset.read(69_990, 70_000)[0].tolist() == list(range(69_990, 70_000))
+
+
+def test_publishing_never_replaces_what_it_was_not_told_to(tmp_path):
+    out = make(tmp_path, [5])
+    with pytest.raises(OSError, match="not empty"):
+        make(tmp_path, [3])
+    assert TokenDataset(out).tokens == 5
+
+
+@pytest.mark.parametrize("name", ["train-00000.bin", "train-00001.idx", "train-00001.bin"])
+def test_a_truncated_or_missing_shard_is_named(tmp_path, name):
+    out = make(tmp_path, [9] * 9, shard_tokens=50)
+    size = (out / name).stat().st_size
+    os.truncate(out / name, size - 2)
+    with pytest.raises(ValueError, match=f"{name}: expected {size} bytes, found {size - 2}; prep"):
+        TokenDataset(out)
+    (out / name).unlink()
+    with pytest.raises(ValueError, match=f"{name}: expected {size} bytes, found no file"):
+        TokenDataset(out)
+
+
+def test_offsets_that_do_not_fit_the_tokens_are_refused(tmp_path):
+    out = make(tmp_path, [3, 4])
+    offsets = np.fromfile(out / "train-00000.idx", np.uint64)
+    offsets[-1] += np.uint64(1)
+    offsets.tofile(out / "train-00000.idx")
+    with pytest.raises(ValueError, match=r"train-00000\.idx that does not fit train-00000\.bin"):
+        TokenDataset(out)
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ("{", "text that is not JSON"),
+        ("[]", "format None where this program reads 1"),
+        ('{"format": 2}', "format 2 where this program reads 1"),
+        ('{"format": 1}', "no usable entry 'splits'"),
+        ('{"format": 1, "splits": {"train": {"shards": []}}, "dtype": "O"}', "no usable entry 'O'"),
+    ],
+)
+def test_a_damaged_meta_is_refused(tmp_path, meta, message):
+    (tmp_path / "meta.json").write_text(meta)
+    with pytest.raises(ValueError, match=f"expected a sound meta.json, found {message}.*again"):
+        TokenDataset(tmp_path)
+
+
+def test_an_unknown_split_is_refused(dataset):
+    with pytest.raises(ValueError, match="expected a split of train, heldout, found 'test'"):
+        TokenDataset(dataset.folder, "test")
+
+
+def test_shards_of_another_tokenizer_are_refused(dataset):
+    dataset.check_tokenizer(TOKENIZER)
+    other = SimpleNamespace(hash="another", vocab_size=270)
+    with pytest.raises(ValueError, match=r"\(tok, 100 tokens, sha256 5ha.*found one of 270 .*prep"):
+        dataset.check_tokenizer(other)
+
+
+def test_windows_refuse_what_cannot_be(dataset):
+    with pytest.raises(ValueError, match="at least one window of 99999 tokens in the split train"):
+        Windows(dataset, 99999, 0)
+    for seq, seed in ((0, 0), (8, -1)):
+        with pytest.raises(ValueError, match="expected seq above 0 and seed 0 or more"):
+            Windows(dataset, seq, seed)
+    windows = Windows(dataset, 8, 0)
+    for position, rows in (((0, windows.count), 1), ((-1, 0), 1), ((0, -1), 1), ((0, 0), 0)):
+        with pytest.raises(ValueError, match="has the data or --seq changed"):
+            windows.batch(position, rows)
+
+
+def test_sequential_refuses_an_empty_split(tmp_path):
+    empty = TokenDataset(make(tmp_path, [3, 4]), "heldout")
+    assert (empty.tokens, empty.documents) == (0, 0)
+    with pytest.raises(ValueError, match="expected tokens in the split heldout"):
+        next(sequential(empty, 8, 1))

@@ -1,0 +1,334 @@
+"""data: the tokens of the documents come back in order, whatever happens while preparing."""
+
+import gzip
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from qs.data import documents
+from qs.data import prepare as prepare_
+from qs.data.__main__ import main
+from qs.data.dataset import TokenDataset, resolve, sequential
+from qs.data.prepare import prepare
+from qs.model.tokenizer import Tokenizer, train_tokenizer
+
+TEXTS = st.lists(st.text("ab \né", max_size=12), min_size=1, max_size=12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(["a b ab ba\nabba"] * 9, folder, 266)
+    return folder
+
+
+def write(path, texts, field="text"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = "".join(json.dumps({"url": "x", field: text}) + "\n" for text in texts).encode()
+    path.write_bytes(gzip.compress(raw) if path.name.endswith(".gz") else raw)
+    return path
+
+
+def make(where, folder, texts, **settings):
+    """A prepared dataset of some texts, made in this process."""
+    source = write(Path(where) / "in.jsonl", texts)
+    prepare([source], Path(where) / "out", folder, **{"workers": 1, **settings})
+    return Path(where) / "out"
+
+
+def stream(folder, texts):
+    """Naive: the tokens of all documents, one after the other, and each token's document."""
+    tokenizer = Tokenizer.load(folder)
+    rows = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+    return sum(rows, []), [number for number, row in enumerate(rows) for _ in row]
+
+
+def contents(path):
+    return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+
+
+@given(texts=TEXTS, shard_tokens=st.integers(1, 40), seq=st.integers(1, 9), rows=st.integers(1, 4))
+@example(texts=[""], shard_tokens=1, seq=2, rows=1)
+def test_documents_through_shards_are_the_same_stream(folder, texts, shard_tokens, seq, rows):
+    tokens, owners = stream(folder, texts)
+    with tempfile.TemporaryDirectory() as where:
+        out = make(where, folder, texts, heldout=0, shard_tokens=shard_tokens)
+        dataset = TokenDataset(out)
+        assert (dataset.tokens, dataset.documents) == (len(tokens), len(texts))
+        for shard in dataset.meta["splits"]["train"]["shards"]:
+            assert shard["documents"] == 1 or shard["tokens"] <= shard_tokens
+        seen = []
+        for batch in sequential(dataset, seq, rows):
+            for ids, numbers in zip(batch.tokens.tolist(), batch.documents.tolist(), strict=True):
+                start, real = len(seen), [n for n in numbers if n >= 0]
+                seen += ids[: len(real)]
+                expected = [n - owners[start] for n in owners[start : start + seq]]
+                padding = seq - len(expected)
+                assert numbers == expected + [-1] * padding
+                assert ids[len(real) :] == [0] * padding
+        assert seen == tokens
+
+
+@settings(max_examples=25)
+@given(
+    texts=st.lists(st.text("ab", max_size=6), min_size=2, max_size=12, unique=True),
+    heldout=st.floats(0.001, 0.999),
+    seed=st.integers(0, 99),
+)
+def test_both_splits_have_documents_and_together_have_all(folder, texts, heldout, seed):
+    with tempfile.TemporaryDirectory() as where:
+        out = make(where, folder, texts, heldout=heldout, seed=seed)
+        again = make(Path(where) / "x", folder, texts, heldout=heldout, seed=seed)
+        assert {n: b for n, b in contents(out).items() if n != "meta.json"} == {
+            n: b for n, b in contents(again).items() if n != "meta.json"
+        }
+        found = []
+        for split in ("train", "heldout"):
+            dataset = TokenDataset(out, split)
+            assert dataset.documents >= 1
+            ids, owners = dataset.read(0, dataset.tokens)
+            found += [tuple(ids[owners == n]) for n in range(dataset.documents)]
+    assert sorted(found) == sorted(tuple(stream(folder, [text])[0]) for text in texts)
+
+
+def test_copies_of_a_document_are_never_in_both_splits(tmp_path, folder):
+    texts = [f"{'ab' * (i % 20)}" for i in range(200)]
+    out = make(tmp_path, folder, texts, heldout=0.3)
+    documents_of = {}
+    for split in ("train", "heldout"):
+        dataset = TokenDataset(out, split)
+        ids, owners = dataset.read(0, dataset.tokens)
+        documents_of[split] = {tuple(ids[owners == n]) for n in range(dataset.documents)}
+        assert dataset.documents % 10 == 0
+    assert not documents_of["train"] & documents_of["heldout"]
+
+
+def test_the_seed_changes_what_is_held_out_and_the_ends_hold_none_or_all(tmp_path, folder):
+    texts = ["a" * i for i in range(40)]
+    held = [
+        contents(make(tmp_path / str(s), folder, texts, heldout=0.3, seed=s))["heldout-00000.bin"]
+        for s in range(3)
+    ]
+    assert len(set(held)) == 3
+    for heldout, count in ((0, 0), (1, 40)):
+        out = make(tmp_path / f"h{heldout}", folder, texts, heldout=heldout)
+        assert TokenDataset(out, "heldout").documents == count
+        assert TokenDataset(out, "train").documents == 40 - count
+
+
+def test_the_number_of_workers_does_not_change_a_byte(tmp_path, folder, monkeypatch, capsys):
+    monkeypatch.setattr(documents, "CHUNK", 500)  # many chunks of little text
+    monkeypatch.chdir(tmp_path)
+    texts = [f"{i} ab " * (i % 9) for i in range(300)]
+    write(Path("in/b.jsonl.gz"), texts[:200])
+    write(Path("in/c.jsonl"), [*texts[200:], "\ud800"])
+    for workers in (1, 2, 3):
+        prepare(["in"], f"out{workers}", folder, heldout=0.1, workers=workers, shard_tokens=900)
+    files = contents(Path("out1"))
+    assert len(files) > 7
+    assert files == contents(Path("out2")) == contents(Path("out3"))
+    assert "tokens and" in capsys.readouterr().out
+
+
+def test_more_than_one_percent_malformed_stops_and_leaves_nothing(tmp_path, folder, capsys):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "a"}\n' * 197 + "x\n" * 2)
+    out = tmp_path / "sub" / "out"
+    arguments = ["prepare", str(source), "--out", str(out), "--tokenizer", str(folder)]
+    assert main([*arguments, "--workers", "1"]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error[-1].startswith("error: expected at most 1 % malformed records, found 2 of 199")
+    assert not list(out.parent.iterdir())
+    source.write_text('{"text": "a"}\n' * 198 + "x\n" * 2)
+    assert main([*arguments, "--workers", "1"]) == 0
+
+
+def test_a_preparation_that_fails_in_the_middle_leaves_the_old_dataset(
+    tmp_path, folder, monkeypatch
+):
+    out = make(tmp_path, folder, ["a", "b"])
+    before = contents(out)
+    monkeypatch.setattr(documents, "CHUNK", 10)
+    calls = []
+
+    def fail(self, text, **settings):
+        calls.append(text)
+        if len(calls) > 20:
+            raise OSError("disk on fire")
+        return [1, 5, 2]
+
+    monkeypatch.setattr(Tokenizer, "encode", fail)
+    with pytest.raises(OSError, match="disk on fire"):
+        make(tmp_path, folder, ["c"] * 50, overwrite=True)
+    assert contents(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_killed_preparation_leaves_nothing_that_would_be_read(tmp_path, folder, how):
+    source = write(tmp_path / "in" / "a.jsonl", ["ab " * 200_000 + str(i) for i in range(40)])
+    command = [sys.executable, "-m", "qs.data", "prepare", str(source), "--workers", "1"]
+    command += ["--out", str(tmp_path / "out"), "--tokenizer", str(folder)]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 20
+        while not (parts := list(tmp_path.glob("out.partial-*/*.bin"))):
+            assert job.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        job.send_signal(how)
+        error = job.communicate(timeout=20)[1]
+    finally:
+        job.kill()
+        job.wait()
+    assert job.returncode != 0
+    assert not (tmp_path / "out").exists()
+    if how == signal.SIGKILL:
+        with pytest.raises(ValueError, match=r"found no readable meta\.json"):
+            TokenDataset(parts[0].parent)
+    else:
+        assert error.endswith("error: interrupted; nothing was kept\n")
+        assert "Traceback" not in error
+        assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path, folder):
+    source = write(tmp_path / "in" / "a.jsonl", ["ab " * 100_000] * 40)
+    command = [sys.executable, "-m", "qs.data", "prepare", str(source), "--workers", "2"]
+    command += ["--out", str(tmp_path / "out"), "--tokenizer", str(folder)]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    while not list(tmp_path.glob("out.partial-*/*.bin")):
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.kill()
+    # Every process of the job holds its standard error: end of file means that all have ended.
+    job.communicate(timeout=20)
+    assert job.returncode == -signal.SIGKILL
+
+
+def test_an_existing_folder_is_replaced_only_on_request_and_only_if_it_is_a_dataset(
+    tmp_path, folder
+):
+    out = make(tmp_path, folder, ["a", "b"])
+    with pytest.raises(ValueError, match="expected a new folder, found this one; .*--overwrite"):
+        make(tmp_path, folder, ["c", "d", "e"])
+    make(tmp_path, folder, ["c", "d", "e"], overwrite=True)
+    documents_now = [TokenDataset(out, split).documents for split in ("train", "heldout")]
+    assert sum(documents_now) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out"]
+    (out / "meta.json").unlink()
+    with pytest.raises(ValueError, match="choose another name, this is no dataset"):
+        make(tmp_path, folder, ["c"], overwrite=True)
+    assert (out / "train-00000.bin").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"heldout": 1.5}, {"heldout": -1}, {"workers": 0}, {"shard_tokens": 0}, {"seed": -1}]
+)
+def test_settings_out_of_range_are_refused(tmp_path, folder, wrong):
+    with pytest.raises(ValueError, match="expected heldout from 0 to 1.*change what is out of"):
+        make(tmp_path, folder, ["a"], **wrong)
+
+
+def test_a_tokenizer_without_bos_is_refused(tmp_path, folder, monkeypatch):
+    plain = Tokenizer.load(folder)
+    plain.bos_id = None
+    monkeypatch.setattr(Tokenizer, "load", lambda folder: plain)
+    with pytest.raises(ValueError, match="expected BOS and EOS ids, found none"):
+        make(tmp_path, folder, ["a"])
+
+
+def test_a_tokenizer_that_changes_during_the_job_is_refused(folder):
+    with pytest.raises(ValueError, match="changed during the preparation; start it again"):
+        prepare_._tokenizer(str(folder), "another hash")
+
+
+def test_a_large_vocabulary_is_stored_in_32_bits(tmp_path, folder, monkeypatch):
+    large = Tokenizer.load(folder)
+    large.vocab_size = 65537
+    large.encode = lambda text, bos, eos: [1, 65536, 2]
+    monkeypatch.setattr(Tokenizer, "load", lambda folder: large)
+    prepare_._tokenizer.cache_clear()
+    try:
+        dataset = TokenDataset(make(tmp_path, folder, ["a", "b"], heldout=0))
+    finally:
+        prepare_._tokenizer.cache_clear()
+    assert dataset.meta["dtype"] == "uint32"
+    assert dataset.read(0, 6)[0].tolist() == [1, 65536, 2] * 2
+
+
+def test_data_names_resolve_to_folders_with_a_meta(tmp_path, folder, monkeypatch):
+    out = make(tmp_path / "data", folder, ["a"])
+    monkeypatch.chdir(tmp_path)
+    assert resolve("out") == Path("data/out")
+    assert resolve("data/out") == Path("data/out")
+    assert resolve(str(out)) == out
+
+
+def test_missing_data_ends_with_exactly_the_commands_to_run():
+    owm = (
+        "hf download open-web-math/open-web-math --repo-type dataset --include 'data/*' "
+        "--local-dir data/raw/owm\n"
+        "python -m qs.data prepare data/raw/owm --out data/owm --tokenizer weights/mistral-7b"
+    )
+    c4 = (
+        "hf download allenai/c4 --repo-type dataset --include 'en/c4-train.0000*.json.gz' "
+        "--local-dir data/raw/c4\n"
+        "python -m qs.data prepare data/raw/c4 --out data/c4 --tokenizer weights/mistral-7b"
+    )
+    mine = "python -m qs.data prepare SOURCE --out data/mine --tokenizer weights/mistral-7b"
+    for name, lines in (("owm", owm), ("c4", c4), ("mine", mine)):
+        with pytest.raises(ValueError, match="expected a prepared dataset") as caught:
+            resolve(name)
+        head, _, tail = str(caught.value).partition("\n")
+        assert head.endswith("run")
+        assert tail == lines
+
+
+def test_the_two_commands_work_one_after_the_other(tmp_path, capsys):
+    source = write(tmp_path / "in.jsonl", ["some text 12", "more of it"] * 60, field="body")
+    tokenizer, out = tmp_path / "tokenizer", tmp_path / "out"
+    common = [str(source), "--field", "body"]
+    assert main(["tokenizer", *common, "--out", str(tokenizer), "--vocab", "290"]) == 0
+    assert main(["prepare", *common, "--out", str(out), "--tokenizer", str(tokenizer)]) == 0
+    last = capsys.readouterr().out.splitlines()
+    assert last[-1] == str(out)
+    assert "120 documents" in last[-3] or "documents" in last[-3]
+    TokenDataset(out).check_tokenizer(Tokenizer.load(tokenizer))
+
+
+def test_an_error_is_one_line_and_a_status(tmp_path, capsys):
+    missing = str(tmp_path / "no")
+    for arguments in (
+        ["prepare", missing, "--out", str(tmp_path / "o"), "--tokenizer", missing],
+        ["tokenizer", missing, "--out", str(tmp_path / "o")],
+    ):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+
+
+def test_a_heldout_source_is_the_whole_heldout_split(tmp_path, folder):
+    for name, texts in (("a", ["one", "two", "three"]), ("b", ["four", "five"])):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    meta = prepare(
+        [tmp_path / "a.jsonl"],
+        tmp_path / "out",
+        folder,
+        workers=1,
+        heldout_sources=[tmp_path / "b.jsonl"],
+    )
+    assert [meta["splits"][split]["documents"] for split in ("train", "heldout")] == [3, 2]
+    for split, first in (("train", "one"), ("heldout", "four")):
+        ids = TokenDataset(tmp_path / "out", split).read(0, 3)[0]
+        assert first.startswith(Tokenizer.load(folder).decode(ids[1:2].tolist()))

@@ -1,0 +1,333 @@
+"""harness: lm-evaluation-harness gets the numbers that the model gives when asked directly."""
+
+import json
+import math
+import re
+import sys
+import warnings
+
+import pytest
+import torch
+from tiny import make, run
+
+from qs.config import ONE_THOUGHT
+from qs.evaluation import harness
+from qs.evaluation.harness import Adapter, Arguments
+from qs.inference.decoding import Decoding
+from qs.inference.generate import generate
+from qs.inference.loglikelihood import split, windows
+
+QUESTIONS = [
+    ("3 plus 4 is", (" 7", " 9."), 0),
+    ("Then 2 times 5 is", (" 7", " 10.", " 25"), 1),
+    ("1 plus 1", (" is 2.\nThen", " is 11"), 0),
+]
+TEXT = "3 plus 4 is 7.\nThen 3 times 4 is 12."
+LONG = " ".join(f"{a} plus {a} is {a + a}." for a in range(60))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("tiny"), positions=128)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """A run of which thoughts matter."""
+    folder = tmp_path_factory.mktemp("runs")
+    return run(folder, tiny.flags(folder, "--mixer-lr=1", "--steps=4"))
+
+
+def opened(folder, **given):
+    return Adapter.open(Arguments(str(folder), device="cpu", **given))
+
+
+def directly(adapter, context, continuation, longest=None):
+    """Sum of log-probabilities and greediness by thinking everywhere, one row at a time."""
+    quiet, encode = adapter.quiet, adapter.tokenizer.encode
+    ids = encode(context + continuation, bos=True)
+    count = len(ids) - len(encode(context.rstrip(), bos=True))
+    ids = ids[-(longest or len(ids)) - 1 :]
+    tokens = torch.tensor([ids])
+    with quiet.with_settings(**ONE_THOUGHT, sample_temperature=0.0), torch.no_grad():
+        documents, anchors = torch.zeros_like(tokens), torch.arange(len(ids) - 1)[None]
+        _, thoughts = quiet.think(tokens, documents, anchors)
+        base, mix, _ = quiet.predict(tokens, documents, anchors, thoughts)
+    log_p = (base if adapter.thinking.when.never else mix)[0, -count:, 0, 0]
+    targets = tokens[0, -count:]
+    log_p[:, 1] -= math.inf * (targets != 1)  # BOS is never said
+    chosen = log_p.gather(1, targets[:, None]).double().sum().item()
+    return chosen, bool((log_p.argmax(1) == targets).all())
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_continuations_have_the_probability_that_the_model_gives_them(trained, think):
+    adapter = opened(trained, think=think, batch_size=3)
+    pairs = [(q, c) for q, choices, _ in QUESTIONS for c in choices] + [("", "Then"), ("is ", "7")]
+    found = dict(adapter.loglikelihood(pairs))
+    for i, pair in enumerate(pairs):
+        log_p, greedy = directly(adapter, *pair)
+        assert found[i].log_p == pytest.approx(log_p, abs=1e-4)
+        assert found[i].greedy == greedy
+    assert (adapter.tally["thoughts"] > 0) == think
+    assert adapter.tally["thoughts"] in (0, adapter.tally["tokens"])
+    assert adapter.tally["cut"] == 0
+
+
+def test_thoughts_change_the_numbers(trained):
+    with_thoughts, without = (
+        dict(opened(trained, think=think).loglikelihood([("3 plus 4 is", " 7.")]))[0].log_p
+        for think in (True, False)
+    )
+    assert abs(with_thoughts - without) > 1e-3
+
+
+def test_a_long_context_loses_its_beginning_and_is_counted(trained):
+    adapter = opened(trained, max_length=20)
+    found = dict(adapter.loglikelihood([(LONG, " 7"), ("3 plus", " 4")]))
+    assert found[0].log_p == pytest.approx(directly(adapter, LONG, " 7", 20)[0], abs=1e-4)
+    assert adapter.tally["cut"] == 1
+    assert adapter.longest == 20
+    n = adapter.quiet.config.thoughts
+    assert opened(trained).longest == 128 - n - 2
+    assert opened(trained, think=False).longest == 128
+
+
+def test_all_windows_of_a_text_together_are_the_text(trained):
+    whole, cut = opened(trained), opened(trained, max_length=9)
+    assert whole.loglikelihood_rolling([TEXT, ""]) == [
+        pytest.approx(directly(whole, "", TEXT)[0], abs=1e-4),
+        0.0,
+    ]
+    ids = cut.tokenizer.encode(TEXT)
+    (total,) = cut.loglikelihood_rolling([TEXT])
+    assert cut.tally["tokens"] == len(ids)
+    assert total != pytest.approx(whole.loglikelihood_rolling([TEXT])[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_generation_ends_before_the_first_stop_string(trained, think):
+    adapter = opened(trained, think=think, batch_size=2)
+    contexts = ["3 plus 4 is", "Then 2 times", "8 plus"]
+    free = dict(adapter.generate_until(contexts, {"max_gen_toks": 12}))
+    assert adapter.tally["thoughts"] == adapter.tally["tokens"] * think
+    for i, text in free.items():
+        middle = len(text) // 2
+        for stop in (text[middle : middle + 1], text[middle : middle + 3], text[:1]):
+            asked = {"until": [stop, "never said"], "max_gen_toks": 12, "do_sample": False}
+            (found,) = adapter.generate_until([contexts[i]], asked)
+            assert found == (0, text[: text.index(stop)])
+
+
+def test_a_context_that_comes_again_draws_anew_and_a_batch_changes_nothing(trained):
+    asked = {"max_gen_toks": 8, "do_sample": True, "temperature": 2.0}
+    contexts = ["3 plus", "Then", "3 plus"]
+    one, two = (
+        dict(opened(trained, batch_size=size).generate_until(contexts, asked)) for size in (1, 3)
+    )
+    assert one == two
+    assert one[0] != one[2]
+
+
+def test_generation_that_leaves_no_room_is_refused_and_long_contexts_are_cut(trained):
+    adapter = opened(trained)
+    with pytest.raises(ValueError, match="256 output tokens leave no room for a context in"):
+        list(adapter.generate_until(["3"], {}))
+    kept = adapter.tokenizer.encode(LONG, bos=True)[100 - adapter.longest :]
+    ((_, text),) = adapter.generate_until([LONG], {"max_gen_toks": 100})
+    assert adapter.tally["cut"] == 1
+    (found,) = generate(adapter.quiet, [kept], Decoding(max_tokens=100))
+    whole, before = (adapter.tokenizer.decode(x) for x in (kept + found.text_ids, kept))
+    assert text == whole[len(before) :]
+
+
+def test_what_a_task_asks_for_is_read_as_the_harness_means_it(trained):
+    adapter = opened(trained, max_gen_toks=7)
+    assert adapter.decoding({}) == (adapter.decoding({"temperature": 0.0})[0], [])
+    assert adapter.decoding({})[0].max_tokens == 7
+    decoding, stops = adapter.decoding({"until": "\n", "max_tokens": 3, "do_sample": True})
+    assert (decoding.temperature, decoding.max_tokens, stops) == (1.0, 3, ["\n"])
+    assert adapter.decoding({"do_sample": False, "temperature": 0.9})[0].temperature == 0.0
+    assert adapter.decoding({"temperature": 0.9, "top_p": 0.5})[0].top_p == 0.5
+    with pytest.raises(ValueError, match="generation_kwargs: expected some of .*; got num_beams"):
+        adapter.decoding({"num_beams": 5})
+
+
+def test_arguments_are_read_from_text_and_from_values():
+    given = {"pretrained": "x", "think": "True", "thoughts": "3", "batch_size": 4, "seed": None}
+    assert Arguments.read(given) == Arguments("x", think=True, thoughts=3, batch_size=4)
+    assert Arguments.read({"pretrained": "x", "think": False}).think is False
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "expected pretrained=RUN"),
+        ({"pretrained": "x", "thought": 1}, "expected some of pretrained, .*; got thought"),
+        ({"pretrained": "x", "thoughts": 1.5}, "thoughts: expected int, got 1.5"),
+        ({"pretrained": "x", "batch_size": "auto"}, "batch_size: expected int, got 'auto'"),
+        ({"pretrained": "x", "think": "maybe"}, "think: expected bool, got 'maybe'"),
+        ({"pretrained": "x", "think_when": "often"}, "expected always, never or entropy>X"),
+        ({"pretrained": "x", "samples": 2}, "greedy thoughts are all the same"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        Arguments.read(given)
+
+
+def test_the_device_that_the_harness_gives_unasked_is_taken_where_it_is_there(trained):
+    device = Adapter.open(Arguments(str(trained), device="cuda:0")).quiet.start.device
+    assert (device.type == "cuda") == torch.cuda.is_available()
+
+
+def test_a_device_that_is_none_is_refused(trained):
+    with pytest.raises(ValueError, match="device: expected auto, cpu or cuda, got mps"):
+        Adapter.open(Arguments(str(trained), device="mps"))
+
+
+def test_a_plain_run_does_not_think_unless_told_to(tiny, tmp_path):
+    plain = run(tmp_path, tiny.flags(tmp_path, "--objective=plain", "--steps=1"))
+    assert opened(plain).thinking.when.never
+    assert opened(plain, think=True).thinking.when.always
+    assert opened(tiny.weights, thoughts=0).thinking.when.never
+    assert opened(tiny.weights, thoughts=5).quiet.config.thoughts == 5
+
+
+def test_without_the_harness_one_line_says_how_to_get_it(monkeypatch, capsys):
+    harness.harness_model.cache_clear()
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setitem(sys.modules, "lm_eval.models", None)
+    assert harness.main(["run"]) == 2
+    line = "expected lm-evaluation-harness, found none; run pip install -e '.[harness]'"
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+# the rest is with the harness itself
+
+
+def write_tasks(folder):
+    """Three small tasks over a local file."""
+    lines = [{"q": q, "choices": c, "gold": g} for q, c, g in QUESTIONS]
+    (folder / "lines.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    shared = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "lines.jsonl")}},
+        "test_split": "test",
+        "doc_to_text": "{{q}}",
+        "target_delimiter": "",
+        "metadata": {"version": 1},
+    }
+    choice = {
+        "output_type": "multiple_choice",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{gold}}",
+        "metric_list": [{"metric": "acc"}],
+    }
+    rolling = {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{q}}{{choices[gold]}}",
+        "metric_list": [{"metric": "bits_per_byte"}, {"metric": "word_perplexity"}],
+    }
+    until = {
+        "output_type": "generate_until",
+        "doc_to_target": "{{choices[gold]}}",
+        "generation_kwargs": {"until": ["\n", "."], "max_gen_toks": 8, "do_sample": False},
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    for name, task in {"qs_choice": choice, "qs_rolling": rolling, "qs_until": until}.items():
+        (folder / f"{name}.yaml").write_text(json.dumps({"task": name} | shared | task))
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["thinking", "plain"])
+def measured(request, trained, tmp_path_factory):
+    """The adapter, and what the harness's own command wrote: results and samples by task."""
+    folder = tmp_path_factory.mktemp("harness")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs
+        for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):
+            patch.setenv(name, "1")
+        for name in ("HF_HOME", "HF_DATASETS_CACHE"):
+            patch.setenv(name, str(folder / "cache"))
+        pytest.importorskip("lm_eval")
+        write_tasks(folder)
+        model = f"pretrained={trained},think={request.param},batch_size=2,device=cpu"
+        command = ["run", "--model", "qs", "--model_args", model, "--log_samples"]
+        command += ["--include_path", str(folder), "--output_path", str(folder / "out")]
+        assert harness.main([*command, "--tasks", "qs_choice,qs_rolling,qs_until"]) == 0
+    (results,) = (folder / "out").rglob("results_*.json")
+    samples = {
+        path.name.split("_2")[0].removeprefix("samples_"): [
+            json.loads(line) for line in path.read_text().splitlines()
+        ]
+        for path in (folder / "out").rglob("samples_*.jsonl")
+    }
+    return opened(trained, think=request.param), json.loads(results.read_text()), samples
+
+
+def test_the_harness_has_our_accuracy(measured):
+    adapter, results, samples = measured
+    right = 0
+    for sample in samples["qs_choice"]:
+        question, choices, gold = QUESTIONS[sample["doc_id"]]
+        found = [float(x[0]) for x in sample["filtered_resps"]]
+        expected = [directly(adapter, question, choice)[0] for choice in choices]
+        assert found == pytest.approx(expected, abs=1e-4)
+        right += expected.index(max(expected)) == gold
+    assert len(samples["qs_choice"]) == 3
+    assert results["results"]["qs_choice"]["acc,none"] == pytest.approx(right / 3)
+
+
+def test_the_harness_has_our_perplexity(measured):
+    adapter, results, _ = measured
+    texts = [q + choices[gold] for q, choices, gold in QUESTIONS]
+    nats = -sum(directly(adapter, "", text)[0] for text in texts)
+    bits = nats / math.log(2) / sum(len(text.encode()) for text in texts)
+    words = sum(len(text.split()) for text in texts)
+    found = results["results"]["qs_rolling"]
+    assert found["bits_per_byte,none"] == pytest.approx(bits, rel=1e-5)
+    assert found["word_perplexity,none"] == pytest.approx(math.exp(nats / words), rel=1e-4)
+
+
+def test_the_harness_has_our_text(measured):
+    adapter, results, samples = measured
+    assert len(samples["qs_until"]) == 3
+    for sample in samples["qs_until"]:
+        context = QUESTIONS[sample["doc_id"]][0]
+        ids = adapter.tokenizer.encode(context, bos=True)
+        (found,) = generate(
+            adapter.quiet, [ids], Decoding(max_tokens=8, think_when=str(adapter.thinking.when))
+        )
+        whole = adapter.tokenizer.decode(ids + found.text_ids)
+        assert sample["filtered_resps"] == [re.split(r"[.\n]", whole[len(context) :])[0]]
+    assert results["config"]["thinking"]["when"] == str(adapter.thinking.when)
+    assert results["config"]["counts"]["cut"] == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_continuations_are_split_and_windows_are_cut_as_the_harness_does(trained):
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    adapter = opened(trained)
+
+    class Theirs(TemplateLM):
+        eot_token_id = loglikelihood_rolling = generate_until = _loglikelihood_tokens = None
+
+        def tok_encode(self, string, add_special_tokens=None):
+            return adapter.tokenizer.encode(string, bos=add_special_tokens is not False)
+
+    for context in ("3 plus", "3 plus ", "3\n\n", " "):
+        for continuation in ("4", " is", "\n7 is."):
+            row = split(adapter.tokenizer, context, continuation)
+            before, after = Theirs()._encode_pair(context, continuation)
+            assert [*row.ids] == before + after
+            assert row.first == len(before)
+    for length in range(20):
+        for longest in range(1, 9):
+            theirs = get_rolling_token_windows(list(range(length)), -1, longest, 1)
+            pairs = [make_disjoint_window(pair) for pair in theirs]
+            ours = windows(range(length), -1, longest)
+            assert [([*r.ids[: r.first]], [*r.ids[r.first :]]) for r in ours] == pairs

@@ -1,0 +1,216 @@
+"""zeroshot: every question is answered once, whatever interrupts, and rates are of all of them."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import init_weights
+
+import qs.evaluation.question_sets
+from qs.config import Config, RunConfig, ThoughtConfig
+from qs.data.prompts import direct_answer, direct_prompt
+from qs.data.question_sets import Question
+from qs.evaluation.question_sets import Exam, against, answers_of, run, summary
+from qs.evaluation.statistics import paired, wilson
+from qs.files import Lines
+from qs.model.tokenizer import train_tokenizer
+from qs.quietstar.load import choose_placement, load
+
+NUMBERS = [Question(f"n{i}", f"How many are {i}?", (), str(i), str(i)) for i in range(5)]
+CHOICES = [
+    Question(f"c{i}", f"Which of {i}?", (("A", "figs"), ("B", "nuts")), "AB"[i % 2], "AB"[i % 2])
+    for i in range(5)
+]
+EXAM = Exam("gsm8k", "m", "digest", thoughts=2, samples=2, batch=2)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    texts = [direct_prompt(q) + direct_answer(q) for q in NUMBERS + CHOICES] * 20
+    texts += ["A: 0 1 2 3 4 5 6 7 8 9\n"] * 50
+    tokenizer = train_tokenizer(texts, folder, 300)
+    init_weights(folder / "weights", folder, positions=128)
+    thought = ThoughtConfig(thoughts=2, ahead=1, samples=2, start_text="0", end_text="1")
+    settings = Config(thought, run=RunConfig(device="cpu", dtype="float32"))
+    quiet, _ = load(folder / "weights", settings, choose_placement(settings.run))
+    torch.nn.init.normal_(quiet.mixer[4].weight, 0, 1.0, torch.Generator().manual_seed(0))
+    return quiet, tokenizer
+
+
+@pytest.mark.parametrize(("task", "questions"), [("gsm8k", NUMBERS), ("commonsense_qa", CHOICES)])
+def test_every_question_has_a_line_and_the_summary_is_of_all(opened, tmp_path, task, questions):
+    exam = dataclasses.replace(EXAM, task=task)
+    found = run(exam, *opened, questions, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / exam.file).read_text().splitlines()]
+    assert sorted(line["id"] for line in lines) == sorted(q.id for q in questions)
+    assert found["questions"] == found["scored"] == 5
+    assert found["too_long"] == []
+    for name in ("gold_base", "gold_greedy", "gold_sampled"):
+        assert found[name]["mean"] == pytest.approx(np.mean([line[name] for line in lines]))
+    assert found["gold_greedy"]["mean"] != found["gold_base"]["mean"]
+    hits = sum(line["exact_mix"] for line in lines)
+    assert found["exact_mix"]["wilson"] == pytest.approx(wilson(hits, 5))
+    assert ("option_greedy" in found) == (task == "commonsense_qa")
+    assert found["slots_everywhere"] > 3 * found["slots"]
+
+
+def test_an_interrupted_exam_goes_on_and_comes_to_the_same(opened, tmp_path, monkeypatch):
+    def same_run(out):
+        found = run(EXAM, *opened, NUMBERS, out)
+        return {k: v for k, v in found.items() if k not in ("answered", "seconds")}
+
+    straight = same_run(tmp_path / "straight")
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return direct(*arguments)
+
+    direct = qs.evaluation.question_sets._direct
+    with monkeypatch.context() as patch:
+        patch.setattr(qs.evaluation.question_sets, "_direct", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            same_run(tmp_path / "again")
+        path = tmp_path / "again" / EXAM.file
+        path.write_bytes(path.read_bytes() + b'{"id": "n')  # killed while it wrote
+        calls[:] = [()] * 5
+        assert same_run(tmp_path / "again") == straight
+        assert len(calls) == 5 + 2  # of three batches one was done
+    one, other = ((tmp_path / n / EXAM.file).read_text() for n in ("straight", "again"))
+    assert one == other
+
+
+def test_what_changes_answers_has_another_file_and_what_does_not_has_the_same():
+    changes = ({"weights": "x"}, {"thoughts": 3}, {"seed": 1}, {"votes": 8}, {"samples": 3})
+    assert len({EXAM.file, *(dataclasses.replace(EXAM, **x).file for x in changes)}) == 6
+    for change in ({"model": "elsewhere"}, {"batch": 3}, {"temperature": 0.5}):
+        assert dataclasses.replace(EXAM, **change).file == EXAM.file
+    voting = dataclasses.replace(EXAM, votes=8)
+    assert dataclasses.replace(voting, samples=9).file == voting.file
+    assert dataclasses.replace(voting, temperature=0.5).file != voting.file
+
+
+@pytest.mark.parametrize("votes", [0, 2])
+def test_a_question_is_answered_the_same_whatever_is_asked_beside_it(opened, tmp_path, votes):
+    found = []
+    for name, batch, asked in (("all", 5, NUMBERS), ("one", 1, NUMBERS[2:3])):
+        exam = dataclasses.replace(EXAM, votes=votes, batch=batch)
+        run(exam, *opened, asked, tmp_path / name)
+        lines = {line["id"]: line for line in Lines(tmp_path / name / exam.file).lines()}
+        found.append(lines["n2"])
+    one, other = found
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        expected = pytest.approx(other[name], rel=1e-4) if type(value) is float else other[name]
+        assert value == expected, name
+
+
+def test_a_question_that_does_not_fit_is_named_and_not_cut(opened, tmp_path):
+    long = Question("long", "What? " * 200, (), "1", "1")
+    found = run(EXAM, *opened, [*NUMBERS, long], tmp_path)
+    assert found["too_long"] == ["long"]
+    assert (found["questions"], found["scored"]) == (6, 5)
+
+
+def test_chains_are_counted_by_their_majority(opened, tmp_path, monkeypatch):
+    exam = dataclasses.replace(EXAM, votes=3)
+    answers = iter(["chain"] * 6 + [" 3", " 4", " 4", " 1", " 0", " x"])
+
+    def said(exam, quiet, tokenizer, prompts, when, tokens, numbers):
+        assert all(p.startswith("Q: ") for p in prompts)
+        return [next(answers) for _ in prompts] if when == "never" else ["5"] * len(prompts)
+
+    monkeypatch.setattr(qs.evaluation.question_sets, "_continue", said)
+    found = run(exam, *opened, [NUMBERS[4], NUMBERS[1]], tmp_path)
+    lines = {x["id"]: x for x in Lines(tmp_path / exam.file).lines()}
+    assert lines["n4"]["votes_base"] == ["3", "4", "4"]
+    assert lines["n1"]["votes_base"] == ["1", "0", None]
+    assert [lines[i]["exact_base"] for i in ("n4", "n1")] == [True, True]
+    assert not lines["n1"]["exact_mix"]
+    assert found["single_base"]["mean"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+    assert found["exact_mix"]["change"]["mean"] == -1
+
+
+def test_chains_are_really_generated_and_do_not_depend_on_the_batch_before(opened, tmp_path):
+    exam = dataclasses.replace(EXAM, votes=2)
+    quiet, tokenizer = opened
+    found = run(exam, quiet, tokenizer, NUMBERS[:3], tmp_path / "a")
+    assert found["scored"] == 3
+    lines = list(Lines(tmp_path / "a" / exam.file).lines())
+    path = tmp_path / "b" / exam.file
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines[:2]))
+    run(exam, quiet, tokenizer, NUMBERS[:3], tmp_path / "b")
+    assert path.read_text() == (tmp_path / "a" / exam.file).read_text()
+
+
+def test_a_damaged_file_of_answers_is_named(opened, tmp_path):
+    path = tmp_path / EXAM.file
+    path.write_text("nonsense\n")
+    with pytest.raises(ValueError, match=r"line 1: expected a JSON object, .* remove the file"):
+        run(EXAM, *opened, NUMBERS, tmp_path)
+
+
+def test_differences_are_paired_by_question():
+    found = paired([0.0, 1.0, 0.5], [0.5, 1.0, 1.5])
+    assert found["mean"] == pytest.approx(0.5)
+    assert found["interval"] == pytest.approx(1.959964 * 0.5 / 3**0.5)
+    lines = [{"id": "x", "gold_base": 0.2, "gold_greedy": 0.4, "slots": 2}] * 2
+    assert summary(lines)["gold_greedy"]["change"]["mean"] == pytest.approx(0.2)
+    assert summary(lines)["slots"] == 4
+
+
+def test_two_models_are_compared_on_the_questions_that_both_answered(opened, tmp_path):
+    own = dataclasses.replace(EXAM, model="own")
+    run(EXAM, *opened, NUMBERS[:4], tmp_path / "other")
+    run(own, *opened, NUMBERS[1:], tmp_path / "own")
+    path = tmp_path / "own" / own.file
+    lines = list(Lines(path).lines())
+    lines[0]["gold_greedy"] += 0.3
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    theirs = {x["id"]: x for x in Lines(tmp_path / "other" / EXAM.file).lines()}
+    shared = [x for x in lines if x["id"] in theirs]
+    found = against(path, answers_of(own.kind, tmp_path / "other"))
+    assert found["questions"] == len(shared) == 3
+    expected = np.mean([x["gold_greedy"] - theirs[x["id"]]["gold_greedy"] for x in shared])
+    assert found["gold_greedy"]["mean"] == pytest.approx(expected)
+    assert found["exact_mix"]["mean"] == 0
+    with pytest.raises(ValueError, match="expected answers of gsm8k-direct to compare with"):
+        answers_of(own.kind, tmp_path)
+    run(EXAM, *opened, NUMBERS[:1], tmp_path / "none")
+    with pytest.raises(ValueError, match="expected some of the questions"):
+        against(path, answers_of(own.kind, tmp_path / "none"))
+
+
+def test_a_model_that_does_not_think_is_asked_once_and_compared_with_by_its_only_answers(
+    opened, tmp_path
+):
+    plain = dataclasses.replace(EXAM, thoughts=0, task="commonsense_qa")
+    thinks = dataclasses.replace(EXAM, task="commonsense_qa")
+    quiet, tokenizer = opened
+    with quiet.with_settings(thoughts=0, beta=0.0):
+        summary = run(plain, quiet, tokenizer, CHOICES, tmp_path / "plain")
+    assert not any(name.endswith(("greedy", "sampled", "mix", "slots")) for name in summary)
+    run(thinks, quiet, tokenizer, CHOICES, tmp_path)
+    files = [x.file for x in (thinks, plain)]
+    found = against(tmp_path / files[0], tmp_path / "plain" / files[1])
+    mine, theirs = (
+        [x[name] for x in Lines(folder / file).lines()]
+        for name, folder, file in zip(
+            ("gold_greedy", "gold_base"), (tmp_path, tmp_path / "plain"), files, strict=True
+        )
+    )
+    assert found["gold_base"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert found["gold_greedy"]["mean"] == pytest.approx(np.mean(mine) - np.mean(theirs))
+    assert "gold_chance" not in found
+
+
+def test_chance_is_that_of_a_model_that_prefers_nothing(opened, tmp_path):
+    found = run(dataclasses.replace(EXAM, task="commonsense_qa"), *opened, CHOICES, tmp_path)
+    assert found["option_chance"]["mean"] == 1 / 2
+    assert found["gold_chance"]["mean"] == pytest.approx((1 / 3) ** 2)  # A, B, newline; twice

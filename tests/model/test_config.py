@@ -1,0 +1,121 @@
+"""model_config: a checkpoint's own file gives the model's shape, or says why it cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from checkpoints import SMALL, as_mistral, edit_json, filled
+from safetensors.torch import save_file
+
+from qs.model.config import read_config
+from qs.model.tensors import shapes
+from qs.model.weights import save
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A small checkpoint in one file, to be damaged."""
+    save(tmp_path / "small", SMALL, filled(shapes(SMALL), 0))
+    return tmp_path / "small"
+
+
+def test_mistrals_own_config_is_read_with_its_defaults(folder):
+    as_mistral(folder)
+    assert read_config(folder) == SMALL
+    edit_json(folder / "params.json", rope_theta=1e6, sliding_window=None, head_dim=...)
+    expected = dataclasses.replace(SMALL, rope_theta=1e6, window=None, head_dim=3)
+    with pytest.raises(ValueError, match="expected head_dim .* to be even, got 3"):
+        read_config(folder)
+    edit_json(folder / "params.json", dim=16)
+    assert read_config(folder) == dataclasses.replace(expected, dim=16, head_dim=4)
+
+
+def test_newer_config_files_are_understood(folder):
+    path = folder / "config.json"
+    edit_json(path, rope_theta=..., rope_parameters={"rope_theta": 5e5, "rope_type": "default"})
+    edit_json(path, eos_token_id=[2, 5], pad_token_id=-1, rope_scaling=None, architectures=...)
+    expected = dataclasses.replace(SMALL, rope_theta=5e5)
+    assert read_config(folder) == expected
+    edit_json(path, hidden_size=24, head_dim=None, num_key_value_heads=None, sliding_window=None)
+    expected = dataclasses.replace(expected, dim=24, kv_heads=4, window=None)
+    assert read_config(folder) == expected
+    edit_json(path, head_dim=..., sliding_window=...)
+    assert read_config(folder) == dataclasses.replace(expected, window=4096)  # as stock does
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "llama"}, "expected model_type mistral .* found llama"),
+        ({"model_type": ...}, "expected model_type mistral .* found None"),
+        ({"architectures": ["MistralModel"]}, "found mistral and .*MistralModel"),
+        ({"hidden_act": "gelu"}, "expected hidden_act silu, found 'gelu'"),
+        ({"hidden_size": ...}, "hidden_size missing"),
+        ({"hidden_size": "64"}, r"expected dim \(hidden_size\) to be a whole number.* '64'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers.* above 0, got 0"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads.* to divide 4 heads, got 3"),
+        ({"head_dim": None, "hidden_size": 13}, "expected heads that divide 13, found 4"),
+        ({"head_dim": 5}, "expected head_dim .* to be even, got 5"),
+        ({"sliding_window": 0}, "sliding_window.* got 0"),
+        ({"rms_norm_eps": None}, "rms_norm_eps.* got None"),
+        ({"rope_theta": 0}, "rope_theta.* got 0"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings.* true or false, got 1"),
+        ({"bos_token_id": 11}, "bos_token_id.* below vocab_size 11, got 11"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "expected no rope_scaling"),
+        ({"rope_scaling": "linear"}, "expected rope_scaling to be an object"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "expected no rope_parameters"),
+        ({"partial_rotary_factor": 0.5}, "only plain rotary"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config set: unsupported"),
+        ({"use_weighted_talk_head": False}, "use_weighted_talk_head not as in the released"),
+    ],
+)
+def test_a_config_of_another_model_is_refused_by_name(folder, values, message):
+    edit_json(folder / "config.json", **values)
+    with pytest.raises(ValueError, match=message) as error:
+        read_config(folder)
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{", "expected JSON"), (b"[]", "expected a JSON object"), (b"\xff", "expected JSON")],
+)
+def test_a_damaged_config_is_refused(folder, content, message):
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_config(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="config.json: expected a file with JSON"):
+        read_config(folder)
+    with pytest.raises(ValueError, match="expected a folder with a checkpoint"):
+        read_config(folder / "none")
+
+
+@pytest.mark.parametrize("ids", [{"<|startthought|>": 4}, {"startthought": 4, "endthought": 11}])
+def test_thought_ids_that_cannot_be_are_refused(folder, ids):
+    (folder / "added_tokens.json").write_text(json.dumps({"</s>": 2} | ids))
+    with pytest.raises(ValueError, match="expected no thought ids, or a start and an end below"):
+        read_config(folder)
+
+
+def test_a_mixture_of_experts_is_refused(folder):
+    as_mistral(folder)
+    edit_json(folder / "params.json", moe={"num_experts": 8})
+    with pytest.raises(ValueError, match="moe set: unsupported"):
+        read_config(folder)
+    edit_json(folder / "params.json", moe=..., n_heads=...)
+    with pytest.raises(ValueError, match="n_heads missing"):
+        read_config(folder)
+
+
+@pytest.mark.parametrize(("window", "theta"), [(None, 1e6), (4096, 1e4)])
+def test_params_without_a_rotary_base_mean_what_mistrals_own_code_takes(tmp_path, window, theta):
+    params = {"dim": 8, "n_layers": 1, "head_dim": 4, "hidden_dim": 8, "n_heads": 2}
+    params |= {"n_kv_heads": 1, "norm_eps": 1e-5, "vocab_size": 9}
+    params |= {} if window is None else {"sliding_window": window}
+    (tmp_path / "params.json").write_text(json.dumps(params))
+    save_file({}, tmp_path / "consolidated.safetensors")
+    assert read_config(tmp_path).rope_theta == theta

@@ -1,0 +1,245 @@
+"""build: what a checkpoint holds is what runs; only what it lacks is made new."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import DIM, POSITIONS, VOCAB, make, same_bits
+
+from qs.config import Config, RunConfig, ThoughtConfig
+from qs.model import __main__ as main
+from qs.model import config, weights
+from qs.model.config import ModelConfig
+from qs.model.tensors import extra_shapes
+from qs.model.tokenizer import Tokenizer
+from qs.quietstar.load import check_fits, choose_placement, first_tokens, load
+
+CPU = choose_placement(RunConfig(device="cpu"))
+SIGMOID = {"mix_weight": "sigmoid", "mix_space": "probability"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def extras():
+    numbers = torch.Generator().manual_seed(7)
+    return {n: torch.randn(shape, generator=numbers) for n, shape in extra_shapes(DIM).items()}
+
+
+def store(tiny, folder, extras, settings):
+    """A checkpoint in the layout of Quiet-STaR."""
+    shape = config.read_config(tiny.weights)
+    parameters = main.random_parameters(shape, seed=3)
+    weights.save(folder, shape, parameters, extras, settings, layout="quietstar")
+    shutil.copy(tiny.weights / "tokenizer.model", folder)
+    return folder
+
+
+def extras_of(quiet):
+    return {n: p.detach() for n, p in quiet.named_parameters() if not n.startswith("model.")}
+
+
+# Start, end and mixing head
+
+
+@pytest.mark.parametrize("settings", [{}, SIGMOID, {"embedding_scale": 7.0}])
+def test_stored_vectors_and_mixing_head_come_back_bit_for_bit(tiny, tmp_path, extras, settings):
+    config = ThoughtConfig(**settings)
+    kept = {k: getattr(config, k) for k in ("embedding_scale", "mix_weight", "mix_space")}
+    folder = store(tiny, tmp_path / "w", extras, kept)
+    for seed in (0, 1):  # nothing is made new
+        quiet, tokenizer = load(folder, Config(config, run=RunConfig(seed=seed)), CPU)
+        same_bits(extras_of(quiet), extras)
+    assert tokenizer.hash == Tokenizer.load(tiny.tokenizer).hash
+    parameters = main.random_parameters(config.read_config(folder), seed=3)
+    same_bits({n: p.detach() for n, p in quiet.model.named_parameters()}, parameters)
+
+
+@pytest.mark.parametrize(("stored", "wanted"), [(100.0, 10.0), (4.0, 64.0)])
+def test_another_embedding_scale_keeps_the_vectors_that_are_used(
+    tiny, tmp_path, extras, stored, wanted
+):
+    settings = {"embedding_scale": stored, "mix_weight": "linear", "mix_space": "output"}
+    folder = store(tiny, tmp_path / "w", extras, settings)
+    quiet, _ = load(folder, Config(ThoughtConfig(embedding_scale=wanted)), CPU)
+    for name in ("start", "end"):
+        used = extras_of(quiet)[name] * wanted
+        torch.testing.assert_close(used, extras[name] * stored, rtol=1e-6, atol=0)
+        assert not torch.equal(extras_of(quiet)[name], extras[name])
+    same_bits(dict(quiet.mixer.named_parameters()), {n[6:]: extras[n] for n in list(extras)[2:]})
+
+
+def test_the_released_layout_is_read_as_published(tiny, tmp_path, extras):
+    folder = store(tiny, tmp_path / "w", extras, None)
+    assert config.read_settings(folder) is None
+    quiet, _ = load(folder, Config(ThoughtConfig()), CPU)  # linear, output, scale 100
+    same_bits(extras_of(quiet), extras)
+    quiet, _ = load(folder, Config(ThoughtConfig(embedding_scale=50.0)), CPU)
+    assert torch.equal(quiet.start, extras["start"] * 2)
+    with pytest.raises(ValueError, match="trained with --mix-weight linear, got sigmoid"):
+        load(folder, Config(ThoughtConfig(mix_weight="sigmoid")), CPU)
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "message"),
+    [
+        ({}, {"mix_weight": "sigmoid"}, "trained with --mix-weight linear, got sigmoid"),
+        (SIGMOID, {}, "trained with --mix-weight sigmoid, got linear"),
+        (
+            SIGMOID,
+            {"mix_weight": "sigmoid"},
+            "trained with --mix-space probability, got output",
+        ),
+    ],
+)
+def test_a_mixing_head_trained_for_another_mixing_is_refused(
+    tiny, tmp_path, extras, stored, wanted, message
+):
+    config = dataclasses.asdict(ThoughtConfig(**stored))
+    kept = {k: config[k] for k in ("embedding_scale", "mix_weight", "mix_space")}
+    folder = store(tiny, tmp_path / "w", extras, kept)
+    with pytest.raises(ValueError, match=message):
+        load(folder, Config(ThoughtConfig(**wanted)), CPU)
+
+
+def test_a_plain_checkpoint_begins_from_the_text_given_and_from_a_mixing_weight_of_zero(tiny):
+    config = ThoughtConfig(start_text="plus", end_text="\n", embedding_scale=10.0)
+    quiet, tokenizer = load(tiny.weights, Config(config), CPU)
+    table = load_file(tiny.weights / "model.safetensors")["model.embed_tokens.weight"]
+    for vector, text in ((quiet.start, "plus"), (quiet.end, "\n")):
+        ids = [i for i in tokenizer.encode(text) if tokenizer.decode([i]).strip() or text == "\n"]
+        torch.testing.assert_close(vector.detach() * 10, table[ids].mean(0), rtol=1e-6, atol=1e-8)
+    assert (quiet.mixer[4].weight == 0).all()
+
+
+def test_what_is_made_new_depends_on_the_seed_and_on_nothing_else(tiny):
+    state = torch.random.get_rng_state()
+    first, second = (
+        extras_of(load(tiny.weights, Config(run=RunConfig(seed=4)), CPU)[0]) for _ in "ab"
+    )
+    assert torch.equal(torch.random.get_rng_state(), state)
+    same_bits(first, second)
+    other = extras_of(load(tiny.weights, Config(run=RunConfig(seed=5)), CPU)[0])
+    assert not torch.equal(first["mixer.0.weight"], other["mixer.0.weight"])
+    load(tiny.weights, Config(run=RunConfig(seed=2**70)), CPU)  # wider than PyTorch's seeds
+
+
+def test_the_start_text_loses_the_bare_space_that_sentencepiece_puts_before_it(tiny):
+    tokenizer = Tokenizer.load(tiny.tokenizer)
+    ids = tokenizer.encode("---")
+    assert tokenizer.decode(first_tokens(tokenizer, "---")) == "---"
+    assert len(ids) == 4  # the space and each dash
+    assert first_tokens(tokenizer, "---") == ids[1:]
+    assert first_tokens(tokenizer, " ") == tokenizer.encode(" ")  # nothing else is left
+    with pytest.raises(ValueError, match="--start-text and --end-text must not be empty"):
+        first_tokens(tokenizer, "")
+
+
+# Weights
+
+
+def test_weights_are_float32_whatever_the_file_and_the_arithmetic(tiny, tmp_path):
+    folder = shutil.copytree(tiny.weights, tmp_path / "w")
+    stored = load_file(folder / "model.safetensors")
+    halved = {name: tensor.bfloat16() for name, tensor in stored.items()}
+    save_file(halved, folder / "model.safetensors")
+    placement = choose_placement(RunConfig(device="cpu", dtype="bfloat16"))
+    quiet, _ = load(folder, Config(ThoughtConfig()), placement)
+    assert {p.dtype for p in quiet.parameters()} == {torch.float32}
+    assert quiet.model.embed(torch.tensor([1])).dtype == torch.bfloat16
+    table = quiet.model.tok_embeddings.weight.detach()
+    assert torch.equal(table, halved["model.embed_tokens.weight"].float())
+
+
+def test_a_damaged_checkpoint_is_refused(tiny, tmp_path):
+    folder = shutil.copytree(tiny.weights, tmp_path / "w")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="model.safetensors: expected a safetensors file"):
+        load(folder, Config(ThoughtConfig()), CPU)
+
+
+# What fits
+
+
+SHAPE = ModelConfig(
+    vocab_size=VOCAB, dim=DIM, layers=1, heads=2, kv_heads=1, head_dim=8, hidden_dim=8
+)
+
+
+@pytest.mark.parametrize("rows", [VOCAB, VOCAB + 2])
+def test_a_tokenizer_fits_with_and_without_rows_for_thought_marks(tiny, rows):
+    tokenizer = Tokenizer.load(tiny.tokenizer)
+    marks = tuple(range(VOCAB, rows))
+    shape = dataclasses.replace(SHAPE, vocab_size=rows, thought_ids=marks)
+    check_fits(shape, tokenizer, Config(), tiny.weights)
+    for wrong in (rows - 3, rows + 1):
+        other = dataclasses.replace(shape, vocab_size=wrong)
+        message = f"has {wrong - len(marks)} text tokens, its tokenizer.model {VOCAB}; take both"
+        with pytest.raises(ValueError, match=message):
+            check_fits(other, tokenizer, Config(), tiny.weights)
+
+
+@pytest.mark.parametrize("objective", ["quiet", "plain"])
+def test_a_row_and_its_longest_branch_fit_into_the_positions_of_the_model(tiny, objective):
+    tokenizer = Tokenizer.load(tiny.tokenizer)
+    shape = dataclasses.replace(SHAPE, max_positions=POSITIONS)
+    # start, n thought tokens, end and m - 1 true tokens follow the last of T positions
+    branch = 2 + 3 + 1 if objective == "quiet" else 0
+    thought = ThoughtConfig(thoughts=2, ahead=3)
+    for seq in (POSITIONS - branch, POSITIONS - branch + 1):
+        config = Config(thought, run=RunConfig(objective=objective, seq=seq))
+        if seq == POSITIONS - branch:
+            check_fits(shape, tokenizer, config, tiny.weights)
+        else:
+            with pytest.raises(
+                ValueError, match=f"--seq {seq} .*exceeds the {POSITIONS} positions"
+            ):
+                check_fits(shape, tokenizer, config, tiny.weights)
+
+
+# Where it runs
+
+
+def test_the_cpu_computes_eagerly_in_float32_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = choose_placement(RunConfig())
+    assert (found.device.type, found.dtype, found.compile) == ("cpu", torch.float32, False)
+    assert found.attention == "structured"
+    assert str(found) == ("CPU, float32 arithmetic, float32 weights, structured attention, eager")
+    told = choose_placement(RunConfig(dtype="bfloat16", compile=True))
+    assert str(told) == (
+        "CPU, bfloat16 arithmetic, float32 weights, structured attention, compiled"
+    )
+
+
+def test_cuda_computes_in_compiled_bfloat16_with_flex_attention_unless_told_otherwise(monkeypatch):
+    precision = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    try:
+        found = choose_placement(RunConfig())
+        eager = choose_placement(RunConfig(device="cuda", compile=False, dtype="float32"))
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert (found.device.type, found.dtype, found.compile) == ("cuda", torch.bfloat16, True)
+    assert found.attention == "flex"
+    assert (eager.dtype, eager.compile, eager.attention) == (torch.float32, False, "structured")
+    assert choose_placement(RunConfig(device="cpu")).device.type == "cpu"
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="--device cuda: this machine shows no CUDA device"):
+        choose_placement(RunConfig(device="cuda"))
+
+
+def test_settings_of_a_checkpoint_are_plain_json(tiny, tmp_path, extras):
+    kept = {"embedding_scale": 100.0, "mix_weight": "linear", "mix_space": "output"}
+    folder = store(tiny, tmp_path / "w", extras, kept)
+    assert json.loads((folder / "config.json").read_text())["quiet_star"] == kept

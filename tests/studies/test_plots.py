@@ -1,0 +1,333 @@
+"""plot: what is drawn is what was measured, the same bytes each time, and labels do not overlap."""
+
+import dataclasses
+import itertools
+import json
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qs.config import PRESETS
+from qs.evaluation.hard_tokens import Decile
+from qs.studies.control_runs import LENGTH, SAME, TRAINED
+from qs.studies.controls import OWN, Row
+from qs.studies.pictures import spread
+from qs.studies.plots import draw, nll_range, read_curves, read_steps, smooth
+
+EDGES = [0.0, 0.0004, 0.003, 0.012, 0.05, 0.18, 0.52, 1.1, 2.2, 3.9, 12.84]
+DECILES = [
+    Decile(low, high, 100 + i, 9, gain=0.01 * (i - 3), interval=0.02 if i else None, nll_base=low)
+    for i, (low, high) in enumerate(itertools.pairwise(EDGES))
+]
+GOLD = {0: 0.13, 1: 0.15, 2: 0.2, 4: 0.75, 5: 0.92, 8: 0.9, 12: 0.85}
+finite = st.floats(-1e3, 1e3)
+
+
+def row(name, gold, seeds=3):
+    return Row(name, seeds, gold, 0.01, (gold - 0.04, gold + 0.03), 1.0, None, None, 1.1, None, 0.5)
+
+
+def write_log(run, steps):
+    (run / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [{"torch": "2"}, *steps]))
+
+
+def write_controls(run, tables):
+    named = {title: [dataclasses.asdict(r) for r in rows] for title, rows in tables.items()}
+    (run / "controls.json").write_text(json.dumps({"command": "", "tables": named}))
+
+
+def make(run, objective="quiet", steps=90):
+    """A run folder that trained, with n = 5, and was compared if it thinks."""
+    run.mkdir()
+    preset = PRESETS["tiny"]
+    config = dataclasses.replace(
+        preset,
+        thought=dataclasses.replace(preset.thought, thoughts=5),
+        run=dataclasses.replace(preset.run, objective=objective),
+    )
+    (run / "config.json").write_text(json.dumps(config.to_json()))
+    logged = [{"step": s, "loss": 1.0, "nll_base": 1.3 + 0.05 * np.sin(s)} for s in range(1, steps)]
+    if objective != "plain":
+        for record in logged:
+            record |= {"nll_talk": 1.2, "reward": record["step"] / 200, "weight_mean": 0.3}
+    write_log(run, logged)
+    if objective == "quiet":
+        trained = [row(OWN, GOLD[5]), row("plain training", 0.132), row("pause tokens", 0.14)]
+        trained += [row(f"n = {n}", gold) for n, gold in GOLD.items() if n != 5]
+        trained += [row("m = 4", 0.5)]
+        evaluated = [row(f"n = {n}", gold * 0.9) for n, gold in GOLD.items()]
+        write_controls(run, {SAME: [row(OWN, 0.1)], LENGTH: evaluated, TRAINED: trained})
+    return run
+
+
+def seen(run, look, monkeypatch, deciles=DECILES):
+    """What `look` finds in each figure of a run when it is saved, by name."""
+    module = pytest.importorskip("matplotlib.figure")
+    found = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            module.Figure, "savefig", lambda self, path, **_: found.update({path.stem: look(self)})
+        )
+        draw(run, deciles)
+    return found
+
+
+def lines(figure):
+    """The points of every line, panel by panel."""
+    return [[np.stack(line.get_data(), 1) for line in ax.lines] for ax in figure.axes]
+
+
+def bars(figure):
+    """Lower and upper ends of the bars of the first panel, one array for each series."""
+    series = (found.get_segments() for found in figure.axes[0].collections)
+    return [np.array([bar[:, 1] for bar in found if len(bar)]) for found in series]
+
+
+def texts(figure):
+    """(text, box in pixels) of everything written in a figure; first the box of the figure."""
+    figure.draw_without_rendering()
+    found = list(figure.texts)
+    for ax in figure.axes:
+        found += [*ax.texts, ax.title, *(axis.label for axis in (ax.xaxis, ax.yaxis))]
+        found += [child for child in ax.get_children() if hasattr(child, "get_text")]
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = axis.get_view_interval()
+            ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            found += [axis.get_offset_text(), *(tick.label1 for tick in ticks)]
+    found = [text for text in dict.fromkeys(found) if text.get_text() and text.get_visible()]
+    return [("", figure.bbox), *((text.get_text(), text.get_window_extent()) for text in found)]
+
+
+def test_pictures_are_written_twice_and_their_names_returned(tmp_path):
+    pytest.importorskip("matplotlib")
+    run = make(tmp_path / "run")
+    stems = ("training", "thought-length", "hard-tokens")
+    expected = [run / "plots" / f"{stem}{end}" for stem in stems for end in (".png", ".svg")]
+    assert draw(run, DECILES) == expected
+    for path in expected:
+        assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"<?xml")
+
+
+def test_the_same_run_gives_the_same_bytes_under_any_style_of_a_person(tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    run = make(tmp_path / "run")
+    first = draw(run, DECILES)
+    with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30, "svg.hashsalt": "else"}):
+        second = draw(run, DECILES, tmp_path / "a" / "b")
+        assert matplotlib.rcParams["font.size"] == 30
+    assert [p.parent for p in second] == [tmp_path / "a" / "b"] * 6
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+        assert b"Date" not in one.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("objective", "deciles", "expected"),
+    [
+        ("quiet", DECILES, ["training", "thought-length", "hard-tokens"]),
+        ("quiet", [], ["training", "thought-length"]),
+        ("pause", DECILES[:3], ["training", "hard-tokens"]),
+        ("plain", [], ["training"]),
+    ],
+)
+def test_what_was_not_measured_is_not_drawn(tmp_path, monkeypatch, objective, deciles, expected):
+    run = make(tmp_path / "run", objective)
+    found = seen(run, lambda figure: len(figure.axes), monkeypatch, deciles)
+    assert list(found) == expected
+    assert found["training"] == (1 if objective == "plain" else 3)
+
+
+def test_training_shows_every_step_and_its_mean_over_neighbours(tmp_path, monkeypatch):
+    run = make(tmp_path / "run", steps=120)
+    panels = seen(run, lines, monkeypatch)["training"]
+    steps = read_steps(run)
+    shown = [["nll_base", "nll_talk"], ["reward"], ["weight_mean"]]
+    for panel, keys in zip(panels, shown, strict=True):
+        for i, key in enumerate(keys):
+            raw, smoothed = panel[2 * i : 2 * i + 2]
+            assert raw[:, 0].tolist() == smoothed[:, 0].tolist() == list(range(1, 120))
+            np.testing.assert_array_equal(raw[:, 1], steps[key])
+            np.testing.assert_array_equal(smoothed[:, 1], smooth(steps[key], 2))
+
+
+def test_thought_length_shows_both_series_their_intervals_and_the_flat_lines(tmp_path, monkeypatch):
+    run = make(tmp_path / "run")
+    ((trained, evaluated, *flat),) = seen(run, lines, monkeypatch)["thought-length"]
+    spans = seen(run, bars, monkeypatch)["thought-length"]
+    for line, factor in ((trained, 1.0), (evaluated, 0.9)):
+        np.testing.assert_allclose(line[:, 0], list(GOLD), atol=0.1)  # a little aside
+        np.testing.assert_allclose(line[:, 1], np.array(list(GOLD.values())) * factor)
+        interval, seeds = spans.pop(0), spans.pop(0)
+        np.testing.assert_allclose(interval - line[:, 1:], [[-0.01, 0.01]] * len(GOLD))
+        np.testing.assert_allclose(seeds - line[:, 1:], [[-0.04, 0.03]] * len(GOLD))
+    assert [line[0, 1] for line in flat] == [0.132, 0.14]
+
+
+def test_hard_tokens_shows_the_gain_and_interval_of_every_decile(tmp_path, monkeypatch):
+    def heights(figure):
+        return [patch.get_height() for patch in figure.axes[0].patches]
+
+    run = make(tmp_path / "run")
+    assert seen(run, heights, monkeypatch)["hard-tokens"] == [d.gain for d in DECILES]
+    expected = [(d.gain - d.interval, d.gain + d.interval) for d in DECILES if d.interval]
+    np.testing.assert_allclose(seen(run, bars, monkeypatch)["hard-tokens"][0], expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-5])
+@pytest.mark.parametrize("objective", ["quiet", "pause", "plain"])
+def test_all_text_is_inside_the_picture_and_none_covers_another(
+    tmp_path, monkeypatch, objective, scale
+):
+    run = make(tmp_path / "run", objective)
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for record in records[1:]:
+        if objective != "plain":
+            record |= {"reward": record["reward"] * scale, "weight_mean": 0.3 * scale}
+            record["nll_talk"] = record["nll_base"] - scale / 10
+    write_log(run, records[1:])
+    if objective == "quiet" and scale < 1:
+        same = [row(name, 0.5) for name in (OWN, "n = 1", "plain training", "pause tokens")]
+        write_controls(run, {TRAINED: same, LENGTH: same})
+    deciles = [dataclasses.replace(d, gain=-abs(d.gain) * scale, interval=None) for d in DECILES]
+    for name, ((_, page), *found) in seen(run, texts, monkeypatch, deciles).items():
+        assert len(found) > 5
+        for text, box in found:
+            assert page.x0 <= box.x0 < box.x1 <= page.x1, (name, text)
+            assert page.y0 <= box.y0 < box.y1 <= page.y1, (name, text)
+        for (one, box), (other, box2) in itertools.combinations(found, 2):
+            assert not box.overlaps(box2), (name, one, other)
+
+
+def test_lines_are_named_where_they_end(tmp_path, monkeypatch):
+    found = seen(make(tmp_path / "run"), texts, monkeypatch)
+    for name, labels in {
+        "training": ["with thoughts", "without thoughts"],
+        "thought-length": [
+            "plain training",
+            "pause tokens",
+            "trained with n = 5,\nevaluated with n",
+            "trained with n",
+        ],
+    }.items():
+        places = {text: box.y0 for text, box in found[name]}
+        assert sorted(labels, key=places.get) == labels
+    assert [text for text, _ in found["training"]].count("40") == 1  # steps, below the last panel
+    pause = dict(seen(make(tmp_path / "pause", "pause"), texts, monkeypatch)["training"])
+    assert {"with pause tokens", "without pause tokens"} <= set(pause)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 41])
+def test_a_short_run_is_drawn(tmp_path, steps):
+    pytest.importorskip("matplotlib")
+    assert len(draw(make(tmp_path / "run", steps=steps), DECILES[:1])) == 6
+
+
+def test_drawing_without_matplotlib_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ValueError, match=r"found none; run pip install -e '\.\[plot\]'$"):
+        draw(make(tmp_path / "run"), DECILES)
+    assert not (tmp_path / "run" / "plots").exists()
+
+
+def test_steps_are_read_with_gaps_where_nothing_finite_was_measured(tmp_path):
+    steps = [{"step": 1, "nll_base": 1.5}, {"step": 2, "nll_base": None, "reward": 0}]
+    write_log(tmp_path, steps)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 3, "nll_b')  # killed while writing
+    found = read_steps(tmp_path)
+    assert list(found) == ["step", "nll_base", "reward"]
+    np.testing.assert_array_equal(found["step"], [1, 2])
+    np.testing.assert_array_equal(found["nll_base"], [1.5, np.nan])
+    np.testing.assert_array_equal(found["reward"], [np.nan, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("log", "found"),
+    [
+        (None, "no such file"),
+        (b"", "no step"),
+        (b'{"torch": "2"}\n', "no step"),
+        (b"\xff\xfe", "no text"),
+        (b'{"torch": "2"}\n{"step"\n{"step": 2, "nll_base": 1}\n', "line 2 damaged"),
+        (b'{}\n{"step": 1, "nll_base": 1}\n{"step": 2}\n', "{'step': 2} in line 3"),
+        (b'{}\n{"step": null, "nll_base": 1}\n', "{'step': None, 'nll_base': 1} in line 2"),
+        (b'{}\n{"step": 1, "nll_base": "low"}\n', "{'step': 1, 'nll_base': 'low'} in line 2"),
+    ],
+)
+def test_another_log_is_refused(tmp_path, log, found):
+    if log is not None:
+        (tmp_path / "log.jsonl").write_bytes(log)
+    with pytest.raises(ValueError, match=r"log\.jsonl: expected the log of a run") as error:
+        read_steps(tmp_path)
+    assert f"found {found}" in str(error.value)
+    assert str(error.value).endswith(f"is {tmp_path} a run folder that has trained?")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError, match=r"config\.json: no such file; is .* a run folder\?"):
+        draw(tmp_path, DECILES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_run_itself_stands_at_its_own_length(tmp_path):
+    curves = read_curves(make(tmp_path / "run"), 5)
+    assert {n: r.gold for n, r in curves.trained.items()} == GOLD
+    assert curves.trained[5].name == OWN
+    assert list(curves.trained) == list(curves.evaluated) == sorted(GOLD)
+    assert {name: r.gold for name, r in curves.flat.items()} == {
+        "plain training": 0.132,
+        "pause tokens": 0.14,
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        '{"tables": {}}',
+        json.dumps({"tables": {TRAINED: [{"name": "n = 1"}], LENGTH: []}}),
+        json.dumps({"tables": {TRAINED: [dataclasses.asdict(row("n = 1", 1.0))], LENGTH: []}}),
+    ],
+)
+def test_other_controls_are_refused(tmp_path, text):
+    (tmp_path / "controls.json").write_text(text)
+    with pytest.raises(ValueError, match=r"controls\.json: expected thought lengths.*again$"):
+        read_curves(tmp_path, 5)
+
+
+@given(
+    st.lists(st.one_of(finite, st.just(float("nan"))), min_size=1, max_size=30), st.integers(0, 9)
+)
+def test_smoothing_is_the_mean_of_what_is_there_around(values, half):
+    for i, found in enumerate(smooth(np.array(values), half)):
+        near = [v for v in values[max(0, i - half) : i + half + 1] if not np.isnan(v)]
+        assert found == pytest.approx(sum(near) / len(near) if near else np.nan, nan_ok=True)
+
+
+@given(st.lists(st.tuples(finite, st.floats(0.1, 50)), max_size=8))
+def test_spread_labels_keep_their_order_and_do_not_overlap(labels):
+    places, heights = [p for p, _ in labels], [h for _, h in labels]
+    found = spread(places, heights)
+    order = sorted(range(len(found)), key=found.__getitem__)
+    assert [places[i] for i in order] == sorted(places)
+    for one, other in itertools.pairwise(order):
+        assert found[other] - found[one] >= (heights[one] + heights[other]) / 2 - 1e-6
+    assert sum(found) == pytest.approx(sum(places), abs=1e-6)
+
+
+def test_labels_that_have_room_stay_and_others_share_the_way():
+    assert spread([10, 0, 3], [2, 2, 2]) == [10, 0, 3]
+    assert spread([5, 5], [2, 4]) == [3.5, 6.5]
+    assert spread([0, 1, 20], [4, 4, 4]) == [-1.5, 2.5, 20]
+
+
+def test_ranges_are_short():
+    assert [nll_range(d) for d in DECILES] == [
+        *("< 0.01", "< 0.01", "0.00–0.01", "0.01–0.05", "0.05–0.18", "0.18–0.52"),
+        *("0.52–1.10", "1.10–2.20", "2.20–3.90", "3.90–12.8"),
+    ]
+    assert nll_range(Decile(1.001, 1.002, 3, 1, 0.0, None, 1.0)) == "1.00"

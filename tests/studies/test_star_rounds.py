@@ -1,0 +1,75 @@
+"""star_report: runs of STaR are grouped into arms, tabulated and drawn."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from qs import files
+from qs.config import Config, RunConfig, StarConfig
+from qs.studies.star_rounds import draw_arms, page, read_arms
+
+SEEDS = {0: (0.5, 0.25, 1.0), 1: (0.5, 0.75, 0.5)}  # of the group "2 digits", by round
+
+
+def finished(out, seed, rounds=2, **star):
+    run = RunConfig(objective="star", seed=seed, out=str(out))
+    config = Config(run=run, star=StarConfig(rounds=rounds, **star))
+    folder = files.new_run(out, "star", config)
+    log = files.Log(folder)
+    log.write({"device": "CPU"})
+    for number, share in enumerate(SEEDS[seed][: rounds + 1]):
+        record = {"round": number, "accuracy": {"1 digits": 1.0, "2 digits": share, "all": share}}
+        if number:
+            record |= {"kept": 10 * number + seed, "steps": 40, "training_seconds": 30.0}
+        log.write(record)
+    return folder
+
+
+def test_runs_that_differ_in_seed_alone_are_one_arm(tmp_path):
+    runs = [finished(tmp_path, 0), finished(tmp_path, 0, rationalize=False), finished(tmp_path, 1)]
+    with_hints, without = read_arms(runs)
+    assert with_hints.seeds == (0, 1)
+    assert with_hints.groups == ("1 digits", "2 digits", "all")
+    assert np.array_equal(with_hints.accuracy[:, :, 1], [SEEDS[0], SEEDS[1]])
+    assert with_hints.name == "STaR, with rationalisation"
+    assert (without.name, without.seeds) == ("STaR, without rationalisation", (0,))
+    (answers,) = read_arms([finished(tmp_path, 1, learn="answers")])
+    assert answers.name == "answers alone"
+
+
+def test_the_page_has_means_and_the_range_of_seeds(tmp_path):
+    text = page(read_arms([finished(tmp_path, 0), finished(tmp_path, 1)]), "python evaluate.py")
+    assert "Seeds 0, 1; 1.0 minutes a run." in text
+    lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert lines[2][1] == "-"
+    assert lines[3][1:4] == ["10", "-", "40"]
+    assert lines[4][5] == "75.0 (50 to 100)"
+    assert "```sh\npython evaluate.py\n```" in text
+
+
+@pytest.mark.parametrize("wrong", ["unfinished", "no star", "twice"])
+def test_what_cannot_be_compared_is_refused(tmp_path, wrong):
+    runs, found = [finished(tmp_path, 0)], r"expected a finished run .* found star and 1 rounds"
+    if wrong == "unfinished":
+        runs = [finished(tmp_path, 0)]
+        config = files.read_config(runs[0])
+        more = dataclasses.replace(config, star=dataclasses.replace(config.star, rounds=3))
+        files.write_json(runs[0] / files.CONFIG, more.to_json())
+        found = r"expected a finished run .* found star and 2 rounds"
+    elif wrong == "no star":
+        runs = [files.new_run(tmp_path, "plain", Config(run=RunConfig(objective="plain")))]
+        found = "expected a finished run .* found plain"
+    else:
+        runs, found = runs * 2, r"different seeds, found \(0, 0\)"
+    with pytest.raises(ValueError, match=found):
+        read_arms(runs)
+
+
+def test_a_picture_has_a_panel_for_each_arm_and_a_line_for_each_group(tmp_path):
+    pytest.importorskip("matplotlib")
+    arms = read_arms([finished(tmp_path, 0), finished(tmp_path, 1, rationalize=False)])
+    png, svg = draw_arms(arms, tmp_path / "plots")
+    assert png.name == "rounds.png"
+    assert svg.stat().st_size > 1000
+    assert svg.read_bytes() == draw_arms(arms, tmp_path / "again")[1].read_bytes()

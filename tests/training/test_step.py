@@ -1,0 +1,335 @@
+"""training: a step is one mean over the whole batch, however it is split or measured."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import batch, module
+
+import qs.training.step
+from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
+from qs.quietstar.algorithm import loss_terms
+from qs.quietstar.sampler import step_generator
+from qs.training.step import make_optimizer, schedule, think, train_step
+
+seeds = st.integers(0, 2**32 - 1)
+few = settings(max_examples=8)
+ANCHORS = [("all", 1.0), ("random", 0.5), ("uncertain", 0.5)]
+STEP = 3
+
+
+class Recorder:
+    """Stands where the optimiser does and keeps the gradients that it is given."""
+
+    def __init__(self, quiet):
+        self.param_groups = [{"peak_lr": 1.0, "lr": None, "params": [*quiet.parameters()]}]
+        self.parameters, self.found = dict(quiet.named_parameters()), None
+
+    def step(self):
+        self.found = {n: p.grad.clone() for n, p in self.parameters.items() if p.grad is not None}
+
+    def zero_grad(self, set_to_none):
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+
+def settings_of(anchors=("all", 1.0), micro_batch=0, objective="quiet", clip=1e30, **thought):
+    kind, share = anchors
+    values = {"thoughts": 2, "ahead": 2, "samples": 3, "beta": 30.0} | thought
+    return Config(
+        ThoughtConfig(anchors=kind, anchor_share=share, **values),
+        OptimConfig(clip=clip, warmup=0),
+        RunConfig(objective=objective, micro_batch=micro_batch, batch=4, seq=7, seed=5),
+    )
+
+
+def gradients(config, seed, measure=False):
+    """The gradients of one step before clipping, and its record."""
+    quiet = module(config.thought, seed)
+    recorder = Recorder(quiet)
+    record = train_step(quiet, recorder, *text(config, seed), config, STEP, measure)
+    return recorder.found, record
+
+
+def text(config, seed):
+    # documents that begin alike are equally uncertain: rounding would choose among them
+    return batch(seed, cut=config.thought.anchors != "uncertain")
+
+
+def number(tensor):
+    return tensor.detach().item()
+
+
+def naive_terms(config, seed):
+    """Each weighted term from one forward of the whole batch; means written out."""
+    quiet = module(config.thought, seed)
+    tokens, documents = text(config, seed)
+    step = quiet(tokens, documents, generator=step_generator(config.run.seed, STEP))
+    thought, rewarded = config.thought, step.valid.all(-1)
+    ahead = [
+        step.nll_mix[..., i][step.valid[..., i]].mean() if step.valid[..., i].any() else 0.0
+        for i in range(thought.ahead)
+    ]
+    advantage = (step.reward - step.reward.mean(-1, keepdim=True)).clamp(min=0)[rewarded]
+    policy = -(advantage * step.log_p[rewarded] / thought.thoughts).mean() if len(advantage) else 0
+    terms = {
+        "base": thought.base_weight * step.nll_base[step.base_valid].mean(),
+        "talk": (1 - thought.base_weight) * sum(ahead) / thought.ahead,
+        "policy": thought.beta * policy,
+    }
+    return quiet, step, terms
+
+
+def separate(quiet, term):
+    """The gradient of one term by itself."""
+    names, parameters = zip(*quiet.named_parameters(), strict=True)
+    if not torch.is_tensor(term) or not term.requires_grad:
+        return dict.fromkeys(names, 0.0)
+    found = torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
+    return dict(zip(names, found, strict=True))
+
+
+def close(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        scale = number(value.abs().max()) + 1e-9
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12 * scale, msg=name)
+
+
+# Equals naive code
+
+
+@few
+@given(seeds, st.sampled_from(ANCHORS), st.sampled_from([0, 1, 2]))
+def test_every_split_of_a_batch_gives_the_gradient_of_the_mean_over_the_batch(seed, anchors, rows):
+    found, record = gradients(settings_of(anchors, rows), seed)
+    quiet, step, terms = naive_terms(settings_of(anchors), seed)
+    parts = [separate(quiet, term) for term in terms.values()]
+    close(found, {name: sum(part[name] for part in parts) for name in found})
+    assert record["loss"] == pytest.approx(number(sum(terms.values())), rel=1e-9)
+    assert record["nll_base"] == pytest.approx(number(2 * terms["base"]), rel=1e-9)
+
+
+@few
+@given(seeds, st.sampled_from(ANCHORS), st.sampled_from([1, 2]))
+def test_every_split_of_a_batch_thinks_the_same_thoughts(seed, anchors, rows):
+    def thoughts(micro_batch):
+        config = settings_of(anchors, micro_batch)
+        quiet, generator = module(config.thought, seed), step_generator(0, STEP)
+        parts = think(quiet, *text(config, seed), config, generator)
+        assert all(part.counted is None for part in parts)
+        rows = [(*part[:2], *part[3:]) for part in parts]
+        return len(parts), [torch.cat(column) for column in zip(*rows, strict=True)]
+
+    (split, some), (whole, together) = thoughts(rows), thoughts(0)
+    assert (split, whole) == (4 // rows, 1)
+    for one, other in zip(some, together, strict=True):
+        assert torch.equal(one, other)
+
+
+@few
+@given(seeds, st.sampled_from([0, 2]))
+def test_measuring_terms_apart_gives_the_same_update_and_the_norm_of_each_term(seed, rows):
+    plain, without = gradients(settings_of(micro_batch=rows), seed)
+    apart, record = gradients(settings_of(micro_batch=rows), seed, measure=True)
+    close(apart, plain)
+    quiet, _, terms = naive_terms(settings_of(), seed)
+    for name, term in terms.items():
+        parts = [torch.as_tensor(g).square().sum() for g in separate(quiet, term).values()]
+        norm = float(torch.stack([p.double() for p in parts]).sum().sqrt())
+        assert record[f"grad_norm_{name}"] == pytest.approx(norm, rel=1e-9)
+        assert f"grad_norm_{name}" not in without
+    total = math.sqrt(sum(float(g.square().sum()) for g in plain.values()))
+    assert record["grad_norm"] == pytest.approx(total, rel=1e-9)
+    assert without["grad_norm"] == pytest.approx(total, rel=1e-9)
+
+
+@few
+@given(seeds, st.sampled_from([0, 1, 2]))
+def test_plain_training_has_the_gradient_of_the_base_nll_alone(seed, rows):
+    found, record = gradients(settings_of(micro_batch=rows, objective="plain"), seed)
+    quiet, step, terms = naive_terms(settings_of(base_weight=1.0), seed)
+    expected = separate(quiet, terms["base"])
+    close(found, {name: expected[name] for name in found})
+    untrained = {"start", "end", *(name for name in expected if name.startswith("mixer."))}
+    assert all((found[name] == 0).all() for name in untrained & found.keys())
+    assert expected.keys() - found.keys() <= untrained
+    assert record["loss"] == record["nll_base"] == pytest.approx(number(terms["base"]), rel=1e-9)
+    assert not {"nll_talk", "reward", "weight_mean"} & record.keys()
+
+
+def test_the_record_holds_the_means_of_what_the_step_computed():
+    config = settings_of(micro_batch=2)
+    _, record = gradients(config, 1)
+    _, step, _ = naive_terms(config, 1)
+    weight = step.weight[step.valid[:, :, None].expand_as(step.weight)]
+    assert record["weight_mean"] == pytest.approx(number(weight.mean()), rel=1e-9)
+    assert record["weight_std"] == pytest.approx(number(weight.std(correction=0)), rel=1e-6)
+    assert record["reward"] == pytest.approx(
+        float(step.reward[step.valid.all(-1)].mean()), rel=1e-9
+    )
+    assert record["lr"] == OptimConfig().lr
+    assert record["skipped"] == 0
+
+
+def test_the_gradient_is_clipped_to_the_largest_norm():
+    free, record = gradients(settings_of(), 1)
+    assert record["grad_norm"] > 1
+    found, clipped = gradients(settings_of(clip=0.25), 1)
+    assert clipped["grad_norm"] == record["grad_norm"]
+    norm = math.sqrt(sum(float(g.square().sum()) for g in found.values()))
+    assert norm == pytest.approx(0.25, rel=1e-4)
+    for name, gradient in free.items():
+        torch.testing.assert_close(
+            found[name], gradient * 0.25 / record["grad_norm"], rtol=1e-4, atol=0
+        )
+
+
+# Steps that are not finite
+
+
+def trained(config, seed=1):
+    """A module and an optimiser that has made two steps."""
+    quiet = module(config.thought, seed)
+    optimizer = make_optimizer(quiet, config.optim)
+    for step in (0, 1):
+        assert not train_step(quiet, optimizer, *batch(seed), config, step, False)["skipped"]
+    return quiet, optimizer
+
+
+def held(quiet, optimizer):
+    states = [v.clone() for state in optimizer.state.values() for v in state.values()]
+    return [p.detach().clone() for p in quiet.parameters()] + states
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing(monkeypatch, apart, what):
+    config = settings_of()
+    quiet, optimizer = trained(config)
+    before = held(quiet, optimizer)
+    with monkeypatch.context() as patch:
+        if what == "loss":
+            patch.setattr(
+                qs.training.step,
+                "loss_terms",
+                lambda *args: (terms := loss_terms(*args))._replace(base=terms.base * math.nan),
+            )
+        else:
+            hook = quiet.model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
+        record = train_step(quiet, optimizer, *batch(2), config, 2, apart)
+        if what == "gradient":
+            hook.remove()
+    assert record["skipped"] == 1
+    assert math.isfinite(record["loss"]) == (what == "gradient")
+    assert not math.isfinite(record["grad_norm"])
+    after = held(quiet, optimizer)
+    assert len(after) == len(before)
+    assert all(map(torch.equal, after, before))
+    assert all(p.grad is None for p in quiet.parameters())
+    assert not train_step(quiet, optimizer, *batch(3), config, 3, apart)["skipped"]
+    assert not all(map(torch.equal, held(quiet, optimizer), before))
+
+
+# Optimiser, schedule, randomness
+
+
+def test_each_parameter_has_its_learning_rate_and_only_matrices_decay():
+    config = OptimConfig(lr=0.1, mixer_lr=0.2, thought_lr=0.3, weight_decay=0.4)
+    quiet = module(ThoughtConfig())
+    groups = make_optimizer(quiet, config).param_groups
+    found = {p: (g["lr"], g["peak_lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(found) == len([*quiet.parameters()])
+    for name, parameter in quiet.named_parameters():
+        lr = {"mixer": 0.2, "start": 0.3, "end": 0.3}.get(name.split(".")[0], 0.1)
+        assert found[parameter] == (lr, lr, 0.4 if parameter.ndim == 2 else 0.0), name
+
+
+def test_a_step_takes_its_share_of_every_groups_peak():
+    config = settings_of()
+    optim = OptimConfig(lr=0.1, mixer_lr=0.2, thought_lr=0.3, warmup=3)
+    config = Config(config.thought, optim, config.run)
+    quiet = module(config.thought)
+    optimizer = make_optimizer(quiet, optim)
+    for step in (2, 0):  # the share is taken of the peak, not of the last learning rate
+        record = train_step(quiet, optimizer, *batch(0), config, step, False)
+        share = (step + 1) / 4
+        assert record["lr"] == pytest.approx(0.1 * share)
+        assert {g["lr"] for g in optimizer.param_groups} == {0.1 * share, 0.2 * share, 0.3 * share}
+
+
+def test_the_warm_up_rises_in_equal_parts_from_above_zero_to_the_peak():
+    config = OptimConfig(warmup=4)
+    assert [schedule(s, 9, config) for s in range(7)] == pytest.approx(
+        [0.2, 0.4, 0.6, 0.8, 1, 1, 1]
+    )
+    assert schedule(0, 1, OptimConfig(warmup=0)) == 1
+
+
+def test_the_cosine_falls_from_the_peak_at_the_end_of_the_warm_up_to_near_zero():
+    config = OptimConfig(warmup=4, decay="cosine")
+    values = [schedule(step, 104, config) for step in range(104)]
+    assert values[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert values[4] == 1
+    assert values[54] == pytest.approx(0.5)
+    assert 0 < values[-1] < 1e-3
+    assert values[4:] == sorted(values[4:], reverse=True)
+    assert all(v > 0 for v in [schedule(s, 3, config) for s in range(3)])  # shorter than warm-up
+
+
+def test_the_generator_of_a_step_depends_on_seed_and_step_alone():
+    def first(seed, step):
+        return torch.rand(4, generator=step_generator(seed, step)).tolist()
+
+    with torch.random.fork_rng():
+        one = first(1, 2)
+        torch.manual_seed(9)
+        assert first(1, 2) == one
+    found = [first(seed, step) for seed in (0, 1, 2, 2**70) for step in (0, 1, 2)]
+    assert len({tuple(values) for values in found}) == len(found)
+
+
+# Targets that count
+
+
+@few
+@given(seeds, st.sampled_from([0, 1, 2]), st.sampled_from([0.2, 0.6, 1.0]))
+def test_only_counted_targets_are_learnt_whatever_the_split(seed, rows, share):
+    config = settings_of(micro_batch=rows, objective="plain")
+    tokens, documents = batch(seed)
+    counted = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(seed)) < share
+    counted[0, 1], documents[0, :2] = True, 0  # something counts
+
+    quiet = module(config.thought, seed)
+    recorder = Recorder(quiet)
+    record = train_step(quiet, recorder, tokens, documents, config, STEP, False, counted=counted)
+
+    naive = module(config.thought, seed)
+    step = naive(tokens, documents, generator=step_generator(0, 0))
+    found, number_of = 0.0, 0
+    for row in range(tokens.shape[0]):
+        for target in range(1, tokens.shape[1]):
+            same = documents[row, target] == documents[row, target - 1] != -1
+            if same and counted[row, target]:
+                found, number_of = found + step.nll_base[row, target - 1], number_of + 1
+    expected = separate(naive, found / number_of)
+    close(recorder.found, {name: expected[name] for name in recorder.found})
+    assert record["loss"] == pytest.approx(number(found / number_of), rel=1e-9)
+
+
+@few
+@given(seeds, st.sampled_from(["plain", "quiet"]), st.sampled_from([0, 2]))
+def test_counting_everything_is_counting_nothing_apart(seed, objective, rows):
+    config = settings_of(micro_batch=rows, objective=objective)
+    results = []
+    for counted in (None, torch.ones((4, 7), dtype=torch.bool)):
+        quiet = module(config.thought, seed)
+        recorder = Recorder(quiet)
+        record = train_step(quiet, recorder, *batch(seed), config, STEP, False, counted=counted)
+        results.append((record, recorder.found))
+    (record, found), (other, same) = results
+    assert record == other
+    assert found.keys() == same.keys()
+    assert all(torch.equal(found[name], same[name]) for name in found)
