@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -292,17 +291,8 @@ def evaluate(argv: list[str]) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line: `evaluate`, with one line instead of a traceback for what a person can mend."""
-    try:
-        return evaluate(sys.argv[1:] if argv is None else argv)
-    except (Exception, KeyboardInterrupt) as error:
-        line = cli.told(
-            error, "interrupted; what is finished is kept: the same command does the rest"
-        )
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 2
+    """Command line: `evaluate`."""
+    return cli.main(evaluate, argv)
 
 
 if __name__ == "__main__":

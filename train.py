@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qs import files
-from qs.cli import Parser, parse, told
+from qs import cli, files
+from qs.cli import Parser, parse
 from qs.config import Config
 from qs.data.dataset import resolve as resolve_data
 from qs.evaluation.heldout import read_score, table
@@ -131,14 +131,10 @@ def train(argv: list[str]) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line: `train`, with one line instead of a traceback for what a person can mend."""
+    """Command line: `train`."""
+    again = "interrupted; go on from the last checkpoint, if there is one, with --resume"
     try:
-        return train(sys.argv[1:] if argv is None else argv)
-    except (Exception, KeyboardInterrupt) as error:
-        if (line := told(error)) is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 2
+        return cli.main(train, argv, again)
     finally:
         distributed.finish()
 

@@ -1,32 +1,84 @@
-"""The command line: one flag for every setting (`--no-x` for booleans), on top of a preset."""
+"""The command line: a flag for every setting, and one line instead of a traceback.
+
+Every command's `main` is one call of `main` below. Flags that make a `Config` are derived from its
+fields (`--no-x` for booleans) and stand on top of a preset.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
+import sys
 import types
 import typing
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-import torch
-
 from qs.config import GROUPS, PRESETS, Config
+
+OUT_OF_MEMORY = (
+    "out of memory: lower --micro-batch (the batch stays the same), --seq, --thoughts or --samples,"
+    " or pass --recompute"
+)
+INTERRUPTED = "interrupted; what is finished is kept: the same command does the rest"
 
 
 class Parser(argparse.ArgumentParser):
     """A parser of whole flags that shows a manual as written and complains in one line."""
 
-    def __init__(self, prog: str, manual: str | None):
+    def __init__(self, prog: str, description: str | None = None, **options: Any):
         super().__init__(
             prog=prog,
-            description=manual,
+            description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            **options,
         )
 
     def error(self, message: str) -> typing.NoReturn:
         """Raise ValueError instead of printing the whole usage and leaving."""
         raise ValueError(f"{message}; see python {self.prog} --help")
+
+
+def main(
+    command: Callable[[list[str]], int | None],
+    argv: Sequence[str] | None = None,
+    interrupted: str = INTERRUPTED,
+) -> int:
+    """Run a command.
+
+    Args:
+        command: takes the arguments, returns the exit status (None: 0).
+        argv: arguments without the program's name; None: those of this process.
+        interrupted: what to say after Ctrl-C.
+
+    Returns:
+        The exit status: the command's own, 2 after one line on stderr for what a person can mend,
+        130 after Ctrl-C. A bug of ours keeps its traceback.
+    """
+    try:
+        return command(list(sys.argv[1:] if argv is None else argv)) or 0
+    except KeyboardInterrupt:
+        print(f"error: {interrupted}", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        # nothing but PyTorch's allocators has reported memory through RuntimeError, and torch is
+        # not imported for it here: a command that never computes starts without it
+        no_memory = isinstance(error, MemoryError) or _is_out_of_memory(error)
+        if isinstance(error, RuntimeError) and not no_memory:
+            raise
+        print(f"error: {OUT_OF_MEMORY if no_memory else error}", file=sys.stderr)
+        return 2
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """PyTorch's own class on CUDA; its CPU allocator raises a bare RuntimeError."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, RuntimeError):
+        return False
+    cpu = "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or cpu
 
 
 def parse(argv: list[str], parser: argparse.ArgumentParser, preset: str | None = None) -> Config:
@@ -77,14 +129,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             if len(set(values.values())) == 1:
                 shown = str(f.default)
             section.add_argument(
-                "--" + f.name.replace("_", "-"),
+                flag(f.name),
                 default=argparse.SUPPRESS,
                 help=f"{f.metadata['help']} [{shown}]".replace("%", "%%"),
-                **_argument(hints[f.name]),
+                **argument(hints[f.name]),
             )
 
 
-def _argument(hint: Any) -> dict[str, Any]:
+def flag(name: str) -> str:
+    """The flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def argument(hint: Any) -> dict[str, Any]:
     """argparse's keywords for a field of this type."""
     if get_origin(hint) in (types.UnionType, typing.Union):
         hint = next(part for part in get_args(hint) if part is not type(None))
@@ -93,22 +150,3 @@ def _argument(hint: Any) -> dict[str, Any]:
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
     return {"type": hint, "metavar": {int: "N", float: "X", str: "TEXT"}[hint]}
-
-
-OUT_OF_MEMORY = (
-    "out of memory: lower --micro-batch (the batch stays the same), --seq, --thoughts or --samples,"
-    " or pass --recompute"
-)
-
-
-INTERRUPTED = "interrupted; go on from the last checkpoint, if there is one, with --resume"
-
-
-def told(error: BaseException, interrupted: str = INTERRUPTED) -> str | None:
-    """One line for what a person can mend; None for a bug of ours, which keeps its traceback."""
-    allocator = "can't allocate memory"  # what PyTorch's CPU allocator says
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or allocator in str(error):
-        return OUT_OF_MEMORY
-    if isinstance(error, KeyboardInterrupt):
-        return interrupted
-    return str(error) if isinstance(error, (ValueError, OSError)) else None

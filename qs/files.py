@@ -1,7 +1,13 @@
-"""What every writer of files shares."""
+"""Files that are written whole or not at all: JSON, JSON lines, folders, and the folder of a run.
+
+What bears its final name is complete: files and folders are written aside, flushed to the disk and
+renamed. A run is a folder with `config.json`, `log.jsonl` (first line: commit, versions, device;
+then one line a step), `step_*/` (checkpoints) and `results.json`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -9,13 +15,15 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from qs.config import Config
+
+CONFIG, LOG, RESULTS = "config.json", "log.jsonl", "results.json"  # of a run
+TRAINER, OPTIMIZER = "trainer.json", "optimizer.safetensors"  # of a checkpoint
 
 
 def flush(path: Path) -> None:
@@ -31,54 +39,17 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-class Lines:
-    """A file that grows by whole lines, one JSON object each; what a kill cut short goes."""
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, in UTF-8, whole or not at all.
 
-    def __init__(self, path: Path):
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            whole = path.read_bytes().rpartition(b"\n")
-            if whole[2]:
-                path.write_bytes(whole[0] + whole[1])
-
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """Every line that is there.
-
-        Raises:
-            ValueError: a line is damaged.
-        """
-        if not self.path.is_file():
-            return
-        with self.path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    found = json.loads(line)
-                except ValueError:
-                    found = None
-                if not isinstance(found, dict):
-                    raise ValueError(
-                        f"{self.path}, line {number}: expected a JSON object, found {line[:40]!r}; "
-                        "remove the file to start it again"
-                    )
-                yield found
-
-    def keep(self, count: int) -> None:
-        """Drop all but the first lines."""
-        kept = b"".join(self.path.read_bytes().splitlines(keepends=True)[:count])
-        aside = self.path.with_name(self.path.name + ".tmp")
-        aside.write_bytes(kept)
-        aside.replace(self.path)
-
-    def add(self, some: Sequence[dict[str, Any]]) -> None:
-        """Write and flush some lines."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in some)
-        flush(self.path)
-
-
-CONFIG, LOG, RESULTS = "config.json", "log.jsonl", "results.json"  # of a run
-TRAINER, OPTIMIZER = "trainer.json", "optimizer.safetensors"  # of a checkpoint
+    Raises:
+        OSError: the disk refuses; what was there is untouched.
+    """
+    aside = path.with_name(f"{path.name}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    flush(aside)
+    aside.replace(path)
+    flush(path.parent)
 
 
 def finite(value: Any) -> Any:
@@ -92,25 +63,133 @@ def finite(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
-    flush(aside)
-    aside.replace(path)
-    flush(path.parent)
+    write_text(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, advice: str = "get the file again") -> Any:
     """Read a JSON file.
+
+    Args:
+        path: the file.
+        advice: what to do where it cannot be read.
 
     Raises:
         ValueError: it is missing or damaged.
     """
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; is {path.parent} a run folder?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected JSON, found something damaged ({error})") from None
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(
+            f"{path}: expected a file with JSON, found: {error.strerror}; {advice}"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, found: {error}; {advice}") from None
+
+
+def read_object(path: Path, advice: str = "get the file again") -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        ValueError: it is missing, damaged, or holds anything else.
+    """
+    value = read_json(path, advice)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}; {advice}")
+    return value
+
+
+@contextlib.contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A folder that is filled aside, flushed, and becomes `final` if all went well.
+
+    Raises:
+        ValueError: `final` exists already.
+    """
+    if final.exists():
+        raise ValueError(
+            f"{final}: expected a new folder, found one; remove it or choose another name"
+        )
+    aside = final.with_name(f".{final.name}.tmp-{os.getpid()}")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        for path in (*aside.iterdir(), aside):
+            flush(path)
+        aside.rename(final)
+        flush(final.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+class JsonLines:
+    """A file that grows by whole lines, one JSON object each.
+
+    A last line that a kill cut short does not count, and goes before anything is appended.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def records(self, pass_over_damage: bool = False) -> list[dict[str, Any]]:
+        """Every whole line; none where there is no file.
+
+        Args:
+            pass_over_damage: leave damaged lines out and say so on stderr.
+
+        Raises:
+            ValueError: a line is damaged, and is not to be passed over.
+        """
+        if not self.path.is_file():
+            return []
+        whole, _, _ = self.path.read_bytes().rpartition(b"\n")
+        records = []
+        for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            if isinstance(record, dict):  # a number cut short is a number still
+                records.append(record)
+                continue
+            damage = f"{self.path}, line {number}: expected a JSON object, found {line[:40]!r}"
+            if not pass_over_damage:
+                raise ValueError(f"{damage}; remove the file to start it again")
+            print(f"{damage}; passed over", file=sys.stderr)
+        return records
+
+    def append(self, records: Sequence[dict[str, Any]], flushed: bool = True) -> None:
+        """Add lines at the end.
+
+        Args:
+            records: a line each.
+            flushed: wait until the disk has them.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+") as file:
+            self._drop_partial_line(file)
+            file.writelines(map(_line, records))
+        if flushed:
+            flush(self.path)
+
+    def rewrite(self, records: Sequence[dict[str, Any]]) -> None:
+        """Replace all lines, whole or not at all."""
+        write_text(self.path, b"".join(map(_line, records)).decode())
+
+    @staticmethod
+    def _drop_partial_line(file: Any) -> None:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        if end and file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(finite(record), allow_nan=False).encode() + b"\n"
+
+
+# Runs
 
 
 def new_run(out: str | Path, name: str, config: Config) -> Path:
@@ -134,7 +213,7 @@ def read_config(run: Path) -> Config:
     Raises:
         ValueError: not a run folder, or written by another version.
     """
-    values = read_json(run / CONFIG)
+    values = read_json(run / CONFIG, f"is {run} a run folder?")
     try:
         return Config.from_json(values)
     except (TypeError, ValueError) as error:
@@ -144,28 +223,19 @@ def read_config(run: Path) -> Config:
         ) from None
 
 
-def save_step(run: Path, step: int, write: Callable[[Path], None]) -> Path:
-    """Make `run/step_NNNNNN` whole or not at all; `write` fills it."""
+def save_step(run: Path, step: int, fill: Callable[[Path], None]) -> Path:
+    """Make `run/step_NNNNNN` whole or not at all; `fill` writes into it."""
     final = run / f"step_{step:06d}"
-    aside = run / f".{final.name}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    write(aside)
-    for path in aside.iterdir():
-        flush(path)
-    flush(aside)
-    if final.exists():  # the same step of the same run: equal, and the old one is complete
-        shutil.rmtree(aside)
-        return final
-    aside.rename(final)
-    flush(run)
+    if not final.exists():  # else the same step of the same run: equal, and complete
+        with new_folder(final) as folder:
+            fill(folder)
     return final
 
 
 def saved_steps(run: Path) -> dict[int, Path]:
     """The complete checkpoints of a run by their step, the oldest first."""
-    found = [p for p in Path(run).glob("step_*") if re.fullmatch(r"step_\d{6,}", p.name)]
-    return dict(sorted((int(p.name.removeprefix("step_")), p) for p in found))
+    folders = [p for p in Path(run).glob("step_*") if re.fullmatch(r"step_\d{6,}", p.name)]
+    return dict(sorted((int(p.name.removeprefix("step_")), p) for p in folders))
 
 
 def newest_step(run: Path) -> Path:
@@ -174,13 +244,13 @@ def newest_step(run: Path) -> Path:
     Raises:
         ValueError: there is none.
     """
-    found = saved_steps(run)
-    if not found:
+    steps = saved_steps(run)
+    if not steps:
         raise ValueError(
             f"{run}: no checkpoint (step_*/) to go on from; start the run again with "
             f"`python train.py` and the settings in {Path(run) / CONFIG}"
         )
-    return found[max(found)]
+    return steps[max(steps)]
 
 
 def finished(run: Path) -> bool:
@@ -188,49 +258,26 @@ def finished(run: Path) -> bool:
     return read_config(run).run.steps in saved_steps(run)
 
 
-def add_results(run: Path, found: dict[str, Any]) -> None:
-    """Write into `results.json`; what else it holds stays."""
+def read_results(run: Path) -> dict[str, Any]:
+    """What a run's `results.json` holds; nothing where there is none."""
     path = run / RESULTS
-    write_json(path, (read_json(path) if path.is_file() else {}) | found)
+    return read_object(path, "move it away") if path.is_file() else {}
 
 
-class Log:
-    """`log.jsonl`: one JSON object a line, appended and flushed as it is written."""
+def add_results(run: Path, results: dict[str, Any]) -> None:
+    """Write into `results.json`; what else it holds stays."""
+    write_json(run / RESULTS, read_results(run) | results)
 
-    def __init__(self, run: Path):
-        self.path = run / LOG
 
-    def cut(self, step: int) -> None:
-        """Drop what was logged after `step`, so that a resumed log equals an uninterrupted one."""
-        if not self.path.is_file():
-            return
-        kept = [r for r in self.records() if r.get("step", 0) <= step]
-        aside = self.path.with_name(LOG + ".tmp")
-        aside.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        flush(aside)
-        aside.replace(self.path)
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Append one record."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(finite(record), allow_nan=False) + "\n")
-
-    def records(self) -> list[dict[str, Any]]:
-        """All whole lines; a line cut short by a kill is left out."""
-        found = []
-        for line in self.path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            if not isinstance(record, dict):  # a number cut short is a number still
-                break
-            found.append(record)
-        return found
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The records of a run's log; damaged lines are named on stderr and left out."""
+    return JsonLines(run / LOG).records(pass_over_damage=True)
 
 
 def environment(device: str) -> dict[str, Any]:
     """First line of the log: what this run was made by and on."""
+    import torch  # data preparation writes files too, and its workers start without it
+
     try:
         done = subprocess.run(
             ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"],

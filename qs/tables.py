@@ -12,7 +12,7 @@ class Table:
     """A title, columns, and remarks below.
 
     Attributes:
-        title: one line.
+        title: one line; "" for none.
         heads: of the columns.
         rows: cells of each row, as many as heads.
         notes: lines below.
@@ -33,7 +33,7 @@ def terminal(table: Table) -> str:
     """A table in columns of spaces."""
     lines = [table.heads, *table.rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.heads))]
-    parts = [table.title]
+    parts = [table.title] if table.title else []
     for line in lines if table.heads else ():
         cells = [
             cell.rjust(width) if table.right(i) else cell.ljust(width)
@@ -50,7 +50,7 @@ def escaped(text: str) -> str:
 
 def markdown(table: Table) -> str:
     """A section with a table of Markdown."""
-    lines = [f"## {escaped(table.title)}", ""]
+    lines = [f"## {escaped(table.title)}", ""] if table.title else []
     if table.heads:
         rules = ("---:" if table.right(i) else "---" for i in range(len(table.heads)))
         cells = [[escaped(cell) for cell in line] for line in (table.heads, *table.rows)]
@@ -67,3 +67,19 @@ def results_page(
     made = ", ".join(f"{key} {value}" for key, value in environment.items())
     head = f"# {escaped(title)}\n\n```sh\n{command}\n```\n\nMade with {escaped(made)}.\n"
     return "\n".join([head, *map(markdown, tables)])
+
+
+# Cells
+
+
+def number(value: float | None, sign: str = "", decimals: int = 4) -> str:
+    """A number in some decimals, or in two digits where these would show nothing; "-" for None."""
+    if value is None:
+        return "-"
+    small = 0 < abs(value) < 0.5 * 10**-decimals
+    return f"{value:{sign}.1e}" if small else f"{value:{sign}.{decimals}f}"
+
+
+def between(low: float, high: float, sign: str = "") -> str:
+    """Both ends of an interval."""
+    return f"{number(low, sign)} to {number(high, sign)}"

@@ -1,14 +1,33 @@
-"""files: a file of lines holds whole lines only, whatever cut it short."""
+"""files: what bears its final name is complete, and reads back as it was written."""
 
 import json
+import math
+import re
 
 import pytest
 from cases import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qs.files import Lines
+from qs import files
+from qs.config import PRESETS, Config, OptimConfig, RunConfig, ThoughtConfig
+from qs.files import (
+    LOG,
+    RESULTS,
+    JsonLines,
+    add_results,
+    finished,
+    new_run,
+    newest_step,
+    read_config,
+    read_json,
+    read_log,
+    save_step,
+    saved_steps,
+    write_json,
+)
 
+QUIET = Config(ThoughtConfig(thoughts=2, ahead=2), OptimConfig(lr=0.1), RunConfig(seq=7))
 RECORDS = st.lists(st.fixed_dictionaries({"text": st.text(max_size=4)}), max_size=5)
 
 
@@ -18,22 +37,22 @@ def test_what_is_whole_is_kept_and_the_rest_can_be_added_again(
     tmp_path_factory, some, more, cut, keep
 ):
     path = tmp_path_factory.mktemp("lines") / "deep" / "x.jsonl"
-    lines = Lines(path)
-    assert list(lines.lines()) == []
-    lines.add(some)
-    lines.add(more)
-    assert list(lines.lines()) == some + more
+    lines = JsonLines(path)
+    assert list(lines.records()) == []
+    lines.append(some)
+    lines.append(more)
+    assert list(lines.records()) == some + more
     assert path.read_text() == "".join(json.dumps(line) + "\n" for line in some + more)
 
     whole = path.read_bytes()[:-cut] if cut else path.read_bytes()
     path.write_bytes(whole)
-    again = Lines(path)
-    left = list(again.lines())
+    again = JsonLines(path)
+    left = list(again.records())
     assert left == (some + more)[: whole.count(b"\n")]
-    again.keep(keep)
-    assert list(again.lines()) == left[:keep]
-    again.add((some + more)[len(left[:keep]) :])
-    assert list(again.lines()) == some + more
+    again.rewrite(left[:keep])
+    assert list(again.records()) == left[:keep]
+    again.append((some + more)[len(left[:keep]) :])
+    assert list(again.records()) == some + more
     assert [x.name for x in path.parent.iterdir()] == ["x.jsonl"]
 
 
@@ -42,4 +61,185 @@ def test_a_damaged_line_is_named(tmp_path, line):
     path = tmp_path / "x.jsonl"
     path.write_text(f'{{"a": 1}}\n{line}\n')
     with pytest.raises(ValueError, match="x.jsonl, line 2: expected a JSON object, .* remove the"):
-        list(Lines(path).lines())
+        list(JsonLines(path).records())
+
+
+# Settings and JSON
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_run_gives_back_its_settings(tmp_path, preset):
+    run = new_run(tmp_path / "runs", "name", PRESETS[preset])
+    assert read_config(run) == PRESETS[preset]
+    assert [path.name for path in run.iterdir()] == ["config.json"]
+
+
+def test_runs_of_one_name_have_folders_of_their_own(tmp_path):
+    found = [new_run(tmp_path, "name", QUIET).name for _ in range(3)]
+    assert found == ["name", "name-2", "name-3"]
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_runs_that_have_no_folder_to_go_to_are_refused(tmp_path, kind):
+    out = tmp_path / "out"
+    if kind == "file":
+        out.write_text("mine")
+    else:
+        out.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError, match="out"):
+        new_run(out, "name", QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"config.json: expected a file with JSON.*; is .* a run folder\?"),
+        ("{", "config.json: expected JSON, found: "),
+        (b"\xff", "config.json: expected JSON, found: "),
+        ("null", r"config.json: expected the settings of a run.*is .* a run folder\?"),
+        ("3", "config.json: expected the settings of a run"),
+        ('{"model_type": "mistral"}', r"4 missing \(optim, run, star, thought\), 1 unexpected"),
+        (json.dumps(QUIET.to_json()).replace('"seq": 7', '"seq": "7"'), "settings of a run"),
+        (json.dumps(QUIET.to_json()).replace('"seq"', '"sequence"'), "1 missing .seq."),
+        (json.dumps(QUIET.to_json()).replace('"seq": 7', '"seq": 1'), "--seq must be at least 2"),
+    ],
+)
+def test_a_folder_without_sound_settings_is_no_run(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message):
+        read_config(tmp_path)
+
+
+def test_an_interrupted_write_leaves_the_old_json(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+
+    def fail(path):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(files, "flush", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_json(path, {"a": 2})
+    assert read_json(path) == {"a": 1}
+
+
+# Checkpoints
+
+
+def fill(text):
+    return lambda folder: [(folder / name).write_text(text) for name in ("a", "b")]
+
+
+def test_results_are_added_to_what_is_there_and_a_run_is_finished_by_its_last_step(tmp_path):
+    run = new_run(tmp_path, "run", PRESETS["tiny"])
+    for found in ({"exams": {"a": 1}}, {"after": 2}, {"after": 3}):
+        add_results(run, found)
+    assert read_json(run / RESULTS) == {"exams": {"a": 1}, "after": 3}
+    last = PRESETS["tiny"].run.steps
+    for step in (1, last - 1, last):
+        assert not finished(run)
+        save_step(run, step, fill("x"))
+    assert finished(run)
+
+
+def test_an_interrupted_save_leaves_no_checkpoint_that_is_read(tmp_path):
+    first = save_step(tmp_path, 2, fill("whole"))
+
+    def interrupted(folder):
+        (folder / "a").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_step(tmp_path, 4, interrupted)
+    assert newest_step(tmp_path) == first
+    assert saved_steps(tmp_path) == {2: first}
+    # what was left over does not come into the next attempt
+    again = save_step(tmp_path, 4, lambda folder: (folder / "b").write_text("whole"))
+    assert newest_step(tmp_path) == again
+    assert [path.name for path in again.iterdir()] == ["b"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000002", "step_000004"]
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed = []
+
+    def flush(path):
+        assert not (tmp_path / "step_000001").exists() or path == tmp_path
+        flushed.append(path.name)
+
+    monkeypatch.setattr(files, "flush", flush)
+    save_step(tmp_path, 1, fill("x"))
+    assert sorted(flushed[:2]) == ["a", "b"]
+    assert re.fullmatch(r"\.step_000001\.tmp-\d+", flushed[2])
+    assert flushed[3:] == [tmp_path.name]
+
+
+def test_a_step_saved_twice_keeps_the_complete_one(tmp_path):
+    save_step(tmp_path, 3, fill("first"))
+    assert save_step(tmp_path, 3, fill("second")) == tmp_path / "step_000003"
+    assert (tmp_path / "step_000003" / "a").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000003"]
+
+
+def test_the_newest_step_is_the_highest_number_and_not_the_last_word(tmp_path):
+    for name in ("step_999999", "step_1000000", "step_000004", ".step_2000000.tmp", "step_best"):
+        (tmp_path / name).mkdir()
+    assert newest_step(tmp_path).name == "step_1000000"
+    assert [*saved_steps(tmp_path)] == [4, 999999, 1000000]
+
+
+def test_a_run_without_checkpoint_says_what_to_do(tmp_path):
+    (tmp_path / ".step_000002.tmp").mkdir()
+    with pytest.raises(
+        ValueError, match=r"no checkpoint \(step_\*/\) to go on from; start .* again"
+    ):
+        newest_step(tmp_path)
+
+
+# The log
+
+LINES = [{"commit": "c"}, {"step": 1, "loss": 0.1}, {"step": 2, "loss": None}, {"step": 3}]
+
+
+def logged(folder):
+    log = JsonLines(folder / LOG)
+    for line in LINES:
+        log.append([line], flushed=False)
+    return log
+
+
+def test_a_log_gives_back_its_records(tmp_path):
+    assert logged(tmp_path).records() == LINES
+
+
+@pytest.mark.parametrize("end", ['{"step": 4, "lo', '"', "4", " "])
+def test_a_line_cut_short_is_left_out_and_goes_before_the_next(tmp_path, capsys, end):
+    log = logged(tmp_path)
+    with log.path.open("a") as file:
+        file.write(end)
+    assert log.records() == read_log(tmp_path) == LINES
+    log.append([{"step": 10}])
+    assert log.records() == [*LINES, {"step": 10}]
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ['{"step": 4, "loss": ', "4", "[" * 100_000, ""])
+def test_a_damaged_line_of_a_log_is_named_and_those_after_it_are_kept(tmp_path, capsys, line):
+    log = logged(tmp_path)
+    with log.path.open("a") as file:
+        file.write(f"{line}\n")
+    log.append([{"step": 5}])
+    assert read_log(tmp_path) == [*LINES, {"step": 5}]
+    assert "log.jsonl, line 5: expected a JSON object, found" in capsys.readouterr().err
+
+
+def test_what_is_not_finite_is_written_as_null(tmp_path):
+    log = JsonLines(tmp_path / LOG)
+    write_json(tmp_path / "rows.json", {"rows": [{"x": (math.nan, 1.0)}]})
+    assert json.loads((tmp_path / "rows.json").read_text()) == {"rows": [{"x": [None, 1.0]}]}
+    log.append([{"step": 1, "loss": math.nan, "reward": -math.inf, "lr": 0.5}])
+    assert log.records() == [{"step": 1, "loss": None, "reward": None, "lr": 0.5}]
+    write_json(tmp_path / "x.json", {"a": {"b": math.inf}, "c": 1})
+    assert read_json(tmp_path / "x.json") == {"a": {"b": None}, "c": 1}

@@ -149,12 +149,12 @@ def killed(*arguments):
 qs.training.trainer.train_step = killed
 """
 WHILE_SAVING = """
-save, calls = qs.run.checkpoint.save_optimizer, []
+save, calls = qs.training.trainer.checkpoint.save_optimizer, []
 def killed(*arguments):
     calls.append(save(*arguments))
     if len(calls) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-qs.run.checkpoint.save_optimizer = killed
+qs.training.trainer.checkpoint.save_optimizer = killed
 """
 
 
@@ -166,7 +166,9 @@ def test_a_killed_process_goes_on_from_its_last_whole_checkpoint(
     tiny, straight, tmp_path, objective, code, logged, left
 ):
     out = tmp_path / "out"
-    done = spawn(tiny.flags(out, *FLAGS[objective]), "import os, signal, qs.run" + code)
+    done = spawn(
+        tiny.flags(out, *FLAGS[objective]), "import os, signal, qs.training.trainer" + code
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     found = only(out)
     assert [*files.saved_steps(found)] == [2]
@@ -705,7 +707,7 @@ def cut(path, left):
 
 COUNTERS = {"step": 4, "epoch": 0, "index": 8, "skipped": 0, "skipped_in_a_row": 0}
 UNSOUND = {
-    "no folder": (shutil.rmtree, "config.json: no such file; is .* a run folder"),
+    "no folder": (shutil.rmtree, "config.json: expected a file with JSON.*is .* a run folder"),
     "a file": (lambda r: (shutil.rmtree(r), r.write_text("x")), "Not a directory"),
     "a model": (
         lambda r: shutil.copy(r / "step_000004" / "config.json", r),
@@ -715,8 +717,14 @@ UNSOUND = {
         lambda r: [shutil.rmtree(r / f"step_00000{n}") for n in (2, 4)],
         r"no checkpoint \(step_\*/\) to go on from; start the run again with `python train.py`",
     ),
-    "no counters": (lambda r: (r / "step_000004/trainer.json").unlink(), "trainer.json: no such"),
-    "damaged counters": (lambda r: cut(r / "step_000004/trainer.json", 9), "something damaged"),
+    "no counters": (
+        lambda r: (r / "step_000004/trainer.json").unlink(),
+        "trainer.json: expected a file with JSON",
+    ),
+    "damaged counters": (
+        lambda r: cut(r / "step_000004/trainer.json", 9),
+        "trainer.json: expected JSON",
+    ),
     "a list": (
         lambda r: (r / "step_000004/trainer.json").write_text("[]"),
         r"trainer.json: expected counters by name, found \[\]",

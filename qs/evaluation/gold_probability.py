@@ -18,7 +18,7 @@ from qs.config import ONE_THOUGHT, PADDING
 from qs.data.prompts import direct_answer, direct_prompt
 from qs.data.question_sets import Question
 from qs.inference.decoding import uniforms
-from qs.inference.loglikelihood import number, think
+from qs.inference.loglikelihood import seed_of, think
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.sampler import prefill
@@ -151,7 +151,7 @@ def score(
     outputs = outputs.gather(1, anchors[..., None].expand(-1, -1, outputs.shape[2]))
     base = quiet.model.logits(outputs)  # (B, A, V)
     if n:
-        drawn = uniforms(seed, [number(x.tokens) for x in items], most, samples * n)[1]
+        drawn = uniforms(seed, [seed_of(x.tokens) for x in items], most, samples * n)[1]
         drawn = drawn.view(len(items), most, samples, n)
         thoughts = think(quiet, documents, anchors, drawn, cache, temperature)
         with quiet.with_settings(**ONE_THOUGHT):

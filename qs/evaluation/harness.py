@@ -27,7 +27,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,11 +35,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from qs.cli import told
+from qs import cli
 from qs.config import ONE_THOUGHT, at_least
 from qs.inference.decoding import Decoding, ThinkWhen
 from qs.inference.generate import generate
-from qs.inference.loglikelihood import Row, Scored, Thinking, fitted, number, score, split, windows
+from qs.inference.loglikelihood import Row, Scored, Thinking, fitted, score, seed_of, split, windows
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import open_model
@@ -218,7 +217,7 @@ class Adapter:
         before: Counter[tuple[int, ...]] = Counter()
         numbers = []
         for ids in prompts:
-            numbers.append(number(ids) + before[ids])
+            numbers.append(seed_of(ids) + before[ids])
             before[ids] += 1
         # a stop string has at most as many tokens as bytes, and may begin and end inside of them
         tail = max((len(stop.encode()) for stop in stops), default=0)
@@ -311,24 +310,21 @@ def harness_model() -> type:
     return QuietLM
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The harness's command line; 0, or 2 after one line on stderr."""
-    before = sys.argv
-    try:
-        harness_model()
-        from lm_eval.__main__ import cli_evaluate
+def evaluate(argv: list[str]) -> None:
+    """The harness's own command line, with one model more."""
+    harness_model()
+    from lm_eval.__main__ import cli_evaluate
 
-        sys.argv = ["qs.harness", *(before[1:] if argv is None else argv)]
+    before, sys.argv = sys.argv, ["qs.harness", *argv]
+    try:
         cli_evaluate()
-        return 0
-    except (Exception, KeyboardInterrupt) as error:
-        line = told(error, "interrupted")
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 2
     finally:
         sys.argv = before
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: `evaluate`."""
+    return cli.main(evaluate, argv, "interrupted")
 
 
 if __name__ == "__main__":

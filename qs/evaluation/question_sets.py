@@ -18,14 +18,14 @@ from qs.data.answers import final_number, majority
 from qs.data.prompts import COT_STOPS, cot_final_prompt, cot_prompt, cut, direct_prompt
 from qs.data.question_sets import Question, Task, parse_direct, same_answer
 from qs.evaluation.gold_probability import Item, batches, fitting, item, score
-from qs.evaluation.statistics import between, figure, mean_interval, paired, spread, wilson
-from qs.files import Lines
+from qs.evaluation.statistics import mean_interval, paired, spread, wilson
+from qs.files import JsonLines
 from qs.inference.decoding import Decoding
 from qs.inference.generate import generate
-from qs.inference.loglikelihood import number
+from qs.inference.loglikelihood import seed_of
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
-from qs.tables import Table
+from qs.tables import Table, between, number
 
 MEASURES = {  # of `zeroshot.summary`: what is shown, and which ways it has
     "gold": "gold answer probability",
@@ -54,7 +54,7 @@ def exam_table(exam: Exam, summary: dict[str, Any]) -> Table:
     """A question set's rates with 95 % intervals, and differences paired by question."""
     scored, rows = summary.get("scored", 0), []
     for title, how, found in measured(summary):
-        cells = [title, how, figure(found["mean"]), "", "", ""]
+        cells = [title, how, number(found["mean"]), "", "", ""]
         if "wilson" in found:
             cells[3] = between(*found["wilson"])
         elif "interval" in found:
@@ -62,7 +62,7 @@ def exam_table(exam: Exam, summary: dict[str, Any]) -> Table:
         if "change" in found:
             change = found["change"]
             ends = spread(change["mean"], change["interval"])
-            cells[4:] = [figure(change["mean"], "+"), between(*ends, "+")]
+            cells[4:] = [number(change["mean"], "+"), between(*ends, "+")]
         rows.append(tuple(cells))
     asked = f"greedy and {exam.samples} sampled" if exam.thoughts else "none"
     if exam.votes:
@@ -88,7 +88,7 @@ def exam_table(exam: Exam, summary: dict[str, Any]) -> Table:
 def against_table(found: dict[str, Any]) -> Table:
     """Differences from another model on the same questions."""
     rows = [
-        (title, how, figure(x["mean"], "+"), between(*spread(x["mean"], x["interval"]), "+"))
+        (title, how, number(x["mean"], "+"), between(*spread(x["mean"], x["interval"]), "+"))
         for title, how, x in measured(found)
     ]
     title = f"minus {found['file']}, {found['questions']:,} questions, paired"
@@ -159,13 +159,13 @@ def run(
         The summary: counts, names of questions that do not fit, rates with intervals; `seconds`
         is what the questions `answered` in this call took.
     """
-    answers = Lines(out / exam.file)
+    answers = JsonLines(out / exam.file)
     longest = quiet.model.config.max_positions - exam.thoughts - 2
     if exam.votes:
         longest -= NUMBER_TOKENS + len(tokenizer.encode(cot_final_prompt("")))
     fit, unfit = fitting([item(question, tokenizer) for question in questions], longest)
     ids = {x.question.id for x in fit}
-    done = {line["id"] for line in answers.lines()} & ids
+    done = {line["id"] for line in answers.records()} & ids
     work: Callable[..., list[dict[str, Any]]] = _chains if exam.votes else _direct
     began = time.perf_counter()
     with tqdm(total=len(fit), desc=exam.kind, unit=" questions") as bar:
@@ -174,9 +174,9 @@ def run(
             bar.update(len(batch) - len(left))
             if left:  # the whole batch again: rounding does not depend on what was done
                 found = work(exam, quiet, tokenizer, batch)
-                answers.add([line for line in found if line["id"] not in done])
+                answers.append([line for line in found if line["id"] not in done])
                 bar.update(len(left))
-    found = {line["id"]: line for line in answers.lines()}
+    found = {line["id"]: line for line in answers.records()}
     lines = [found[x.question.id] for x in fit]
     facts = {
         **{"questions": len(questions), "too_long": unfit, "file": answers.path.name},
@@ -230,7 +230,7 @@ def _chains(
     lines: list[dict[str, Any]] = [{"id": x.question.id} for x in batch]
     prompts = [cot_prompt(x.question) for x in batch for _ in range(exam.votes)]
     votes = range(exam.votes)
-    numbers = [number(x.tokens) + vote for x in batch for vote in votes]
+    numbers = [seed_of(x.tokens) + vote for x in batch for vote in votes]
     for name, when in exam.ways.items():
         chains = _continue(exam, quiet, tokenizer, prompts, when, CHAIN_TOKENS, numbers)
         asked = [
@@ -347,7 +347,7 @@ def against(own: Path, other: Path) -> dict[str, Any]:
     Raises:
         ValueError: they have no question in common.
     """
-    mine, theirs = ({x["id"]: x for x in Lines(path).lines()} for path in (own, other))
+    mine, theirs = ({x["id"]: x for x in JsonLines(path).records()} for path in (own, other))
     shared = [i for i in mine if i in theirs]
     if not shared:
         raise ValueError(f"{other}: expected some of the questions of {own}, found none")

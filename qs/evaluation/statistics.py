@@ -8,17 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def figure(value: float, sign: str = "") -> str:
-    """A number in four decimals, or in two digits where these would show nothing."""
-    small = 0 < abs(value) < 5e-5
-    return f"{value:{sign}.1e}" if small else f"{value:{sign}.4f}"
-
-
-def between(low: float, high: float, sign: str = "") -> str:
-    """Both ends of an interval."""
-    return f"{figure(low, sign)} to {figure(high, sign)}"
-
-
 def spread(mean: float, interval: float | None) -> tuple[float, float]:
     """Both ends of an interval; of one unit there is none."""
     half = interval or 0.0

@@ -102,7 +102,7 @@ def windows(ids: Sequence[int], prefix: int, longest: int) -> Iterator[Row]:
         yield Row(text[start:end], done - start)
 
 
-def number(ids: Sequence[int]) -> int:
+def seed_of(ids: Sequence[int]) -> int:
     """A number that stands for a text, to draw by; the next 2^32 are free for repetitions."""
     return int.from_bytes(hashlib.sha256(str(tuple(ids)).encode()).digest()[:8], "big") << 32
 
@@ -143,7 +143,7 @@ def score(quiet: QuietStar, rows: Sequence[Row], thinking: Thinking) -> list[Sco
 
     thinks = there & (nats > (thinking.when.above if n else math.inf))
     columns = max(1, min(columns, max(length, SLOTS_AT_ONCE) // (K * (n + 2))))
-    drawn = uniforms(thinking.seed, [number(row.ids) for row in rows], most, K * n)[1]
+    drawn = uniforms(thinking.seed, [seed_of(row.ids) for row in rows], most, K * n)[1]
     drawn = drawn.view(size, most, K, n)
     order = thinks.int().argsort(dim=1, descending=True, stable=True)  # those that think come first
     busy = int(thinks.sum(1).max())

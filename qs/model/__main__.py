@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
-import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from qs.files import new_folder
 from qs.model.config import (
     ModelConfig,
     checked,
@@ -43,25 +41,6 @@ def random_parameters(config: ModelConfig, seed: int, spread: float = 0.02) -> d
     return found
 
 
-@contextlib.contextmanager
-def written_aside(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` when all went well, and disappears otherwise.
-
-    Raises:
-        ValueError: if `out` exists already.
-    """
-    if out.exists():
-        raise ValueError(f"{out}: expected a new folder, found one; remove it or choose another")
-    aside = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    try:
-        aside.mkdir(parents=True)
-        yield aside
-        aside.rename(out)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-
-
 def init(args: argparse.Namespace) -> None:
     """Write a randomly initialised model with a tokenizer."""
     from qs.model.tokenizer import Tokenizer
@@ -85,7 +64,7 @@ def init(args: argparse.Namespace) -> None:
         pad_id=tokenizer.pad_id,
     )
     checked(config, "--dim, --layers, ...")
-    with written_aside(args.out) as folder:
+    with new_folder(args.out) as folder:
         save(folder, config, random_parameters(config, args.seed, args.std))
         shutil.copy(Path(args.tokenizer) / "tokenizer.model", folder)
     count = sum(torch.Size(shape).numel() for shape in shapes(config).values())
@@ -108,7 +87,7 @@ def export(args: argparse.Namespace) -> None:
     if not load_into(source, parameters, extras) and extras is not None:
         raise ValueError(f"{source}: holds no Quiet-STaR tensors; export it with --layout hf")
     settings = read_settings(source) if extras is not None else None
-    with written_aside(args.out) as folder:
+    with new_folder(args.out) as folder:
         save(folder, config, parameters, extras, settings, args.layout)
         for name in TOKENIZER_FILES:
             if (source / name).is_file():

@@ -6,11 +6,12 @@ model than the one in `qs/model/mistral.py` is refused by name, never ignored.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from qs.files import read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONSOLIDATED = "consolidated*.safetensors"
@@ -101,25 +102,6 @@ def layout_of(folder: Path) -> Literal["hf", "mistral"]:
     return "mistral" if own and (folder / "params.json").is_file() else "hf"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ValueError: if the file cannot be read or holds anything else.
-    """
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ValueError(
-            f"{path}: expected a file with JSON, found: {error.strerror}; get the whole checkpoint"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON, found: {error}; get the file again") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
-
-
 def read_config(folder: str | Path) -> ModelConfig:
     """The shape of a checkpoint, from Hugging Face's `config.json` or Mistral's `params.json`.
 
@@ -132,7 +114,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     folder = Path(folder)
     own = layout_of(folder) == "mistral"
     path = folder / ("params.json" if own else "config.json")
-    values = read_json(path)
+    values = read_object(path)
     found = (_mistral_fields if own else _hf_fields)(path, values)
     if changed := [key for key in UNSUPPORTED if values.get(key)]:
         raise ValueError(f"{path}: {', '.join(changed)} set: unsupported; use a plain Mistral")
@@ -196,7 +178,7 @@ def _token_id(value: Any) -> Any:
 
 
 def _thought_ids(path: Path) -> tuple[int, ...]:
-    added = read_json(path) if path.is_file() else {}
+    added = read_object(path) if path.is_file() else {}
     return tuple(i for mark in THOUGHT_MARKS for name, i in added.items() if mark in name)
 
 
@@ -274,7 +256,7 @@ def read_settings(folder: str | Path) -> dict[str, Any] | None:
     return (
         None
         if layout_of(folder) == "mistral"
-        else read_json(folder / "config.json").get("quiet_star")
+        else read_object(folder / "config.json").get("quiet_star")
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from qs.files import read_object
 from qs.model.config import (
     CONSOLIDATED,
     INDEX,
@@ -25,7 +26,6 @@ from qs.model.config import (
     ModelConfig,
     layout_of,
     read_config,
-    read_json,
 )
 
 HF_NAMES = {  # ours (Mistral's) -> Hugging Face's; {} is the number of a layer
@@ -143,7 +143,7 @@ def stored_tensors(folder: str | Path) -> dict[str, Stored]:
 
 def _index(path: Path) -> dict[str, str]:
     """Which file beside the index holds each tensor."""
-    listed = read_json(path).get("weight_map")
+    listed = read_object(path).get("weight_map")
     good = isinstance(listed, dict) and all(
         isinstance(name, str) and Path(name).name == name for name in listed.values()
     )

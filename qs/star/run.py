@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -31,7 +30,7 @@ from tqdm import tqdm
 from qs import files
 from qs.config import Config
 from qs.data.completions import Completions
-from qs.files import Lines, environment
+from qs.files import JsonLines, environment
 from qs.inference.decoding import Decoding
 from qs.model import weights
 from qs.model.config import read_config
@@ -87,10 +86,9 @@ class StarRun:
         self.task = task_of(config.star, run.seed)
         self.stop: signal.Signals | None = None
         self.folder = folder or files.new_run(run.out, name, self.config)
-        self.log = files.Log(self.folder)
-        self.log.cut(0)  # a line that a kill cut short
+        self.log = files.JsonLines(self.folder / files.LOG)
         if not self.log.path.is_file():
-            self.log.write(environment(str(self.placement)))
+            self.log.append([environment(str(self.placement))])
         print(f"model   {self.start}: {read_config(self.start).layers} layers")
         print(f"task    {config.star.task}: {len(self.task.heldout)} held-out problems")
         print(f"device  {self.placement}")
@@ -103,7 +101,7 @@ class StarRun:
             Stopped: after SIGINT or SIGTERM.
             ValueError: a round kept nothing.
         """
-        records = [r for r in self.log.records() if "round" in r]
+        records = [r for r in files.read_log(self.folder) if "round" in r]
         if records:
             print("\n".join(["", *rounds_table(records)]), flush=True)
         for number in range(len(records), self.config.star.rounds + 1):
@@ -112,7 +110,7 @@ class StarRun:
             else:
                 quiet, record = self._round(number)
             record |= self._evaluate(quiet, number)
-            self.log.write(record)
+            self.log.append([record])
             records.append(record)
             rows = rounds_table(records)
             print("\n".join(["", *rows] if number == 0 else rows[-1:]), flush=True)
@@ -171,9 +169,7 @@ class StarRun:
         """Write a round's examples, whole or not at all."""
         path = self._of(number) / EXAMPLES
         path.parent.mkdir(exist_ok=True)
-        aside = path.with_name(f"{path.name}.tmp")
-        aside.write_text("".join(json.dumps(dataclasses.asdict(e)) + "\n" for e in found))
-        aside.replace(path)
+        JsonLines(path).rewrite([dataclasses.asdict(e) for e in found])
 
     def _rationales(
         self, number: int, problems: Sequence[Problem]
@@ -206,8 +202,8 @@ class StarRun:
         temperature: float | None = None,
     ) -> list[Attempt]:
         """Attempts at all problems: read what is there, make and append the rest."""
-        star, lines = self.config.star, Lines(path)
-        made = [attempt(line, str(path)) for line in lines.lines()]
+        star, lines = self.config.star, JsonLines(path)
+        made = [attempt(line, str(path)) for line in lines.records()]
         # whole batches only: a batch is attempted as it was
         ends = list(itertools.accumulate(map(len, batches(problems, star.rationale_batch))))
         skip = sum(end <= len(made) for end in ends)
@@ -218,7 +214,7 @@ class StarRun:
                 "question files the same? start a new run"
             )
         if path.is_file():
-            lines.keep(len(made))
+            lines.rewrite(lines.records()[: len(made)])
         drawn = star.rationale_temperature if temperature is None else temperature
         decoding = Decoding(max_tokens=star.rationale_tokens, temperature=drawn, think_when="never")
         seed = self.config.run.seed * 1000 + number
@@ -236,7 +232,7 @@ class StarRun:
                 star.rationale_batch,
                 skip,
             ):
-                lines.add([dataclasses.asdict(a) for a in batch])
+                lines.append([dataclasses.asdict(a) for a in batch])
                 made += batch
                 bar.update(len(batch))
                 bar.set_postfix_str(f"{sum(a.kept for a in made)} right")
@@ -282,12 +278,12 @@ class StarRun:
         named = {n: p for n, p in quiet.named_parameters() if n.startswith("model.")}
         model = {n.removeprefix("model."): x for n, x in checkpoint.gathered(named).items()}
 
-        def write(folder: Path) -> None:
+        def fill(folder: Path) -> None:
             weights.save(folder, quiet.model.config, model)
             shutil.copyfile(self.start / "tokenizer.model", folder / "tokenizer.model")
             files.write_json(folder / files.TRAINER, record)
 
-        files.save_step(self.folder, number, write)
+        files.save_step(self.folder, number, fill)
 
     def _evaluate(self, quiet: QuietStar, number: int) -> dict[str, Any]:
         """Accuracy on held-out problems, greedily decoded."""

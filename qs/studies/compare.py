@@ -44,7 +44,7 @@ def cost(run: Path | None) -> Cost | None:
         return None
     config = files.read_config(run)
     if config.run.objective == "star":
-        records = [r for r in files.Log(run).records() if "round" in r]
+        records = [r for r in files.read_log(run) if "round" in r]
         trained, generated = (
             sum(r.get(name, 0) for r in records) for name in ("trained_tokens", "generated_tokens")
         )

@@ -169,7 +169,7 @@ def train_all(todo: Sequence[Job], script: Path, at_once: int) -> None:
 def trained_by(run: Path, seeds: int) -> str:
     """What the trainings that are compared were made by and on, as their own logs say."""
     runs = [run, *(_finished(job) for job in jobs(run, seeds))]
-    first = [files.Log(folder).records()[0] for folder in runs]
+    first = [files.read_log(folder)[0] for folder in runs]
     found = Counter(", ".join(f"{key} {value}" for key, value in x.items()) for x in first)
     return "; ".join(f"{made} ({count} runs)" for made, count in found.items())
 
@@ -177,7 +177,7 @@ def trained_by(run: Path, seeds: int) -> str:
 def seconds(run: Path) -> float:
     """How long the steps of a run took, as its log says."""
     config = files.read_config(run).run
-    steps = files.Log(run).records()[1:]
+    steps = files.read_log(run)[1:]
     return sum(config.batch * config.seq / step["tokens_per_second"] for step in steps)
 
 

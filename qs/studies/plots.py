@@ -79,16 +79,16 @@ def read_steps(run: Path) -> dict[str, np.ndarray]:
     Raises:
         ValueError: there is no log, no step in it, or something else in it.
     """
-    log = files.Log(run)
+    path = run / files.LOG
 
     def wrong(found: str) -> ValueError:
         return ValueError(
-            f"{log.path}: expected the log of a run with step and nll_base in each line after the "
+            f"{path}: expected the log of a run with step and nll_base in each line after the "
             f"first, found {found}; is {run} a run folder that has trained?"
         )
 
     try:
-        lines, records = len(log.path.read_text().splitlines()), log.records()
+        lines, records = len(path.read_text().splitlines()), files.read_log(run)
     except FileNotFoundError:
         raise wrong("no such file") from None
     except UnicodeDecodeError as error:

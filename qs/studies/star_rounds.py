@@ -60,7 +60,7 @@ def read_arms(runs: Sequence[Path]) -> list[Arm]:
     for run in runs:
         config = files.read_config(run)
         star = config.run.objective == "star"
-        records = [r for r in files.Log(run).records() if "round" in r] if star else []
+        records = [r for r in files.read_log(run) if "round" in r] if star else []
         if not star or len(records) != config.star.rounds + 1:
             raise ValueError(
                 f"{run}: expected a finished run of --objective star, found "

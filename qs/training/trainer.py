@@ -77,7 +77,7 @@ class Run:
         self.names = {p: name for name, p in self.quiet.named_parameters()}
         self.state = State()
         self.saved: int | None = None  # step of the last checkpoint: all processes must agree
-        self.log = files.Log(folder)
+        self.log = files.JsonLines(folder / files.LOG)
         self.stop: signal.Signals | None = None
         self.say(f"model   {start}: {size:,} parameters")
         self.say(f"data    {data}: {self.train.tokens:,} tokens, {self.heldout.tokens:,} held out")
@@ -97,8 +97,8 @@ class Run:
         """Make the run folder, with settings, versions and the score before training."""
         if self.ranks.first:
             self.folder = files.new_run(self.config.run.out, name, self.config)
-            self.log = files.Log(self.folder)
-            self.log.write(environment(str(self.placement)) | {"processes": self.ranks.count})
+            self.log = files.JsonLines(self.folder / files.LOG)
+            self.log.append([environment(str(self.placement)) | {"processes": self.ranks.count}])
         score = self.evaluate("before")
         self.write("before.json", score and dataclasses.asdict(score))
         return score
@@ -162,7 +162,7 @@ class Run:
         settings = {n: getattr(self.config.thought, n) for n in (*STORED, "thoughts", "ahead")}
         settings["objective"] = self.config.run.objective
 
-        def write(folder: Path) -> None:
+        def fill(folder: Path) -> None:
             shape = self.quiet.model.config
             if not self.config.run.thinks:
                 weights.save(folder, shape, model)
@@ -173,7 +173,7 @@ class Run:
             files.write_json(folder / files.TRAINER, dataclasses.asdict(self.state))
 
         if self.ranks.first:
-            files.save_step(self.folder, self.state.step, write)
+            files.save_step(self.folder, self.state.step, fill)
         self.saved = self.state.step
 
     def restore(self, folder: Path) -> None:
@@ -189,7 +189,8 @@ class Run:
         self.state = State(**stored)
         self.saved = self.state.step
         if self.ranks.first:
-            self.log.cut(self.state.step)
+            done = [r for r in files.read_log(self.folder) if r.get("step", 0) <= self.state.step]
+            self.log.rewrite(done)
 
     def go(self) -> None:
         """Train until the last step, or until SIGINT or SIGTERM.
@@ -268,7 +269,7 @@ class Run:
             record["thought_tokens_per_second"] = sampled / seconds
         record["memory_bytes"] = peak_memory(self.placement.device)
         if self.ranks.first:
-            self.log.write(record)
+            self.log.append([record], flushed=False)
         return record
 
 

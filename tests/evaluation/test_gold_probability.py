@@ -17,7 +17,7 @@ from qs.data.prompts import direct_answer, direct_prompt
 from qs.data.question_sets import Question, arithmetic_questions
 from qs.evaluation.gold_probability import batches, fitting, gold_probability, item, score
 from qs.inference.decoding import uniforms
-from qs.inference.loglikelihood import number
+from qs.inference.loglikelihood import seed_of
 from qs.model.mistral import Mistral
 from qs.model.tokenizer import train_tokenizer
 from qs.quietstar.algorithm import QuietStar
@@ -108,7 +108,7 @@ def test_a_batch_is_scored_as_each_question_alone_thinking_everywhere(
         tokens = torch.tensor([x.tokens])
         n, anchors = quiet.config.thoughts, torch.tensor([x.scored])
         shape = (1, len(x.scored), samples, n)
-        numbers = uniforms(5, [number(x.tokens)], len(x.scored), samples * n)[1].view(shape)
+        numbers = uniforms(5, [seed_of(x.tokens)], len(x.scored), samples * n)[1].view(shape)
         settings = dict(samples=samples, ahead=1, sample_temperature=temperature)
         with pytest.MonkeyPatch.context() as patch, torch.no_grad():
             patch.setattr(quiet, "draw", lambda *_, drawn=numbers: (None, drawn))

@@ -14,7 +14,7 @@ from qs.data.prompts import direct_answer, direct_prompt
 from qs.data.question_sets import Question
 from qs.evaluation.question_sets import Exam, against, answers_of, run, summary
 from qs.evaluation.statistics import paired, wilson
-from qs.files import Lines
+from qs.files import JsonLines
 from qs.model.tokenizer import train_tokenizer
 from qs.quietstar.load import choose_placement, load
 
@@ -101,7 +101,7 @@ def test_a_question_is_answered_the_same_whatever_is_asked_beside_it(opened, tmp
     for name, batch, asked in (("all", 5, NUMBERS), ("one", 1, NUMBERS[2:3])):
         exam = dataclasses.replace(EXAM, votes=votes, batch=batch)
         run(exam, *opened, asked, tmp_path / name)
-        lines = {line["id"]: line for line in Lines(tmp_path / name / exam.file).lines()}
+        lines = {line["id"]: line for line in JsonLines(tmp_path / name / exam.file).records()}
         found.append(lines["n2"])
     one, other = found
     assert one.keys() == other.keys()
@@ -127,7 +127,7 @@ def test_chains_are_counted_by_their_majority(opened, tmp_path, monkeypatch):
 
     monkeypatch.setattr(qs.evaluation.question_sets, "_continue", said)
     found = run(exam, *opened, [NUMBERS[4], NUMBERS[1]], tmp_path)
-    lines = {x["id"]: x for x in Lines(tmp_path / exam.file).lines()}
+    lines = {x["id"]: x for x in JsonLines(tmp_path / exam.file).records()}
     assert lines["n4"]["votes_base"] == ["3", "4", "4"]
     assert lines["n1"]["votes_base"] == ["1", "0", None]
     assert [lines[i]["exact_base"] for i in ("n4", "n1")] == [True, True]
@@ -141,7 +141,7 @@ def test_chains_are_really_generated_and_do_not_depend_on_the_batch_before(opene
     quiet, tokenizer = opened
     found = run(exam, quiet, tokenizer, NUMBERS[:3], tmp_path / "a")
     assert found["scored"] == 3
-    lines = list(Lines(tmp_path / "a" / exam.file).lines())
+    lines = list(JsonLines(tmp_path / "a" / exam.file).records())
     path = tmp_path / "b" / exam.file
     path.parent.mkdir()
     path.write_text("".join(json.dumps(line) + "\n" for line in lines[:2]))
@@ -170,10 +170,10 @@ def test_two_models_are_compared_on_the_questions_that_both_answered(opened, tmp
     run(EXAM, *opened, NUMBERS[:4], tmp_path / "other")
     run(own, *opened, NUMBERS[1:], tmp_path / "own")
     path = tmp_path / "own" / own.file
-    lines = list(Lines(path).lines())
+    lines = list(JsonLines(path).records())
     lines[0]["gold_greedy"] += 0.3
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    theirs = {x["id"]: x for x in Lines(tmp_path / "other" / EXAM.file).lines()}
+    theirs = {x["id"]: x for x in JsonLines(tmp_path / "other" / EXAM.file).records()}
     shared = [x for x in lines if x["id"] in theirs]
     found = against(path, answers_of(own.kind, tmp_path / "other"))
     assert found["questions"] == len(shared) == 3
@@ -200,7 +200,7 @@ def test_a_model_that_does_not_think_is_asked_once_and_compared_with_by_its_only
     files = [x.file for x in (thinks, plain)]
     found = against(tmp_path / files[0], tmp_path / "plain" / files[1])
     mine, theirs = (
-        [x[name] for x in Lines(folder / file).lines()]
+        [x[name] for x in JsonLines(folder / file).records()]
         for name, folder, file in zip(
             ("gold_greedy", "gold_base"), (tmp_path, tmp_path / "plain"), files, strict=True
         )

@@ -9,7 +9,7 @@ from tiny import TEXTS, module
 from qs.config import ThoughtConfig
 from qs.inference import loglikelihood
 from qs.inference.decoding import ThinkWhen, uniforms
-from qs.inference.loglikelihood import Row, Thinking, fitted, number, score, split, windows
+from qs.inference.loglikelihood import Row, Thinking, fitted, score, seed_of, split, windows
 from qs.model.tokenizer import train_tokenizer
 
 ALWAYS, NEVER = ThinkWhen.parse("always"), ThinkWhen.parse("never")
@@ -26,7 +26,7 @@ def rows(draw):
 def alone(quiet, row, thinking):
     """The same by one `predict` for each token, and what was thought from the same numbers."""
     K, n, count = thinking.samples, quiet.config.thoughts, len(row.ids) - row.first
-    drawn = uniforms(thinking.seed, [number(row.ids)], count, K * n)[1].view(count, K, n)
+    drawn = uniforms(thinking.seed, [seed_of(row.ids)], count, K * n)[1].view(count, K, n)
     total, greedy, thoughts = 0.0, True, 0
     sayable = [i for i in range(11) if i not in (1,)]  # BOS is never said
     for i, at in enumerate(range(row.first, len(row.ids))):
@@ -136,5 +136,5 @@ def test_an_empty_continuation_is_refused(tokenizer):
 
 
 def test_texts_have_numbers_of_their_own():
-    assert number([1, 2]) == number((1, 2)) != number([12])
-    assert number([1, 2]) % 2**32 == 0
+    assert seed_of([1, 2]) == seed_of((1, 2)) != seed_of([12])
+    assert seed_of([1, 2]) % 2**32 == 0

@@ -65,8 +65,8 @@ def test_parameters_that_need_gradients_are_loaded_in_place(folder):
 
 MEASURE = """
 import sys, torch
-from qs.weights import load_into, read_config
-from qs.tensors import shapes
+from qs.model.config import read_config
+from qs.model.tensors import load_into, shapes
 
 def peak():  # VmHWM belongs to this process alone, unlike ru_maxrss
     lines = open("/proc/self/status").read().splitlines()

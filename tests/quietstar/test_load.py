@@ -11,7 +11,8 @@ from tiny import DIM, POSITIONS, VOCAB, make, same_bits
 
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.model import __main__ as main
-from qs.model import config, weights
+from qs.model import config as model_config
+from qs.model import weights
 from qs.model.config import ModelConfig
 from qs.model.tensors import extra_shapes
 from qs.model.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ def extras():
 
 def store(tiny, folder, extras, settings):
     """A checkpoint in the layout of Quiet-STaR."""
-    shape = config.read_config(tiny.weights)
+    shape = model_config.read_config(tiny.weights)
     parameters = main.random_parameters(shape, seed=3)
     weights.save(folder, shape, parameters, extras, settings, layout="quietstar")
     shutil.copy(tiny.weights / "tokenizer.model", folder)
@@ -57,7 +58,7 @@ def test_stored_vectors_and_mixing_head_come_back_bit_for_bit(tiny, tmp_path, ex
         quiet, tokenizer = load(folder, Config(config, run=RunConfig(seed=seed)), CPU)
         same_bits(extras_of(quiet), extras)
     assert tokenizer.hash == Tokenizer.load(tiny.tokenizer).hash
-    parameters = main.random_parameters(config.read_config(folder), seed=3)
+    parameters = main.random_parameters(model_config.read_config(folder), seed=3)
     same_bits({n: p.detach() for n, p in quiet.model.named_parameters()}, parameters)
 
 
@@ -77,7 +78,7 @@ def test_another_embedding_scale_keeps_the_vectors_that_are_used(
 
 def test_the_released_layout_is_read_as_published(tiny, tmp_path, extras):
     folder = store(tiny, tmp_path / "w", extras, None)
-    assert config.read_settings(folder) is None
+    assert model_config.read_settings(folder) is None
     quiet, _ = load(folder, Config(ThoughtConfig()), CPU)  # linear, output, scale 100
     same_bits(extras_of(quiet), extras)
     quiet, _ = load(folder, Config(ThoughtConfig(embedding_scale=50.0)), CPU)

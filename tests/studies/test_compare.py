@@ -24,10 +24,10 @@ def test_the_cost_of_a_run_is_counted_in_tokens(tmp_path):
     assert cost(files.new_run(tmp_path, "pause", pause)) == Cost(120, 0)
     star = Config(run=RunConfig(objective="star"), star=StarConfig(rounds=2))
     folder = files.new_run(tmp_path, "star", star)
-    log = files.Log(folder)
+    log = files.JsonLines(folder / files.LOG)
     for number in range(3):
         tokens = {"trained_tokens": 7, "generated_tokens": 11} if number else {}
-        log.write({"round": number} | tokens)
+        log.append([{"round": number} | tokens])
     assert cost(folder) == Cost(14, 22)
     assert cost(None) is None
 

@@ -16,13 +16,13 @@ def finished(out, seed, rounds=2, **star):
     run = RunConfig(objective="star", seed=seed, out=str(out))
     config = Config(run=run, star=StarConfig(rounds=rounds, **star))
     folder = files.new_run(out, "star", config)
-    log = files.Log(folder)
-    log.write({"device": "CPU"})
+    log = files.JsonLines(folder / files.LOG)
+    log.append([{"device": "CPU"}])
     for number, share in enumerate(SEEDS[seed][: rounds + 1]):
         record = {"round": number, "accuracy": {"1 digits": 1.0, "2 digits": share, "all": share}}
         if number:
             record |= {"kept": 10 * number + seed, "steps": 40, "training_seconds": 30.0}
-        log.write(record)
+        log.append([record])
     return folder
 
 
