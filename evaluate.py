@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from qs import cli, files
-from qs.config import ONE_THOUGHT
+from qs.config import ONE_THOUGHT, thought_lengths
 from qs.data.question_sets import Question, questions_of
 from qs.evaluation import question_sets, thoughts
 from qs.evaluation.hard_tokens import by_decile, hard_tokens
@@ -39,7 +39,7 @@ from qs.evaluation.question_sets import run as run_exam
 from qs.evaluation.thoughts import shown
 from qs.evaluation.tokens import token_nlls
 from qs.files import RESULTS
-from qs.inference.decoding import Decoding
+from qs.inference.decoding import Decoding, token_line
 from qs.inference.generate import Stream
 from qs.model import weights
 from qs.quietstar.load import ROWS, Opened, choose_placement, open_model
@@ -199,7 +199,7 @@ def continue_text(args: argparse.Namespace) -> None:
         shown_text = ""
         for ((_, token),) in stream:
             if args.show_thoughts:
-                print(decoding.token_line(token, opened.tokenizer), flush=True)
+                print(token_line(token, opened.tokenizer), flush=True)
                 continue
             text = opened.tokenizer.decode(ids + stream.results()[0].text_ids)[len(prompt) :]
             if not text.endswith("\ufffd"):  # half a character
@@ -274,7 +274,7 @@ def evaluate(argv: list[str]) -> int:
     if args.show and config.run.thinks:
         found = shown(quiet, data, tokenizer, config, min(rows, PAGE_ROWS))
         about = {"model": str(folder), "text": str(data.folder)}
-        about["thoughts"] = config.thought_lengths(config.thinking)
+        about["thoughts"] = thought_lengths(config.thinking)
         print("\n" + thoughts.thoughts_shown(found, args.show, run and run / PAGE, about))
     if run:
         files.write_json(

@@ -109,7 +109,8 @@ def new_folder(final: Path) -> Iterator[Path]:
         raise ValueError(
             f"{final}: expected a new folder, found one; remove it or choose another name"
         )
-    aside = final.with_name(f".{final.name}.tmp-{os.getpid()}")
+    aside = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)  # what a killed process left
     try:
         aside.mkdir(parents=True)
         yield aside

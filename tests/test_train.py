@@ -683,7 +683,7 @@ def test_text_shorter_than_a_row_is_refused(tiny, tmp_path, capsys):
     long = tmp_path / "long"
     command = ["init", f"--out={long}", f"--tokenizer={tiny.tokenizer}", "--dim=4", "--layers=1"]
     sizes = ["--heads=1", "--hidden-dim=4", "--max-positions=9999"]
-    assert tools.weights.main([*command, *sizes]) == 0
+    assert tools.model_commands.main([*command, *sizes]) == 0
     flags = tiny.flags(tmp_path / "out", "--seq=4000", f"--weights={long}")
     refused(capsys, flags, r"one window of 4000 tokens in the split train, found 1669.*lower --seq")
     assert not (tmp_path / "out").exists()

@@ -314,7 +314,7 @@ def test_a_command_that_is_stopped_leaves_nothing(folder, tmp_path, monkeypatch,
         (out / "model.safetensors").touch()
         raise stop
 
-    monkeypatch.setattr(weights, "save", half)
+    monkeypatch.setattr(main, "save", half)
     command = ["export", str(folder), "--layout", "hf", "--out", str(tmp_path / "out")]
     if isinstance(stop, OSError):
         assert main.main(command) == 2
