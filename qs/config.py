@@ -218,9 +218,14 @@ class Config:
 
     @property
     def thinking(self) -> ThoughtConfig:
-        """Thought settings as the objective takes them: pauses are all equal and earn nothing."""
+        """Thought settings as the objective takes them: the only ones that a model is given.
+
+        Pauses are all equal and earn nothing; next-token training has the base term alone.
+        """
         if self.run.objective == "pause":
             return dataclasses.replace(self.thought, samples=1, beta=0.0)
+        if not self.run.thinks:
+            return dataclasses.replace(self.thought, base_weight=1.0, beta=0.0)
         return self.thought
 
     @property

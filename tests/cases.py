@@ -144,7 +144,7 @@ class Case:
 
     def loss(self, step: Step, counts: Terms | None = None) -> Tensor:
         means = loss_terms(step, self.config).means(counts or self.counts(step))
-        weights = term_weights(Config(thought=self.config))
+        weights = term_weights(Config(thought=self.config).thinking)
         return sum(weight * term for weight, term in zip(weights, means, strict=True))
 
 

@@ -467,7 +467,7 @@ def poison(monkeypatch, steps):
         found = loss_terms(*arguments)
         return found._replace(base=found.base * math.nan) if next(number) in steps else found
 
-    monkeypatch.setattr(qs.training.step, "loss_terms", terms)
+    monkeypatch.setattr(qs.quietstar.algorithm, "loss_terms", terms)
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(tiny, tmp_path, monkeypatch, capsys):
@@ -499,7 +499,7 @@ def test_ten_skipped_steps_in_a_row_stop_and_name_the_last_good_checkpoint(
     assert len(log(found)) == 24
     good = found / "step_000012"
     assert json.loads((good / "trainer.json").read_text())["skipped"] == 9
-    monkeypatch.setattr(qs.training.step, "loss_terms", loss_terms)
+    monkeypatch.setattr(qs.quietstar.algorithm, "loss_terms", loss_terms)
     run(tmp_path / "next", tiny.flags(tmp_path / "next", f"--weights={good}", "--steps=1"))
 
 

@@ -1,13 +1,16 @@
-"""Quiet-STaR, one step, stage by stage. Read this file first.
+"""Quiet-STaR's algorithm 1, stage by stage. Read this file first.
 
     1. base    one causal pass over the text
     2. think   after every anchor, K thoughts sampled from the model itself (no gradient)
     3. score   text and all branches in one packed pass; each thought is judged on m true tokens
     4. mix     the prediction after the thought is mixed into the prediction without it
-    5. losses  NLL of base and mixed predictions, and REINFORCE on the thought's tokens
+    5. loss    NLL of base and mixed predictions, and REINFORCE on the thought's tokens
 
 Given the thoughts a step is a deterministic function of tokens and parameters, which is what lets
 tests compare values and gradients with running every branch alone.
+
+Letters: B rows, T text positions, A anchors (positions that think), K thoughts at each anchor,
+n tokens of a thought, m true tokens ahead, D hidden size, V vocabulary.
 
 Source: Quiet-STaR (arXiv:2403.09629), section 4 and algorithm 1.
 """
@@ -22,10 +25,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from qs.config import PADDING, Config, ThoughtConfig
+from qs.config import PADDING, ThoughtConfig
 from qs.model.mistral import Mistral
 from qs.quietstar.attention import Dense, Flex, Structured
-from qs.quietstar.losses import Terms, linear_nll, reinforce, rewards, targets_ahead
+from qs.quietstar.losses import (
+    Baseline,
+    Targets,
+    Terms,
+    entropy,
+    linear_nll,
+    reinforce,
+    rewards,
+    targets_of,
+)
 from qs.quietstar.masks import Layout, block_mask, dense_mask, every_position, one_document
 from qs.quietstar.mixer import Mixed, MixingHead, mixed_log_p, mixed_nll, mixing_weight
 from qs.quietstar.sampler import prefill, sample
@@ -46,6 +58,7 @@ class Step(NamedTuple):
         valid: (B, A, m) which targets count.
         anchors: (B, A) positions that thought.
         thoughts: (B, A, K, n) tokens thought.
+        outputs: (B, T, D) of the text without thoughts, constants for the gradient.
     """
 
     nll_base: Tensor
@@ -57,14 +70,18 @@ class Step(NamedTuple):
     valid: Tensor
     anchors: Tensor
     thoughts: Tensor
+    outputs: Tensor
 
 
 class QuietStar(nn.Module):
     """A Mistral that thinks: the model, two learned vectors and the mixing head.
 
+    Three parts can be replaced: `quiet.reward = f` (as `losses.rewards`), `quiet.baseline = f`
+    (rewards (..., K) -> what they are compared with) and `quiet.mixer = module` (as `MixingHead`).
+
     Args:
         model: the language model.
-        config: what a thought is.
+        config: what a thought is and what the terms of the loss weigh.
         attention: realisation of the visibility rule in the packed pass: "structured", "flex" (fast
             on CUDA under torch.compile) or "dense" (the oracle).
         pause: thoughts are n pauses (the start vector again) instead of sampled tokens.
@@ -85,23 +102,8 @@ class QuietStar(nn.Module):
         self.start = nn.Parameter(torch.zeros(model.config.dim))
         self.end = nn.Parameter(torch.zeros(model.config.dim))
         self.mixer = MixingHead(model.config.dim)
-
-    @torch.no_grad()
-    def initialise(self, start_ids: list[int], end_ids: list[int]) -> None:
-        """Begin the start and end vectors from the mean embedding of some tokens (of `---`)."""
-        for vector, ids in ((self.start, start_ids), (self.end, end_ids)):
-            rows = self.model.tok_embeddings.weight[ids]
-            vector.copy_(rows.mean(0) / self.config.embedding_scale)
-
-    @contextlib.contextmanager
-    def with_settings(self, **changes) -> Iterator[None]:
-        """Think under other settings for a while (another length, temperature, ...)."""
-        before = self.config
-        self.config = dataclasses.replace(before, **changes)
-        try:
-            yield
-        finally:
-            self.config = before
+        self.reward = rewards
+        self.baseline: Baseline | None = None  # None: as `config.baseline` says
 
     def forward(
         self,
@@ -112,8 +114,9 @@ class QuietStar(nn.Module):
         thoughts: Tensor | None = None,
         generator: torch.Generator | None = None,
         fixed_weight: float | None = None,
+        targets: Targets | None = None,
     ) -> Step:
-        """One step: base, think, score, mix.
+        """One step: base, think, score, mix, and the NLL of the true tokens.
 
         Args:
             tokens: (B, T) ids.
@@ -124,6 +127,7 @@ class QuietStar(nn.Module):
                 unless all positions think.
             generator: on the CPU; source of sampled thoughts and random anchors.
             fixed_weight: mixing weight to use instead of the head's (1: always the thought).
+            targets: what `losses.targets_of` says of these, if it is known already.
 
         Raises:
             ValueError: thoughts of a wrong shape.
@@ -139,8 +143,78 @@ class QuietStar(nn.Module):
                 f"thoughts {tuple(thoughts.shape)} do not fit {tuple(anchors.shape)} anchors: "
                 "expected (B, A, K, n)"
             )
+        if targets is None:
+            targets = targets_of(tokens, documents, anchors, self.config.ahead, counted)
         base, branch = self.score(tokens, documents, anchors, thoughts)
-        return self.judge(tokens, documents, counted, anchors, thoughts, base, branch, fixed_weight)
+        mixed = self.mix(anchors, base, branch, fixed_weight)
+        return self.judge(targets, anchors, thoughts, base, branch, mixed)
+
+    # Stage 1
+
+    def base(self, tokens: Tensor, documents: Tensor) -> tuple[Tensor, list]:
+        """Read the text once: outputs (B, T, D), and the cache that thoughts are sampled over."""
+        return prefill(self.model, tokens, documents)
+
+    # Stage 2
+
+    @torch.no_grad()
+    def think(
+        self,
+        tokens: Tensor,
+        documents: Tensor,
+        anchors: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Read the text, choose who thinks, sample their thoughts.
+
+        Args:
+            tokens, documents: (B, T).
+            anchors: (B, A) positions that think; None: as `config.anchors` says.
+            generator: on the CPU.
+
+        Returns:
+            anchors (B, A) and thoughts (B, A, K, n).
+        """
+        count = None if anchors is None else anchors.shape[1]
+        orders, uniforms = self.draw(*tokens.shape, generator, count)
+        outputs, cache = None, None
+        if not self.pause or (anchors is None and self.config.anchors == "uncertain"):
+            outputs, cache = self.base(tokens, documents)
+        if anchors is None:
+            anchors = self._choose_anchors(tokens, documents, orders, outputs, uniforms.shape[1])
+        if self.pause:
+            return anchors, torch.full(uniforms.shape, PAUSE, device=tokens.device)
+        thoughts = sample(
+            self.model,
+            self.vectors[0],
+            Layout(documents, anchors, self.config.samples, self.config.thoughts),
+            cache,
+            uniforms,
+            self.config.sample_temperature,
+            self.model.config.forbidden,
+        )
+        return anchors, thoughts
+
+    def _choose_anchors(
+        self,
+        tokens: Tensor,
+        documents: Tensor,
+        orders: Tensor,
+        outputs: Tensor | None,
+        count: int,
+    ) -> Tensor:
+        """(B, A) rising positions: all, a random share, or where the base model is least sure."""
+        if self.config.anchors == "all":
+            return every_position(tokens)
+        if self.config.anchors == "random":
+            order = orders.to(tokens.device)
+        else:
+            assert outputs is not None
+            rows = [entropy(self.model.logits(row).log_softmax(-1)) for row in outputs]
+            # rounded, in nats: equal ones are equal however they were batched
+            order = torch.stack(rows).round(decimals=4)
+        order = order.where(documents != PADDING, -torch.inf)
+        return order.argsort(dim=1, descending=True, stable=True)[:, :count].sort(1).values
 
     def draw(
         self, B: int, T: int, generator: torch.Generator | None, anchors: int | None = None
@@ -166,139 +240,158 @@ class QuietStar(nn.Module):
             uniforms[row].uniform_(generator=generator)
         return orders, uniforms
 
-    @torch.no_grad()
-    def think(
-        self,
-        tokens: Tensor,
-        documents: Tensor,
-        anchors: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Stages 1 and 2: read the text, choose who thinks, sample their thoughts.
-
-        Args:
-            tokens, documents: (B, T).
-            anchors: (B, A) positions that think; None: as `config.anchors` says.
-            generator: on the CPU.
-
-        Returns:
-            anchors (B, A) and thoughts (B, A, K, n).
-        """
-        config = self.config
-        count = None if anchors is None else anchors.shape[1]
-        orders, uniforms = self.draw(*tokens.shape, generator, count)
-        unsure = anchors is None and config.anchors == "uncertain"
-        if unsure or not self.pause:
-            outputs, cache = prefill(self.model, tokens, documents)
-        if anchors is None and config.anchors == "all":
-            anchors = every_position(tokens)
-        elif anchors is None:
-            if config.anchors == "random":
-                order = orders.to(tokens.device)
-            else:
-                log_p = (self.model.logits(row).log_softmax(-1) for row in outputs)
-                order = -torch.stack([(row.exp() * row).sum(-1) for row in log_p])
-                order = order.round(decimals=4)  # nats; equal ones are equal however batched
-            order = order.where(documents != PADDING, -torch.inf)
-            order = order.argsort(dim=1, descending=True, stable=True)[:, : uniforms.shape[1]]
-            anchors = order.sort(1).values
-        if self.pause:
-            return anchors, torch.full(uniforms.shape, PAUSE, device=tokens.device)
-        layout = Layout(documents, anchors, config.samples, config.thoughts)
-        thoughts = sample(
-            self.model,
-            self.start * config.embedding_scale,
-            layout,
-            cache,
-            uniforms,
-            config.sample_temperature,
-            self.model.config.forbidden,
-        )
-        return anchors, thoughts
+    # Stage 3
 
     def score(
         self, tokens: Tensor, documents: Tensor, anchors: Tensor, thoughts: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Text and every branch in one packed pass.
+        """Text and every branch in one packed pass, with gradient.
 
         A branch is `<start>, z_1..z_n, <end>, x[t+1]..x[t+m-1]`: the true tokens, not the model's.
 
         Returns:
             base (B, T, D) outputs of the text, branch (B, A, K, n + m + 1, D) outputs of the
-            branches.
+            branches: the one at `<end>` predicts x[t+1], the one at x[t+i] predicts x[t+i+1].
         """
         (B, A, K, n), T, m = thoughts.shape, tokens.shape[1], self.config.ahead
         layout = Layout(documents, anchors, K, n + m + 1)
-        scale, window = self.config.embedding_scale, self.model.config.window
         text = self.model.embed(tokens)  # (B, T, D)
         start, end = (
-            (vector * scale).to(text.dtype).expand(B, A, K, 1, -1)
-            for vector in (self.start, self.end)
-        )
-        forced = anchors[:, :, None] + torch.arange(1, m, device=tokens.device)  # (B, A, m - 1)
-        forced = tokens.gather(1, forced.clamp(max=T - 1).flatten(1)).view(B, A, 1, m - 1)
-        inner = self.model.embed(thoughts.clamp(min=0))
+            vector.to(text.dtype).expand(B, A, K, 1, -1) for vector in self.vectors
+        )  # (B, A, K, 1, D) each
+        inner = self.model.embed(thoughts.clamp(min=0))  # (B, A, K, n, D)
         inner = torch.where((thoughts == PAUSE)[..., None], start, inner)
-        branches = torch.cat(
-            [
-                start,
-                inner,
-                end,
-                self.model.embed(forced.expand(-1, -1, K, -1)),
-            ],
-            dim=3,
-        )
-        slots = layout.packed
-        if self.attention == "structured":
-            attend = Structured.of(layout, window)
-        elif self.attention == "flex":
-            attend = Flex(block_mask(slots, window))
-        else:
-            attend = Dense(dense_mask(slots, slots, window))
+        ahead = anchors[:, :, None] + torch.arange(1, m, device=tokens.device)  # (B, A, m - 1)
+        # past the end of the row: any token, since no target there is valid
+        forced = tokens.gather(1, ahead.clamp(max=T - 1).flatten(1)).view(B, A, 1, m - 1)
+        forced = self.model.embed(forced.expand(-1, -1, K, -1))  # (B, A, K, m - 1, D)
+        branches = torch.cat([start, inner, end, forced], 3)  # (B, A, K, n + m + 1, D)
         x = torch.cat([text, branches.flatten(1, 3)], 1)  # (B, S, D)
-        outputs = self.model(x, slots.position, attend)
+        slots = layout.packed
+        outputs = self.model(x, slots.position, self._attend(layout))  # (B, S, D)
         return outputs[:, :T], outputs[:, T:].unflatten(1, (A, K, n + m + 1))
+
+    def _attend(self, layout: Layout) -> Dense | Structured | Flex:
+        """The realisation of the one rule that the packed pass runs under."""
+        window = self.model.config.window
+        if self.attention == "structured":
+            return Structured.of(layout, window)
+        if self.attention == "flex":
+            return Flex(block_mask(layout.packed, window))
+        return Dense(dense_mask(layout.packed, layout.packed, window))
+
+    # Stage 4
+
+    def mix(
+        self, anchors: Tensor, base: Tensor, branch: Tensor, fixed_weight: float | None = None
+    ) -> Mixed:
+        """How the two predictions of each true token are mixed.
+
+        Args:
+            anchors: (B, A).
+            base, branch: outputs as `score` returns them.
+            fixed_weight: mixing weight to use instead of the head's.
+        """
+        (B, A, K), m, D = branch.shape[:3], self.config.ahead, base.shape[2]
+        wide = torch.promote_types(base.dtype, torch.float32)
+        later = self._later(anchors, base.shape[1])[..., None].expand(-1, -1, D)  # (B, A m, D)
+        # the base output for a later token is that of its true position: every thought shares it
+        base = base.gather(1, later).view(B, A, 1, m, D).expand(-1, -1, K, -1, -1).to(wide)
+        after = branch[..., -m:, :].to(wide)  # (B, A, K, m, D): at <end>, x[t+1], ..
+        score = self.mixer(base, after)  # (B, A, K, m)
+        weight = mixing_weight(score, self.config.mix_weight)
+        if fixed_weight is not None:
+            weight = torch.full_like(weight, fixed_weight)
+            score = torch.special.logit(weight)
+        return Mixed(base, after, score, weight)
+
+    def _later(self, anchors: Tensor, T: int) -> Tensor:
+        """(B, A * m) text positions that predict x[t+1] .. x[t+m] (the last one past the end)."""
+        later = anchors[:, :, None] + torch.arange(self.config.ahead, device=anchors.device)
+        return later.clamp(max=T - 1).flatten(1)
+
+    # Stage 5
 
     def judge(
         self,
-        tokens: Tensor,
-        documents: Tensor,
-        counted: Tensor | None,
+        targets: Targets,
         anchors: Tensor,
         thoughts: Tensor,
         base: Tensor,
         branch: Tensor,
-        fixed_weight: float | None = None,
+        mixed: Mixed,
     ) -> Step:
-        """Mix, and take the NLL of the true tokens with and without thoughts (see `Step`)."""
-        config, head, m = self.config, self.model.head, self.config.ahead
-        targets, base_valid = targets_ahead(tokens, documents, every_position(tokens), 1, counted)
-        base_valid = base_valid.squeeze(2)
-        nll_base = linear_nll(base, head, targets.squeeze(2)).where(base_valid, 0.0)
+        """NLL of the true tokens with and without thoughts, and what each thought earned."""
+        head, n = self.model.head, thoughts.shape[3]
+        nll_base = linear_nll(base, head, targets.next)  # (B, T)
+        nll_base = nll_base.where(targets.next_valid, 0.0)
+        later = self._later(anchors, base.shape[1])
+        nll_later = nll_base.gather(1, later).view_as(targets.valid)  # (B, A, m)
 
-        targets, valid = targets_ahead(tokens, documents, anchors, m, counted)
-        nll_later = nll_base.gather(1, self._later(anchors, base)).view_as(valid)
-        mixed = self.mix(anchors, base, branch, fixed_weight)
-        targets = targets[:, :, None].expand(mixed.score.shape)
-        nll_mix = mixed_nll(mixed, head, targets, config.mix_space)
-        nll_mix = nll_mix.where(valid[:, :, None], 0.0)
+        true = targets.ahead[:, :, None].expand(mixed.score.shape)  # (B, A, K, m)
+        nll_mix = mixed_nll(mixed, head, true, self.config.mix_space)
+        nll_mix = nll_mix.where(targets.valid[:, :, None], 0.0)
 
+        # the output before a token of the thought is what that token was drawn from
         log_p = -linear_nll(
-            branch[..., : thoughts.shape[3], :],
+            branch[..., :n, :],
             head,
             thoughts.clamp(min=0),
-            config.policy_temperature,
+            self.config.policy_temperature,
             self.model.config.forbidden,
-        )
+        )  # (B, A, K, n)
         log_p = log_p.where(thoughts != PAUSE, 0.0).sum(-1)  # nobody chose a pause
-        reward = rewards(nll_later, nll_mix, valid)
-        weight = mixed.weight.detach()
-        return Step(nll_base, nll_mix, log_p, reward, weight, base_valid, valid, anchors, thoughts)
+        return Step(
+            nll_base=nll_base,
+            nll_mix=nll_mix,
+            log_p=log_p,
+            reward=self.reward(nll_later, nll_mix, targets.valid).detach(),
+            weight=mixed.weight.detach(),
+            base_valid=targets.next_valid,
+            valid=targets.valid,
+            anchors=anchors,
+            thoughts=thoughts,
+            outputs=base.detach(),
+        )
 
-    def _later(self, anchors: Tensor, base: Tensor) -> Tensor:
-        """(B, A * m) text positions that predict x[t+1] .. x[t+m] (the last one past the end)."""
-        later = anchors[:, :, None] + torch.arange(self.config.ahead, device=anchors.device)
-        return later.clamp(max=base.shape[1] - 1).flatten(1)
+    def loss(self, step: Step, counts: Terms) -> Tensor:
+        """What is minimised: () in nats.
+
+        Args:
+            step: of some rows.
+            counts: what each term is divided by, over the whole batch (`losses.count_terms`).
+        """
+        weight, mean = term_weights(self.config), self.means(step, counts)
+        return weight.base * mean.base + weight.talk * mean.talk + weight.policy * mean.policy
+
+    def means(self, step: Step, counts: Terms) -> Terms:
+        """The terms of the loss before they are weighed, (). Arguments as of `loss`."""
+        return loss_terms(step, self.config, self.baseline).means(counts)
+
+    # What the stages share
+
+    @property
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """(D,) embeddings of `<start>` and `<end>`, which are stored divided by their scale."""
+        scale = self.config.embedding_scale
+        return self.start * scale, self.end * scale
+
+    @torch.no_grad()
+    def initialise(self, start_ids: list[int], end_ids: list[int]) -> None:
+        """Begin the start and end vectors from the mean embedding of some tokens (of `---`)."""
+        for vector, ids in ((self.start, start_ids), (self.end, end_ids)):
+            rows = self.model.tok_embeddings.weight[ids]
+            vector.copy_(rows.mean(0) / self.config.embedding_scale)
+
+    @contextlib.contextmanager
+    def with_settings(self, **changes) -> Iterator[None]:
+        """Think under other settings for a while (another length, temperature, ...)."""
+        before = self.config
+        self.config = dataclasses.replace(before, **changes)
+        try:
+            yield
+        finally:
+            self.config = before
 
     def predict(
         self, tokens: Tensor, documents: Tensor, anchors: Tensor, thoughts: Tensor, **fixed: float
@@ -311,34 +404,23 @@ class QuietStar(nn.Module):
         mixed = self.mix(anchors, *self.score(tokens, documents, anchors, thoughts), **fixed)
         return *mixed_log_p(mixed, self.model.head, self.config.mix_space), mixed.weight
 
-    def mix(
-        self, anchors: Tensor, base: Tensor, branch: Tensor, fixed_weight: float | None = None
-    ) -> Mixed:
-        """Stage 4 without targets; base and branch are outputs as `score` returns them."""
-        (B, A, K), m, D = branch.shape[:3], self.config.ahead, base.shape[2]
-        wide = torch.promote_types(base.dtype, torch.float32)
-        later = self._later(anchors, base)[..., None].expand(-1, -1, D)
-        base = base.gather(1, later).view(B, A, 1, m, D).expand(-1, -1, K, -1, -1).to(wide)
-        after = branch[..., -m:, :].to(wide)  # (B, A, K, m, D): at <end>, x[t+1], ..
-        score = self.mixer(base, after)
-        weight = mixing_weight(score, self.config.mix_weight)
-        if fixed_weight is not None:
-            weight = torch.full_like(weight, fixed_weight)
-            score = torch.special.logit(weight)
-        return Mixed(base, after, score, weight)
 
+def loss_terms(step: Step, config: ThoughtConfig, baseline: Baseline | None = None) -> Terms:
+    """The sums of a step's loss terms; a term without weight is measured, not trained.
 
-def loss_terms(step: Step, config: ThoughtConfig) -> Terms:
-    """The sums of a step's loss terms; divide by the counts of the whole batch (`Terms.means`)."""
+    Args:
+        step: of some rows.
+        config: weights and baseline are used.
+        baseline: instead of the one that `config` names.
+    """
+    talk = step.nll_mix.sum((0, 1, 2))  # (m,)
     policy = step.nll_base.new_zeros(())
     if config.beta > 0:
-        policy = reinforce(step.log_p, step.reward, config.baseline, config.keep_negative)
-    return Terms(step.nll_base.sum(), step.nll_mix.sum((0, 1, 2)), policy)
+        baseline = baseline or config.baseline
+        policy = reinforce(step.log_p, step.reward, baseline, config.keep_negative)
+    return Terms(step.nll_base.sum(), talk if config.base_weight < 1 else talk.detach(), policy)
 
 
-def term_weights(config: Config) -> Terms:
-    """What each mean of the terms weighs in the loss; plain training is the base term alone."""
-    thought = config.thinking
-    if not config.run.thinks:
-        return Terms(1.0, 0.0, 0.0)
-    return Terms(thought.base_weight, 1 - thought.base_weight, thought.beta)
+def term_weights(config: ThoughtConfig) -> Terms:
+    """What each mean of the terms weighs in the loss."""
+    return Terms(config.base_weight, 1 - config.base_weight, config.beta)

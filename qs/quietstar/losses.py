@@ -8,7 +8,7 @@ Source: Quiet-STaR (arXiv:2403.09629), section 4.4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from qs.config import PADDING
+from qs.quietstar.masks import every_position
 
 LOGITS_AT_ONCE = 2**26  # 256 MiB of float32
 
@@ -98,6 +99,36 @@ def targets_ahead(
     return there(tokens), valid
 
 
+class Targets(NamedTuple):
+    """The true tokens that a step predicts, and which of them count.
+
+    Attributes:
+        next: (B, T) x[t+1] and
+        next_valid: (B, T) whether it counts, for the prediction without thoughts.
+        ahead: (B, A, m) x[t+1] .. x[t+m] after each anchor and
+        valid: (B, A, m) which of them count.
+    """
+
+    next: Tensor
+    next_valid: Tensor
+    ahead: Tensor
+    valid: Tensor
+
+
+def targets_of(
+    tokens: Tensor,
+    documents: Tensor,
+    anchors: Tensor,
+    ahead: int,
+    counted: Tensor | None = None,
+) -> Targets:
+    """Every target of a step. Arguments as of `targets_ahead`."""
+    everywhere = every_position(tokens)
+    targets, valid = targets_ahead(tokens, documents, everywhere, ahead, counted)  # (B, T, m)
+    at = anchors[:, :, None].expand(-1, -1, ahead)
+    return Targets(targets[..., 0], valid[..., 0], targets.gather(1, at), valid.gather(1, at))
+
+
 def rewards(nll_base: Tensor, nll_mix: Tensor, valid: Tensor) -> Tensor:
     """How much likelier each thought made the true tokens that follow.
 
@@ -114,34 +145,55 @@ def rewards(nll_base: Tensor, nll_mix: Tensor, valid: Tensor) -> Tensor:
     return gain.where(valid.all(-1)[:, :, None], 0.0).detach()
 
 
-def advantages(reward: Tensor, baseline: str = "mean", keep_negative: bool = False) -> Tensor:
-    """Reward relative to a position's own K thoughts.
+Baseline = Callable[[Tensor], Tensor]
+"""Rewards (..., K) of a position's own thoughts -> what each is compared with, (..., 1 or K)."""
 
-    The mean includes the thought itself, which scales the expected policy gradient by (1 - 1/K).
+
+def mean_baseline(reward: Tensor) -> Tensor:
+    """(..., 1) mean over a position's own K thoughts.
+
+    It includes the thought itself, which scales the expected policy gradient by (1 - 1/K).
+
+    Raises:
+        ValueError: K < 2, where every advantage would be 0.
+    """
+    if reward.shape[-1] < 2:
+        raise ValueError(
+            "the mean baseline needs K >= 2 thoughts at a position, got K = 1: sample more "
+            "thoughts or use the baseline 'none'"
+        )
+    return reward.mean(-1, keepdim=True)
+
+
+BASELINES: dict[str, Baseline] = {"mean": mean_baseline, "none": torch.zeros_like}
+
+
+def advantages(
+    reward: Tensor, baseline: str | Baseline = "mean", keep_negative: bool = False
+) -> Tensor:
+    """Reward relative to a baseline.
 
     Args:
         reward: (..., K) in nats.
-        baseline: "mean" over K, or "none".
+        baseline: a name in BASELINES, or a function of its own.
         keep_negative: if False, thoughts below the baseline contribute nothing (biased; as
             published).
 
     Raises:
         ValueError: the mean baseline with K < 2.
     """
-    if baseline == "mean":
-        if reward.shape[-1] < 2:
-            raise ValueError(
-                "the mean baseline needs K >= 2 thoughts at a position, got K = 1: sample more "
-                "thoughts or use the baseline 'none'"
-            )
-        reward = reward - reward.mean(-1, keepdim=True)
-    return reward if keep_negative else reward.clamp(min=0)
+    compared = BASELINES[baseline] if isinstance(baseline, str) else baseline
+    advantage = reward - compared(reward)
+    return advantage if keep_negative else advantage.clamp(min=0)
 
 
 def reinforce(
-    log_p: Tensor, reward: Tensor, baseline: str = "mean", keep_negative: bool = False
+    log_p: Tensor,
+    reward: Tensor,
+    baseline: str | Baseline = "mean",
+    keep_negative: bool = False,
 ) -> Tensor:
-    """REINFORCE (Williams 1992) with the mean over a position's own thoughts as baseline.
+    """REINFORCE (Williams 1992): thoughts that earned more than the baseline become likelier.
 
     Args:
         log_p: (..., K) log-probability in nats of thought k, summed over its tokens.

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from qs.config import Config, OptimConfig
-from qs.quietstar.algorithm import QuietStar, Step, loss_terms, term_weights
-from qs.quietstar.losses import Terms, count_terms, targets_ahead
-from qs.quietstar.masks import every_position
+from qs.quietstar.algorithm import QuietStar, Step, term_weights
+from qs.quietstar.losses import Targets, Terms, count_terms, targets_of
 from qs.quietstar.sampler import step_generator
 from qs.training.distributed import ALONE, Ranks, total, whole
 
@@ -56,13 +55,13 @@ def schedule(step: int, steps: int, config: OptimConfig) -> float:
 
 
 class Part(NamedTuple):
-    """One micro-batch with its thoughts; `counted`: which tokens are targets (None: all)."""
+    """One micro-batch with its thoughts and targets."""
 
     tokens: Tensor
     documents: Tensor
-    counted: Tensor | None
     anchors: Tensor
     thoughts: Tensor
+    targets: Targets
 
 
 def think(
@@ -82,25 +81,22 @@ def think(
         quiet.draw(ranks.rank * len(tokens), tokens.shape[1], generator)
     rows = config.run.micro_batch or len(tokens)
     parts = []
-    targets = [None] * len(tokens) if counted is None else counted.split(rows)
-    split = zip(tokens.split(rows), documents.split(rows), targets, strict=False)
+    counting = [None] * len(tokens) if counted is None else counted.split(rows)
+    split = zip(tokens.split(rows), documents.split(rows), counting, strict=False)
     for *some, target in split:
         if not config.run.thinks:
             anchors = some[0][:, :0]
             thoughts = anchors.new_zeros((*anchors.shape, quiet.config.samples, 0))
         else:
             anchors, thoughts = quiet.think(*some, generator=generator)
-        parts.append(Part(*some, target, anchors, thoughts))
+        targets = targets_of(*some, anchors, quiet.config.ahead, target)
+        parts.append(Part(*some, anchors, thoughts, targets))
     return parts
 
 
-def count(part: Part, ahead: int) -> Terms:
+def count(part: Part) -> Terms:
     """How many positions each loss term of a micro-batch has (`losses.count_terms`)."""
-    everywhere = every_position(part.tokens)
-    text = part.tokens, part.documents
-    _, base = targets_ahead(*text, everywhere, 1, part.counted)
-    _, valid = targets_ahead(*text, part.anchors, ahead, part.counted)
-    return count_terms(base.squeeze(2), valid, *part.thoughts.shape[2:])
+    return count_terms(part.targets.next_valid, part.targets.valid, *part.thoughts.shape[2:])
 
 
 def gradients(
@@ -127,14 +123,15 @@ def gradients(
         loss () and what was measured, detached () tensors: the terms, reward, mixing weight and,
         if `apart`, the gradient norm of each weighted term.
     """
-    weights = term_weights(config)
+    weights = term_weights(quiet.config)
     active = [name for name in Terms._fields if getattr(weights, name)]
     groups = [[name] for name in active] if apart else [active]
     buffers: list[list[Tensor | None]] = [[None] * len(parameters) for _ in groups]
     measured: dict[str, Tensor] = {}
     for part in parts:
-        step = quiet(*part)
-        means = loss_terms(step, quiet.config).means(counts)
+        text = part.tokens, part.documents
+        step = quiet(*text, None, part.anchors, part.thoughts, targets=part.targets)
+        means = quiet.means(step, counts)
         for index, (group, buffer) in enumerate(zip(groups, buffers, strict=True)):
             for parameter, gradient in zip(parameters, buffer, strict=True):
                 parameter.grad = gradient
@@ -198,7 +195,7 @@ def train_step(
         group["lr"] = group["peak_lr"] * schedule(step, config.run.steps, config.optim)
     generator = step_generator(config.run.seed, step)
     parts = think(quiet, tokens, documents, config, generator, ranks, counted)
-    counts = [count(part, quiet.config.ahead) for part in parts]
+    counts = [count(part) for part in parts]
     counts = Terms(*(total(sum(each)) for each in zip(*counts, strict=True)))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     loss, measured = gradients(quiet, parameters, parts, counts, config, measure_terms, ranks)

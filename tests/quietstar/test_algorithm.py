@@ -526,8 +526,12 @@ def test_other_settings_of_thought_last_as_long_as_their_block():
 
 def test_plain_training_weighs_the_base_term_alone():
     thought = ThoughtConfig(base_weight=0.25, beta=7.0)
-    assert term_weights(Config(thought=thought)) == (0.25, 0.75, 7.0)
-    assert term_weights(Config(thought=thought, run=RunConfig(objective="plain"))) == (1, 0, 0)
+    assert term_weights(Config(thought=thought).thinking) == (0.25, 0.75, 7.0)
+    assert term_weights(Config(thought=thought, run=RunConfig(objective="plain")).thinking) == (
+        1,
+        0,
+        0,
+    )
 
 
 # Refusals

@@ -19,7 +19,7 @@ def names_of(quiet):
 
 
 def stepped(config=QUIET, steps=2):
-    quiet = module(config.thought)
+    quiet = module(config.thinking)
     optimizer = make_optimizer(quiet, config.optim)
     for step in range(steps):
         train_step(quiet, optimizer, *batch(step), config, step, False)
@@ -48,7 +48,7 @@ def test_a_parameter_that_no_loss_reached_has_no_state_before_or_after(tmp_path,
     config = Config(QUIET.thought, QUIET.optim, RunConfig(objective="plain", seq=7))
     quiet, optimizer = stepped(config, steps)
     save_optimizer(tmp_path, optimizer_tensors(optimizer, names_of(quiet)))
-    other = module(config.thought)
+    other = module(config.thinking)
     again = make_optimizer(other, config.optim)
     load_optimizer(tmp_path, again, names_of(other))
     reached = {names_of(quiet)[p] for p in optimizer.state}

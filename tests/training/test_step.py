@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import batch, module
 
+import qs.quietstar.algorithm
 import qs.training.step
 from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
 from qs.quietstar.algorithm import loss_terms
@@ -47,7 +48,7 @@ def settings_of(anchors=("all", 1.0), micro_batch=0, objective="quiet", clip=1e3
 
 def gradients(config, seed, measure=False):
     """The gradients of one step before clipping, and its record."""
-    quiet = module(config.thought, seed)
+    quiet = module(config.thinking, seed)
     recorder = Recorder(quiet)
     record = train_step(quiet, recorder, *text(config, seed), config, STEP, measure)
     return recorder.found, record
@@ -64,7 +65,7 @@ def number(tensor):
 
 def naive_terms(config, seed):
     """Each weighted term from one forward of the whole batch; means written out."""
-    quiet = module(config.thought, seed)
+    quiet = module(config.thinking, seed)
     tokens, documents = text(config, seed)
     step = quiet(tokens, documents, generator=step_generator(config.run.seed, STEP))
     thought, rewarded = config.thought, step.valid.all(-1)
@@ -117,10 +118,9 @@ def test_every_split_of_a_batch_gives_the_gradient_of_the_mean_over_the_batch(se
 def test_every_split_of_a_batch_thinks_the_same_thoughts(seed, anchors, rows):
     def thoughts(micro_batch):
         config = settings_of(anchors, micro_batch)
-        quiet, generator = module(config.thought, seed), step_generator(0, STEP)
+        quiet, generator = module(config.thinking, seed), step_generator(0, STEP)
         parts = think(quiet, *text(config, seed), config, generator)
-        assert all(part.counted is None for part in parts)
-        rows = [(*part[:2], *part[3:]) for part in parts]
+        rows = [(*part[:4], *part.targets) for part in parts]
         return len(parts), [torch.cat(column) for column in zip(*rows, strict=True)]
 
     (split, some), (whole, together) = thoughts(rows), thoughts(0)
@@ -192,7 +192,7 @@ def test_the_gradient_is_clipped_to_the_largest_norm():
 
 def trained(config, seed=1):
     """A module and an optimiser that has made two steps."""
-    quiet = module(config.thought, seed)
+    quiet = module(config.thinking, seed)
     optimizer = make_optimizer(quiet, config.optim)
     for step in (0, 1):
         assert not train_step(quiet, optimizer, *batch(seed), config, step, False)["skipped"]
@@ -213,7 +213,7 @@ def test_a_step_that_is_not_finite_changes_nothing(monkeypatch, apart, what):
     with monkeypatch.context() as patch:
         if what == "loss":
             patch.setattr(
-                qs.training.step,
+                qs.quietstar.algorithm,
                 "loss_terms",
                 lambda *args: (terms := loss_terms(*args))._replace(base=terms.base * math.nan),
             )
@@ -251,7 +251,7 @@ def test_a_step_takes_its_share_of_every_groups_peak():
     config = settings_of()
     optim = OptimConfig(lr=0.1, mixer_lr=0.2, thought_lr=0.3, warmup=3)
     config = Config(config.thought, optim, config.run)
-    quiet = module(config.thought)
+    quiet = module(config.thinking)
     optimizer = make_optimizer(quiet, optim)
     for step in (2, 0):  # the share is taken of the peak, not of the last learning rate
         record = train_step(quiet, optimizer, *batch(0), config, step, False)
@@ -302,11 +302,11 @@ def test_only_counted_targets_are_learnt_whatever_the_split(seed, rows, share):
     counted = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(seed)) < share
     counted[0, 1], documents[0, :2] = True, 0  # something counts
 
-    quiet = module(config.thought, seed)
+    quiet = module(config.thinking, seed)
     recorder = Recorder(quiet)
     record = train_step(quiet, recorder, tokens, documents, config, STEP, False, counted=counted)
 
-    naive = module(config.thought, seed)
+    naive = module(config.thinking, seed)
     step = naive(tokens, documents, generator=step_generator(0, 0))
     found, number_of = 0.0, 0
     for row in range(tokens.shape[0]):
@@ -325,7 +325,7 @@ def test_counting_everything_is_counting_nothing_apart(seed, objective, rows):
     config = settings_of(micro_batch=rows, objective=objective)
     results = []
     for counted in (None, torch.ones((4, 7), dtype=torch.bool)):
-        quiet = module(config.thought, seed)
+        quiet = module(config.thinking, seed)
         recorder = Recorder(quiet)
         record = train_step(quiet, recorder, *batch(seed), config, STEP, False, counted=counted)
         results.append((record, recorder.found))
