@@ -73,7 +73,7 @@ def opened_by(
     if not reads:  # what it was trained in is nothing to what it is asked
         thought, run = ONE_THOUGHT | thought, run | {"seq": 2}
     run |= {"compile": False} if varies else {}
-    opened = open_model(model, thought, run | {"eval_rows": args.rows}, reads)
+    opened = open_model(model, reads, **thought, **run, eval_rows=args.rows)
     if reads and args.tasks and not opened.config.run.thinks:
         raise ValueError(
             f"{model} was trained with --objective {opened.config.run.objective}: --tasks {TEXT} "

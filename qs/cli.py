@@ -96,11 +96,8 @@ def parse(argv: list[str], parser: argparse.ArgumentParser, preset: str | None =
     add_flags(parser)
     given = vars(parser.parse_args(argv))
     start = PRESETS[given.get("preset", preset or _preset(given))]
-    groups = {}
-    for name, group in GROUPS.items():
-        names = {f.name for f in dataclasses.fields(group)} & given.keys()
-        groups[name] = dataclasses.replace(getattr(start, name), **{n: given[n] for n in names})
-    return Config(**groups)
+    settings = {f.name for group in GROUPS.values() for f in dataclasses.fields(group)}
+    return start.changed(**{name: given[name] for name in settings & given.keys()})
 
 
 def _preset(given: dict[str, Any]) -> str:

@@ -233,6 +233,22 @@ class Config:
         """Whether there are thoughts of sampled tokens: neither pauses nor nothing at all."""
         return self.run.objective == "quiet" and self.thought.thoughts > 0
 
+    def changed(self, **settings: Any) -> Config:
+        """The same with other values of settings, named as their fields are.
+
+        Raises:
+            TypeError: there is no such setting.
+            ValueError: a value is out of range.
+        """
+        groups = {}
+        for name, group in GROUPS.items():
+            names = {f.name for f in dataclasses.fields(group)} & settings.keys()
+            changes = {each: settings.pop(each) for each in names}
+            groups[name] = dataclasses.replace(getattr(self, name), **changes)
+        if settings:
+            raise TypeError(f"no setting is named {', '.join(settings)}")
+        return Config(**groups)
+
     def to_json(self) -> dict[str, dict[str, Any]]:
         """Nested plain values, for `json.dump`."""
         return dataclasses.asdict(self)

@@ -68,7 +68,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     thought = ONE_THOUGHT | {"thoughts": args.thoughts}
-    quiet = open_model(args.model, thought, {"seq": 2, "device": "cpu", "compile": False}).quiet
+    quiet = open_model(args.model, **thought, seq=2, device="cpu", compile=False).quiet
     numbers = torch.Generator().manual_seed(0)
     shape = quiet.model.config
     prompts = torch.randint(3, shape.vocab_size, (args.rows, args.prompt), generator=numbers)

@@ -136,7 +136,7 @@ class Adapter:
         thought = ONE_THOUGHT | {"thoughts": given.thoughts}
         # every batch has another shape: layers that are compiled would be compiled for each
         run = {"device": device, "seed": given.seed, "seq": 2, "compile": False}
-        opened = open_model(given.pretrained, thought, run)
+        opened = open_model(given.pretrained, **thought, **run)
         if not opened.config.run.thinks and given.think is None:
             given = dataclasses.replace(given, think=False)
         adapter = Adapter(opened.quiet, opened.tokenizer, given)

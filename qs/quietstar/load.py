@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -73,25 +72,32 @@ def choose_placement(config: RunConfig) -> Placement:
     )
 
 
-def check_fits(model: ModelConfig, tokenizer: Tokenizer, config: Config, folder: Path) -> None:
+def check_fits(shape: ModelConfig, tokenizer: Tokenizer, settings: Config, folder: Path) -> None:
     """Refuse a tokenizer or a row length that the model was not made for.
 
     Raises:
         ValueError: what was expected and found.
     """
-    text_ids = model.vocab_size - len(model.thought_ids)
-    if tokenizer.vocab_size not in (text_ids, model.vocab_size):
+    text_ids = shape.vocab_size - len(shape.thought_ids)
+    if tokenizer.vocab_size not in (text_ids, shape.vocab_size):
         raise ValueError(
             f"{folder}: the model has {text_ids} text tokens, its tokenizer.model "
             f"{tokenizer.vocab_size}; take both from the same checkpoint"
         )
-    thought, seq = config.thought, config.run.seq
-    branch = thought.thoughts + thought.ahead + 1 if config.run.thinks else 0
-    if seq + branch > model.max_positions:
+    thought, seq = settings.thought, settings.run.seq
+    branch = thought.thoughts + thought.ahead + 1 if settings.run.thinks else 0
+    if seq + branch > shape.max_positions:
         raise ValueError(
-            f"--seq {seq} (and {branch} positions of a thought) exceeds the {model.max_positions} "
+            f"--seq {seq} (and {branch} positions of a thought) exceeds the {shape.max_positions} "
             f"positions that {folder} was made for: lower --seq, --thoughts or --ahead"
         )
+
+
+def read(folder: Path, settings: Config) -> tuple[ModelConfig, Tokenizer]:
+    """Shape and tokenizer of a checkpoint, checked against settings (see `check_fits`)."""
+    shape, tokenizer = read_config(folder), Tokenizer.load(folder)
+    check_fits(shape, tokenizer, settings, folder)
+    return shape, tokenizer
 
 
 def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietStar, Tokenizer]:
@@ -102,11 +108,11 @@ def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietSta
     rescaled if --embedding-scale differs from the checkpoint's.
 
     Raises:
-        ValueError: the checkpoint is damaged, or its mixing head was trained for another mixing.
+        ValueError: the checkpoint is damaged, does not fit (see `check_fits`), or its mixing head
+            was trained for another mixing.
     """
     config, run = settings.thinking, settings.run
-    shape = read_config(folder)
-    tokenizer = Tokenizer.load(folder)
+    shape, tokenizer = read(folder, settings)
     with torch.device("meta"):  # every parameter is read from the checkpoint
         model = Mistral(shape, placement.dtype, run.recompute)
     model.to_empty(device=placement.device)
@@ -175,40 +181,28 @@ class Opened(NamedTuple):
     tokenizer: Tokenizer
 
 
-def open_model(
-    model: str,
-    thought: Mapping[str, object],
-    run: Mapping[str, object],
-    reads: bool = False,
-) -> Opened:
+def open_model(model: str, reads: bool = False, **settings: object) -> Opened:
     """Load a run or a checkpoint with its own settings.
 
     Args:
         model: a run, a checkpoint folder, or a name in weights/.
-        thought, run: settings to use instead of its own; None: its own.
         reads: whether held-out text will be read, of ROWS rows where no number is given.
+        settings: fields of `ThoughtConfig` and `RunConfig` to use instead of its own (None: its
+            own), such as `thoughts=4, device="cpu"`.
 
     Raises:
         ValueError: it is none, it has no text to read, or it does not fit what was asked.
     """
+    changes = {name: value for name, value in settings.items() if value is not None}
     folder = weights.resolve(model)
     home = folder.parent if (folder / files.TRAINER).is_file() else None
-    if reads and home is None and run.get("data") is None:
+    if reads and home is None and "data" not in changes:
         raise ValueError(f"{folder} is no run, so give --data: a name in data/ or a folder")
     config = files.read_config(home) if home else Config()
     stored = {} if home else read_settings(folder) or {}
-    kept = {key: stored[key] for key in (*STORED, "thoughts") if key in stored} | {"beta": 0.0}
-    own = {key: stored[key] for key in ("objective",) if key in stored}
-    own["eval_rows"] = config.run.eval_rows or ROWS
-    config = dataclasses.replace(
-        config,
-        thought=dataclasses.replace(config.thought, **kept | _given(thought)),
-        run=dataclasses.replace(config.run, **own | _given(run)),
-    )
+    kept = {key: stored[key] for key in (*STORED, "thoughts", "objective") if key in stored}
+    # nothing is trained here: settings that only training could not use are no error
+    own = {"beta": 0.0, "eval_rows": config.run.eval_rows or ROWS}
+    config = config.changed(**own | kept | changes)
     placement = choose_placement(config.run)
-    check_fits(read_config(folder), Tokenizer.load(folder), config, folder)
     return Opened(folder, home, config, placement, *load(folder, config, placement))
-
-
-def _given(values: Mapping[str, object]) -> dict[str, object]:
-    return {name: value for name, value in values.items() if value is not None}

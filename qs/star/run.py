@@ -33,10 +33,8 @@ from qs.data.completions import Completions
 from qs.files import JsonLines, environment
 from qs.inference.decoding import Decoding
 from qs.model import weights
-from qs.model.config import read_config
-from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
-from qs.quietstar.load import check_fits, choose_placement, load
+from qs.quietstar.load import choose_placement, load, read
 from qs.star.round import (
     Attempt,
     Example,
@@ -81,15 +79,14 @@ class StarRun:
         run = dataclasses.replace(config.run, weights=str(self.start), compile=False)
         self.config = dataclasses.replace(config, run=run)
         self.placement = choose_placement(run)
-        self.tokenizer = Tokenizer.load(self.start)
-        check_fits(read_config(self.start), self.tokenizer, self.config, self.start)
+        shape, self.tokenizer = read(self.start, self.config)
         self.task = task_of(config.star, run.seed)
         self.stop: signal.Signals | None = None
         self.folder = folder or files.new_run(run.out, name, self.config)
         self.log = files.JsonLines(self.folder / files.LOG)
         if not self.log.path.is_file():
             self.log.append([environment(str(self.placement))])
-        print(f"model   {self.start}: {read_config(self.start).layers} layers")
+        print(f"model   {self.start}: {shape.layers} layers")
         print(f"task    {config.star.task}: {len(self.task.heldout)} held-out problems")
         print(f"device  {self.placement}")
         print(f"run     {self.folder}")

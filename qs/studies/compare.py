@@ -125,7 +125,7 @@ def compare(models: Sequence[str], task: Comparable, count: int, device: str) ->
     bundled = PRESETS["tiny"].run
     for model in tqdm(models, task, unit=" models"):
         run = {"device": device, "compile": False, "data": bundled.data, "seq": bundled.seq}
-        opened = open_model(model, ONE_THOUGHT, run | {"eval_rows": bundled.eval_rows})
+        opened = open_model(model, **ONE_THOUGHT, **run, eval_rows=bundled.eval_rows)
         thinks = opened.run is not None and opened.config.run.thinks
         if task == "world":
             alone, thought = known(opened, thinks)

@@ -25,9 +25,7 @@ from qs.evaluation.heldout import Score, heldout_score
 from qs.evaluation.thoughts import shown, thoughts_shown
 from qs.files import environment
 from qs.model import weights
-from qs.model.config import read_config
-from qs.model.tokenizer import Tokenizer
-from qs.quietstar.load import STORED, check_fits, choose_placement, load
+from qs.quietstar.load import STORED, choose_placement, load
 from qs.training import checkpoint, distributed
 from qs.training.step import make_optimizer, train_step
 
@@ -65,7 +63,6 @@ class Run:
         data = resolve_data(config.run.data)
         self.train, self.heldout = TokenDataset(data), TokenDataset(data, "heldout")
         run = config.run
-        check_fits(read_config(start), Tokenizer.load(start), config, start)
         self.quiet, self.tokenizer = load(start, config, self.placement)
         for split in (self.train, self.heldout):
             split.check_tokenizer(self.tokenizer)

@@ -160,7 +160,9 @@ def test_questions_that_do_not_fit_are_named_and_the_longest_come_first(tokenize
 
 def test_a_tokenizer_without_single_digits_is_refused(tmp_path):
     tiny = make(tmp_path)
-    settings = Config(ThoughtConfig(start_text="1", end_text="1"), run=RunConfig(device="cpu"))
+    settings = Config(
+        ThoughtConfig(start_text="1", end_text="1"), run=RunConfig(seq=16, device="cpu")
+    )
     _, tokenizer = load(tiny.weights, settings, choose_placement(settings.run))
     assert item(NUMBER, tokenizer).scored
     strange = Question("s", "Which?", (("Ω", "x"), ("Ж", "y")), "Ω", "Ω")

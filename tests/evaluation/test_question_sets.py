@@ -34,7 +34,7 @@ def opened(tmp_path_factory):
     tokenizer = train_tokenizer(texts, folder, 300)
     init_weights(folder / "weights", folder, positions=128)
     thought = ThoughtConfig(thoughts=2, ahead=1, samples=2, start_text="0", end_text="1")
-    settings = Config(thought, run=RunConfig(device="cpu", dtype="float32"))
+    settings = Config(thought, run=RunConfig(seq=2, device="cpu", dtype="float32"))
     quiet, _ = load(folder / "weights", settings, choose_placement(settings.run))
     torch.nn.init.normal_(quiet.mixer[4].weight, 0, 1.0, torch.Generator().manual_seed(0))
     return quiet, tokenizer

@@ -19,6 +19,7 @@ from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import check_fits, choose_placement, first_tokens, load
 
 CPU = choose_placement(RunConfig(device="cpu"))
+SHORT = RunConfig(seq=16)  # rows that fit into the positions of the tiny models
 SIGMOID = {"mix_weight": "sigmoid", "mix_space": "probability"}
 
 
@@ -55,7 +56,7 @@ def test_stored_vectors_and_mixing_head_come_back_bit_for_bit(tiny, tmp_path, ex
     kept = {k: getattr(config, k) for k in ("embedding_scale", "mix_weight", "mix_space")}
     folder = store(tiny, tmp_path / "w", extras, kept)
     for seed in (0, 1):  # nothing is made new
-        quiet, tokenizer = load(folder, Config(config, run=RunConfig(seed=seed)), CPU)
+        quiet, tokenizer = load(folder, Config(config, run=RunConfig(seq=16, seed=seed)), CPU)
         same_bits(extras_of(quiet), extras)
     assert tokenizer.hash == Tokenizer.load(tiny.tokenizer).hash
     parameters = main.random_parameters(model_config.read_config(folder), seed=3)
@@ -68,7 +69,7 @@ def test_another_embedding_scale_keeps_the_vectors_that_are_used(
 ):
     settings = {"embedding_scale": stored, "mix_weight": "linear", "mix_space": "output"}
     folder = store(tiny, tmp_path / "w", extras, settings)
-    quiet, _ = load(folder, Config(ThoughtConfig(embedding_scale=wanted)), CPU)
+    quiet, _ = load(folder, Config(ThoughtConfig(embedding_scale=wanted), run=SHORT), CPU)
     for name in ("start", "end"):
         used = extras_of(quiet)[name] * wanted
         torch.testing.assert_close(used, extras[name] * stored, rtol=1e-6, atol=0)
@@ -79,12 +80,12 @@ def test_another_embedding_scale_keeps_the_vectors_that_are_used(
 def test_the_released_layout_is_read_as_published(tiny, tmp_path, extras):
     folder = store(tiny, tmp_path / "w", extras, None)
     assert model_config.read_settings(folder) is None
-    quiet, _ = load(folder, Config(ThoughtConfig()), CPU)  # linear, output, scale 100
+    quiet, _ = load(folder, Config(ThoughtConfig(), run=SHORT), CPU)  # linear, output, scale 100
     same_bits(extras_of(quiet), extras)
-    quiet, _ = load(folder, Config(ThoughtConfig(embedding_scale=50.0)), CPU)
+    quiet, _ = load(folder, Config(ThoughtConfig(embedding_scale=50.0), run=SHORT), CPU)
     assert torch.equal(quiet.start, extras["start"] * 2)
     with pytest.raises(ValueError, match="trained with --mix-weight linear, got sigmoid"):
-        load(folder, Config(ThoughtConfig(mix_weight="sigmoid")), CPU)
+        load(folder, Config(ThoughtConfig(mix_weight="sigmoid"), run=SHORT), CPU)
 
 
 @pytest.mark.parametrize(
@@ -106,12 +107,12 @@ def test_a_mixing_head_trained_for_another_mixing_is_refused(
     kept = {k: config[k] for k in ("embedding_scale", "mix_weight", "mix_space")}
     folder = store(tiny, tmp_path / "w", extras, kept)
     with pytest.raises(ValueError, match=message):
-        load(folder, Config(ThoughtConfig(**wanted)), CPU)
+        load(folder, Config(ThoughtConfig(**wanted), run=SHORT), CPU)
 
 
 def test_a_plain_checkpoint_begins_from_the_text_given_and_from_a_mixing_weight_of_zero(tiny):
     config = ThoughtConfig(start_text="plus", end_text="\n", embedding_scale=10.0)
-    quiet, tokenizer = load(tiny.weights, Config(config), CPU)
+    quiet, tokenizer = load(tiny.weights, Config(config, run=SHORT), CPU)
     table = load_file(tiny.weights / "model.safetensors")["model.embed_tokens.weight"]
     for vector, text in ((quiet.start, "plus"), (quiet.end, "\n")):
         ids = [i for i in tokenizer.encode(text) if tokenizer.decode([i]).strip() or text == "\n"]
@@ -122,13 +123,13 @@ def test_a_plain_checkpoint_begins_from_the_text_given_and_from_a_mixing_weight_
 def test_what_is_made_new_depends_on_the_seed_and_on_nothing_else(tiny):
     state = torch.random.get_rng_state()
     first, second = (
-        extras_of(load(tiny.weights, Config(run=RunConfig(seed=4)), CPU)[0]) for _ in "ab"
+        extras_of(load(tiny.weights, Config(run=RunConfig(seq=16, seed=4)), CPU)[0]) for _ in "ab"
     )
     assert torch.equal(torch.random.get_rng_state(), state)
     same_bits(first, second)
-    other = extras_of(load(tiny.weights, Config(run=RunConfig(seed=5)), CPU)[0])
+    other = extras_of(load(tiny.weights, Config(run=RunConfig(seq=16, seed=5)), CPU)[0])
     assert not torch.equal(first["mixer.0.weight"], other["mixer.0.weight"])
-    load(tiny.weights, Config(run=RunConfig(seed=2**70)), CPU)  # wider than PyTorch's seeds
+    load(tiny.weights, Config(run=RunConfig(seq=16, seed=2**70)), CPU)  # wider than PyTorch's seeds
 
 
 def test_the_start_text_loses_the_bare_space_that_sentencepiece_puts_before_it(tiny):
@@ -151,7 +152,7 @@ def test_weights_are_float32_whatever_the_file_and_the_arithmetic(tiny, tmp_path
     halved = {name: tensor.bfloat16() for name, tensor in stored.items()}
     save_file(halved, folder / "model.safetensors")
     placement = choose_placement(RunConfig(device="cpu", dtype="bfloat16"))
-    quiet, _ = load(folder, Config(ThoughtConfig()), placement)
+    quiet, _ = load(folder, Config(ThoughtConfig(), run=SHORT), placement)
     assert {p.dtype for p in quiet.parameters()} == {torch.float32}
     assert quiet.model.embed(torch.tensor([1])).dtype == torch.bfloat16
     table = quiet.model.tok_embeddings.weight.detach()
@@ -163,7 +164,7 @@ def test_a_damaged_checkpoint_is_refused(tiny, tmp_path):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="model.safetensors: expected a safetensors file"):
-        load(folder, Config(ThoughtConfig()), CPU)
+        load(folder, Config(ThoughtConfig(), run=SHORT), CPU)
 
 
 # What fits

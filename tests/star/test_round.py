@@ -45,7 +45,7 @@ def opened(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     tokenizer = train_tokenizer([p.hinted + " is 12 Hint:" for p in PROBLEMS] * 20, folder, 290)
     init_weights(folder / "weights", folder, positions=80)
-    settings = Config(run=RunConfig(objective="star", device="cpu", dtype="float32"))
+    settings = Config(run=RunConfig(objective="star", seq=16, device="cpu", dtype="float32"))
     quiet, _ = load(folder / "weights", settings, choose_placement(settings.run))
     return quiet, tokenizer
 

@@ -33,7 +33,7 @@ def test_the_cost_of_a_run_is_counted_in_tokens(tmp_path):
 
 
 def test_the_bundled_model_of_sums_knows_short_ones_in_writing_only():
-    opened = open_model("sums", ONE_THOUGHT, {"device": "cpu", "seq": 2})
+    opened = open_model("sums", **ONE_THOUGHT, device="cpu", seq=2)
     written = asked(opened, "arithmetic", 6, written=True, think=False)
     right = written.right.reshape(-1)
     assert len(right) >= 25
@@ -70,6 +70,6 @@ def test_the_commands_print_and_write_their_tables(tmp_path, capsys):
     assert evaluate.main(["--compare", "tiny", "--votes", "3"]) == 2
     complaints = capsys.readouterr().err.splitlines()
     assert len(complaints) == 3
-    assert "is that a run folder?" in complaints[0] or "no such file" in complaints[0]
+    assert "run folder?" in complaints[0]
     assert "give one of" in complaints[1]
     assert "--votes is read by --tasks" in complaints[2]
