@@ -25,7 +25,7 @@ from qs import files
 from qs.config import GROUPS
 from qs.evaluation.heldout import AnswerScore, Score, table
 from qs.evaluation.tokens import TextScore
-from qs.quietstar.algorithm import loss_terms
+from qs.quietstar.losses import loss_terms
 from qs.training.trainer import peak_memory, summary
 
 FLAGS = {

@@ -16,7 +16,8 @@ from qs.data.dataset import TokenDataset, sequential
 from qs.evaluation.page import Passage, Thought, Token, page, terminal
 from qs.evaluation.synthetic import Marked, marked
 from qs.model.tokenizer import Tokenizer
-from qs.quietstar.algorithm import PAUSE, QuietStar, Step
+from qs.quietstar.algorithm import PAUSE, QuietStar
+from qs.quietstar.losses import Step
 from qs.quietstar.sampler import step_generator
 
 

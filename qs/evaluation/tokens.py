@@ -12,7 +12,8 @@ from torch import Tensor
 
 from qs.config import ONE_THOUGHT
 from qs.evaluation.statistics import ratio_interval
-from qs.quietstar.algorithm import QuietStar, Step
+from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.losses import Step
 from qs.quietstar.sampler import prefill
 
 

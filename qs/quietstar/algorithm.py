@@ -20,57 +20,30 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from qs.config import PADDING, ThoughtConfig
+from qs.config import ThoughtConfig
 from qs.model.mistral import Mistral
-from qs.quietstar.attention import Dense, Flex, Structured
+from qs.quietstar.anchors import choose_anchors, draw, uncertainty
+from qs.quietstar.attention import packed_attention
 from qs.quietstar.losses import (
     Baseline,
+    Step,
     Targets,
     Terms,
-    entropy,
     linear_nll,
-    reinforce,
+    loss_terms,
     rewards,
     targets_of,
+    term_weights,
 )
-from qs.quietstar.masks import Layout, block_mask, dense_mask, every_position, one_document
+from qs.quietstar.masks import Layout, every_position, one_document
 from qs.quietstar.mixer import Mixed, MixingHead, mixed_log_p, mixed_nll, mixing_weight
 from qs.quietstar.sampler import prefill, sample
 
 PAUSE = -1  # in place of a thought's token: the start vector once more (Goyal et al. 2023)
-
-
-class Step(NamedTuple):
-    """What one step computed, position by position. NLL and rewards in nats.
-
-    Attributes:
-        nll_base: (B, T) NLL of x[t+1] without thoughts; 0 where it does not count.
-        nll_mix: (B, A, K, m) NLL of x[t+i] after thought k; 0 where it does not count.
-        log_p: (B, A, K) log-probability of each thought at the policy temperature.
-        reward: (B, A, K) what each thought earned.
-        weight: (B, A, K, m) mixing weights, constants for the gradient.
-        base_valid: (B, T) and
-        valid: (B, A, m) which targets count.
-        anchors: (B, A) positions that thought.
-        thoughts: (B, A, K, n) tokens thought.
-        outputs: (B, T, D) of the text without thoughts, constants for the gradient.
-    """
-
-    nll_base: Tensor
-    nll_mix: Tensor
-    log_p: Tensor
-    reward: Tensor
-    weight: Tensor
-    base_valid: Tensor
-    valid: Tensor
-    anchors: Tensor
-    thoughts: Tensor
-    outputs: Tensor
 
 
 class QuietStar(nn.Module):
@@ -175,70 +148,26 @@ class QuietStar(nn.Module):
         Returns:
             anchors (B, A) and thoughts (B, A, K, n).
         """
-        count = None if anchors is None else anchors.shape[1]
-        orders, uniforms = self.draw(*tokens.shape, generator, count)
-        outputs, cache = None, None
-        if not self.pause or (anchors is None and self.config.anchors == "uncertain"):
+        config, outputs, cache = self.config, None, None
+        numbers = draw(config, *tokens.shape, generator, anchors)
+        unsure = anchors is None and config.anchors == "uncertain"
+        if unsure or not self.pause:
             outputs, cache = self.base(tokens, documents)
         if anchors is None:
-            anchors = self._choose_anchors(tokens, documents, orders, outputs, uniforms.shape[1])
+            uncertainties = uncertainty(self.model, outputs) if unsure else None
+            anchors = choose_anchors(config.anchors, documents, numbers, uncertainties)
         if self.pause:
-            return anchors, torch.full(uniforms.shape, PAUSE, device=tokens.device)
+            return anchors, torch.full(numbers.uniforms.shape, PAUSE, device=tokens.device)
         thoughts = sample(
             self.model,
             self.vectors[0],
-            Layout(documents, anchors, self.config.samples, self.config.thoughts),
+            Layout(documents, anchors, config.samples, config.thoughts),
             cache,
-            uniforms,
-            self.config.sample_temperature,
+            numbers.uniforms,
+            config.sample_temperature,
             self.model.config.forbidden,
         )
         return anchors, thoughts
-
-    def _choose_anchors(
-        self,
-        tokens: Tensor,
-        documents: Tensor,
-        orders: Tensor,
-        outputs: Tensor | None,
-        count: int,
-    ) -> Tensor:
-        """(B, A) rising positions: all, a random share, or where the base model is least sure."""
-        if self.config.anchors == "all":
-            return every_position(tokens)
-        if self.config.anchors == "random":
-            order = orders.to(tokens.device)
-        else:
-            assert outputs is not None
-            rows = [entropy(self.model.logits(row).log_softmax(-1)) for row in outputs]
-            # rounded, in nats: equal ones are equal however they were batched
-            order = torch.stack(rows).round(decimals=4)
-        order = order.where(documents != PADDING, -torch.inf)
-        return order.argsort(dim=1, descending=True, stable=True)[:, :count].sort(1).values
-
-    def draw(
-        self, B: int, T: int, generator: torch.Generator | None, anchors: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The random numbers of B rows, row after row: splitting a batch draws the same ones.
-
-        Args:
-            B, T: rows and positions.
-            generator: on the CPU.
-            anchors: A where positions are given; None: as `config.anchors` says.
-
-        Returns:
-            (B, T) numbers that order random anchors ((B, 0) if none are drawn), and (B, A, K, n)
-            float64 numbers that thoughts are sampled by, all in [0, 1).
-        """
-        config = self.config
-        ordered = T if anchors is None and config.anchors == "random" else 0
-        A = config.anchor_count(T) if anchors is None else anchors
-        orders = torch.empty(B, ordered)
-        uniforms = torch.empty((B, A, config.samples, config.thoughts), dtype=torch.float64)
-        for row in range(B):
-            orders[row].uniform_(generator=generator)
-            uniforms[row].uniform_(generator=generator)
-        return orders, uniforms
 
     # Stage 3
 
@@ -267,18 +196,9 @@ class QuietStar(nn.Module):
         forced = self.model.embed(forced.expand(-1, -1, K, -1))  # (B, A, K, m - 1, D)
         branches = torch.cat([start, inner, end, forced], 3)  # (B, A, K, n + m + 1, D)
         x = torch.cat([text, branches.flatten(1, 3)], 1)  # (B, S, D)
-        slots = layout.packed
-        outputs = self.model(x, slots.position, self._attend(layout))  # (B, S, D)
+        attend = packed_attention(self.attention, layout, self.model.config.window)
+        outputs = self.model(x, layout.packed.position, attend)  # (B, S, D)
         return outputs[:, :T], outputs[:, T:].unflatten(1, (A, K, n + m + 1))
-
-    def _attend(self, layout: Layout) -> Dense | Structured | Flex:
-        """The realisation of the one rule that the packed pass runs under."""
-        window = self.model.config.window
-        if self.attention == "structured":
-            return Structured.of(layout, window)
-        if self.attention == "flex":
-            return Flex(block_mask(layout.packed, window))
-        return Dense(dense_mask(layout.packed, layout.packed, window))
 
     # Stage 4
 
@@ -403,24 +323,3 @@ class QuietStar(nn.Module):
         """
         mixed = self.mix(anchors, *self.score(tokens, documents, anchors, thoughts), **fixed)
         return *mixed_log_p(mixed, self.model.head, self.config.mix_space), mixed.weight
-
-
-def loss_terms(step: Step, config: ThoughtConfig, baseline: Baseline | None = None) -> Terms:
-    """The sums of a step's loss terms; a term without weight is measured, not trained.
-
-    Args:
-        step: of some rows.
-        config: weights and baseline are used.
-        baseline: instead of the one that `config` names.
-    """
-    talk = step.nll_mix.sum((0, 1, 2))  # (m,)
-    policy = step.nll_base.new_zeros(())
-    if config.beta > 0:
-        baseline = baseline or config.baseline
-        policy = reinforce(step.log_p, step.reward, baseline, config.keep_negative)
-    return Terms(step.nll_base.sum(), talk if config.base_weight < 1 else talk.detach(), policy)
-
-
-def term_weights(config: ThoughtConfig) -> Terms:
-    """What each mean of the terms weighs in the loss."""
-    return Terms(config.base_weight, 1 - config.base_weight, config.beta)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from qs.quietstar.masks import Layout, dense_mask, over_own, over_text
+from qs.quietstar.masks import Layout, block_mask, dense_mask, over_own, over_text
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -141,6 +141,15 @@ class Flex:
             enable_gqa=True,
         )
         return out.transpose(1, 2)
+
+
+def packed_attention(kind: str, layout: Layout, window: int | None) -> Dense | Structured | Flex:
+    """A realisation of the one rule for packed rows: "dense", "structured" or "flex"."""
+    if kind == "structured":
+        return Structured.of(layout, window)
+    if kind == "flex":
+        return Flex(block_mask(layout.packed, window))
+    return Dense(dense_mask(layout.packed, layout.packed, window))
 
 
 def new_cache(layers: int, rows: tuple[int, ...], heads: int, dim: int, like: Tensor) -> list:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from qs.config import PADDING
+from qs.config import PADDING, ThoughtConfig
 from qs.quietstar.masks import every_position
 
 LOGITS_AT_ONCE = 2**26  # 256 MiB of float32
@@ -231,6 +231,55 @@ class Terms(NamedTuple):
             (self.talk / counts.talk.clamp(min=1)).mean(),
             self.policy / counts.policy.clamp(min=1),
         )
+
+
+class Step(NamedTuple):
+    """What one step computed, position by position. NLL and rewards in nats.
+
+    Attributes:
+        nll_base: (B, T) NLL of x[t+1] without thoughts; 0 where it does not count.
+        nll_mix: (B, A, K, m) NLL of x[t+i] after thought k; 0 where it does not count.
+        log_p: (B, A, K) log-probability of each thought at the policy temperature.
+        reward: (B, A, K) what each thought earned.
+        weight: (B, A, K, m) mixing weights, constants for the gradient.
+        base_valid: (B, T) and
+        valid: (B, A, m) which targets count.
+        anchors: (B, A) positions that thought.
+        thoughts: (B, A, K, n) tokens thought.
+        outputs: (B, T, D) of the text without thoughts, constants for the gradient.
+    """
+
+    nll_base: Tensor
+    nll_mix: Tensor
+    log_p: Tensor
+    reward: Tensor
+    weight: Tensor
+    base_valid: Tensor
+    valid: Tensor
+    anchors: Tensor
+    thoughts: Tensor
+    outputs: Tensor
+
+
+def loss_terms(step: Step, config: ThoughtConfig, baseline: Baseline | None = None) -> Terms:
+    """The sums of a step's loss terms; a term without weight is measured, not trained.
+
+    Args:
+        step: of some rows.
+        config: weights and baseline are used.
+        baseline: instead of the one that `config` names.
+    """
+    talk = step.nll_mix.sum((0, 1, 2))  # (m,)
+    policy = step.nll_base.new_zeros(())
+    if config.beta > 0:
+        baseline = baseline or config.baseline
+        policy = reinforce(step.log_p, step.reward, baseline, config.keep_negative)
+    return Terms(step.nll_base.sum(), talk if config.base_weight < 1 else talk.detach(), policy)
+
+
+def term_weights(config: ThoughtConfig) -> Terms:
+    """What each mean of the terms weighs in the loss."""
+    return Terms(config.base_weight, 1 - config.base_weight, config.beta)
 
 
 def count_terms(base_valid: Tensor, valid: Tensor, samples: int, thoughts: int) -> Terms:

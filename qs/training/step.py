@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from qs.config import Config, OptimConfig
-from qs.quietstar.algorithm import QuietStar, Step, term_weights
-from qs.quietstar.losses import Targets, Terms, count_terms, targets_of
+from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.anchors import draw
+from qs.quietstar.losses import Step, Targets, Terms, count_terms, targets_of, term_weights
 from qs.quietstar.sampler import step_generator
 from qs.training.distributed import ALONE, Ranks, total, whole
 
@@ -78,7 +79,7 @@ def think(
     With several ranks (B, T) is one rank's share; the numbers of the ranks before it are passed by.
     """
     if config.run.thinks:
-        quiet.draw(ranks.rank * len(tokens), tokens.shape[1], generator)
+        draw(quiet.config, ranks.rank * len(tokens), tokens.shape[1], generator)
     rows = config.run.micro_batch or len(tokens)
     parts = []
     counting = [None] * len(tokens) if counted is None else counted.split(rows)

@@ -20,7 +20,9 @@ from qs.inference.decoding import uniforms
 from qs.inference.loglikelihood import seed_of
 from qs.model.mistral import Mistral
 from qs.model.tokenizer import train_tokenizer
+from qs.quietstar import algorithm
 from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.anchors import Numbers
 from qs.quietstar.load import choose_placement, load
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -111,7 +113,9 @@ def test_a_batch_is_scored_as_each_question_alone_thinking_everywhere(
         numbers = uniforms(5, [seed_of(x.tokens)], len(x.scored), samples * n)[1].view(shape)
         settings = dict(samples=samples, ahead=1, sample_temperature=temperature)
         with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-            patch.setattr(quiet, "draw", lambda *_, drawn=numbers: (None, drawn))
+            patch.setattr(
+                algorithm, "draw", lambda *_, drawn=numbers: Numbers(torch.empty(1, 0), drawn)
+            )
             with quiet.with_settings(**settings):
                 documents = torch.zeros_like(tokens)
                 _, thoughts = quiet.think(tokens, documents, anchors)

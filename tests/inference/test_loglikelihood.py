@@ -11,6 +11,8 @@ from qs.inference import loglikelihood
 from qs.inference.decoding import ThinkWhen, uniforms
 from qs.inference.loglikelihood import Row, Thinking, fitted, score, seed_of, split, windows
 from qs.model.tokenizer import train_tokenizer
+from qs.quietstar import algorithm
+from qs.quietstar.anchors import Numbers
 
 ALWAYS, NEVER = ThinkWhen.parse("always"), ThinkWhen.parse("never")
 QUIET = module(ThoughtConfig(thoughts=2, ahead=3, samples=2, beta=0.0))
@@ -34,12 +36,10 @@ def alone(quiet, row, thinking):
         documents, anchors = torch.zeros_like(tokens), torch.tensor([[at - 1]])
         changed = dict(ahead=1, samples=K, sample_temperature=thinking.temperature)
         with quiet.with_settings(**changed), torch.no_grad():
-            held = quiet.draw
-            quiet.draw = lambda *a, i=i: (torch.empty(1, 0), drawn[i].view(1, 1, K, n))
-            try:
+            numbers = Numbers(torch.empty(1, 0), drawn[i].view(1, 1, K, n))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(algorithm, "draw", lambda *_, numbers=numbers: numbers)
                 _, thought = quiet.think(tokens, documents, anchors)
-            finally:
-                quiet.draw = held
             base, mix, _ = quiet.predict(tokens, documents, anchors, thought)
         p = base[0, 0, 0, 0].exp()
         if -(p * p.log()).sum() > thinking.when.above:

@@ -32,8 +32,8 @@ import qs.quietstar.mixer
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.model.config import ModelConfig
 from qs.model.mistral import Mistral
-from qs.quietstar.algorithm import PAUSE, QuietStar, Step, loss_terms, term_weights
-from qs.quietstar.losses import Terms, linear_nll, targets_ahead
+from qs.quietstar.algorithm import PAUSE, QuietStar
+from qs.quietstar.losses import Step, Terms, linear_nll, loss_terms, targets_ahead, term_weights
 
 # Equals naive code
 

@@ -26,12 +26,13 @@ from torch import Tensor
 
 from qs.config import ThoughtConfig
 from qs.model.config import ModelConfig
-from qs.quietstar.algorithm import QuietStar, loss_terms
+from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.losses import (
     Terms,
     advantages,
     count_terms,
     linear_nll,
+    loss_terms,
     reinforce,
     rewards,
     targets_ahead,

@@ -11,7 +11,7 @@ from tiny import batch, module
 import qs.quietstar.algorithm
 import qs.training.step
 from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
-from qs.quietstar.algorithm import loss_terms
+from qs.quietstar.losses import loss_terms
 from qs.quietstar.sampler import step_generator
 from qs.training.step import make_optimizer, schedule, think, train_step
 
