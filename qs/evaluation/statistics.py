@@ -4,8 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+
+
+class Estimate(NamedTuple):
+    """A mean and the half-width of its 95 % interval (None: of fewer than two units).
+
+    `f"{estimate:.3f}"` reads "0.917 ± 0.012"; a sign in the format is that of the mean.
+    """
+
+    mean: float
+    interval: float | None = None
+
+    def __format__(self, spec: str) -> str:
+        half = "" if self.interval is None else f" ± {self.interval:{spec.lstrip('+')}}"
+        return f"{self.mean:{spec}}{half}"
 
 
 def spread(mean: float, interval: float | None) -> tuple[float, float]:
@@ -34,6 +49,16 @@ def mean_interval(values: np.ndarray) -> float | None:
     if len(values) < 2:
         return None
     return NORMAL_95 * float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def mean_estimate(values: np.ndarray) -> Estimate:
+    """The mean of independent units."""
+    return Estimate(float(values.mean()), mean_interval(values))
+
+
+def ratio_estimate(sums: np.ndarray, counts: np.ndarray) -> Estimate:
+    """sum(sums) / sum(counts) over independent units."""
+    return Estimate(float(sums.sum() / counts.sum()), ratio_interval(sums, counts))
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:
