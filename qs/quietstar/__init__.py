@@ -1,1 +1,24 @@
-"""quietstar."""
+"""Quiet-STaR (arXiv:2403.09629): the first room to read.
+
+algorithm (algorithm 1, stage by stage), masks (who sees whom), sampler, mixer, losses, attention;
+then anchors (who thinks) and load (a checkpoint or a run -> a model that is ready).
+"""
+
+from qs.quietstar.algorithm import PAUSE, QuietStar
+from qs.quietstar.load import Opened, choose_placement, load, open_model
+from qs.quietstar.losses import Step, advantages, reinforce, rewards
+from qs.quietstar.mixer import MixingHead
+
+__all__ = [
+    "PAUSE",
+    "MixingHead",
+    "Opened",
+    "QuietStar",
+    "Step",
+    "advantages",
+    "choose_placement",
+    "load",
+    "open_model",
+    "reinforce",
+    "rewards",
+]

@@ -57,32 +57,30 @@ def joined_attention(
     Returns:
         (B, A, K, Q, H, d)
     """
-    B, A, K, Q, H, d = q.shape
-    T, groups, L = text[0].shape[1], text[0].shape[2], own[0].shape[3]
-    shared = H // groups
-    grouped = q.unflatten(4, (groups, shared)) * d**-0.5  # (B, A, K, Q, G, H/G, d)
+    (B, A, K, Q, H, d), (T, G), L = q.shape, text[0].shape[1:3], own[0].shape[3]
+    g = H // G  # query heads that share a key head
+    q = q.unflatten(4, (G, g)) * d**-0.5  # (B, A, K, Q, G, g, d)
 
-    flat = grouped.permute(0, 4, 5, 1, 2, 3, 6).reshape(B, groups, shared * A * K * Q, d)
+    # over the text: one large product, since every branch looks at the same keys
+    rows = q.permute(0, 4, 5, 1, 2, 3, 6).reshape(B, G, g * A * K * Q, d)
     text_keys, text_values = (x.transpose(1, 2) for x in text)  # (B, G, T, d)
-    over_text = (flat @ text_keys.transpose(2, 3)).view(B, groups, shared, A, K, Q, T)
-    hidden = ~text_mask[:, None, None, :, None]
-    over_text = over_text.masked_fill(hidden, -torch.inf)
+    text_scores = (rows @ text_keys.transpose(2, 3)).view(B, G, g, A, K, Q, T)
+    text_scores = text_scores.masked_fill(~text_mask[:, None, None, :, None], -torch.inf)
 
-    near = grouped.permute(0, 4, 1, 2, 5, 3, 6).reshape(B, groups, A, K, shared * Q, d)
+    # over its own slots: a small product for each branch
+    rows = q.permute(0, 4, 1, 2, 5, 3, 6).reshape(B, G, A, K, g * Q, d)
     own_keys, own_values = (x.permute(0, 4, 1, 2, 3, 5) for x in own)  # (B, G, A, K, L, d)
-    over_own = (near @ own_keys.transpose(4, 5)).view(B, groups, A, K, shared, Q, L)
-    over_own = over_own.permute(0, 1, 4, 2, 3, 5, 6).masked_fill(
-        ~own_mask[:, None, None], -torch.inf
-    )
+    own_scores = (rows @ own_keys.transpose(4, 5)).view(B, G, A, K, g, Q, L)
+    own_scores = own_scores.permute(0, 1, 4, 2, 3, 5, 6)  # (B, G, g, A, K, Q, L)
+    own_scores = own_scores.masked_fill(~own_mask[:, None, None], -torch.inf)
 
-    weights = torch.cat([over_text, over_own], -1).softmax(-1)  # (B, G, H/G, A, K, Q, T + L)
-    out = (
-        weights[..., :T].reshape(B, groups, shared * A * K * Q, T) @ text_values
-    )  # (B, G, H/G A K Q, d)
-    out = out.view(B, groups, shared, A, K, Q, d)
-    mine = weights[..., T:].permute(0, 1, 3, 4, 2, 5, 6).flatten(4, 5) @ own_values
-    out = out + mine.view(B, groups, A, K, shared, Q, d).permute(0, 1, 4, 2, 3, 5, 6)
-    return out.permute(0, 3, 4, 5, 1, 2, 6).flatten(4, 5)
+    weights = torch.cat([text_scores, own_scores], -1).softmax(-1)  # (B, G, g, A, K, Q, T + L)
+    text_weights = weights[..., :T].reshape(B, G, g * A * K * Q, T)
+    out = (text_weights @ text_values).view(B, G, g, A, K, Q, d)
+    own_weights = weights[..., T:].permute(0, 1, 3, 4, 2, 5, 6).flatten(4, 5)  # (B, G, A, K, gQ, L)
+    mine = (own_weights @ own_values).view(B, G, A, K, g, Q, d)
+    out = out + mine.permute(0, 1, 4, 2, 3, 5, 6)  # (B, G, g, A, K, Q, d)
+    return out.permute(0, 3, 4, 5, 1, 2, 6).flatten(4, 5)  # (B, A, K, Q, H, d)
 
 
 @dataclass(frozen=True)
