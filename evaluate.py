@@ -30,7 +30,7 @@ from typing import Any
 
 from qs import cli, files
 from qs.config import ONE_THOUGHT, thought_lengths
-from qs.data.question_sets import Question, questions_of
+from qs.data.question_sets import BenchmarkQuestion, questions_of
 from qs.evaluation import question_sets, thoughts
 from qs.evaluation.hard_tokens import by_decile, hard_tokens
 from qs.evaluation.heldout import heldout, heldout_pairs, heldout_score, score_lines
@@ -106,7 +106,7 @@ def controls(args: argparse.Namespace) -> None:
 
 
 def exam_task(
-    opened: Opened, exam: Exam, questions: list[Question], out: Path, other: Path | None
+    opened: Opened, exam: Exam, questions: list[BenchmarkQuestion], out: Path, other: Path | None
 ) -> tuple[dict[str, Any], list[Table]]:
     """Question sets: the probability of gold answers, decoded answers, chains of thought."""
     summary = run_exam(exam, opened.quiet, opened.tokenizer, questions, out)

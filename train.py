@@ -27,7 +27,7 @@ from typing import Any
 from qs import cli, files
 from qs.cli import Parser, parse
 from qs.config import Config
-from qs.data.dataset import resolve as resolve_data
+from qs.data.dataset import resolve_data
 from qs.evaluation.heldout import read_score, table
 from qs.model import weights
 from qs.star.run import StarRun, Stopped, rounds_table

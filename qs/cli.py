@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> typing.NoReturn:
         """Raise ValueError instead of printing the whole usage and leaving."""
-        raise ValueError(f"{message}; see python {self.prog} --help")
+        raise ValueError(f"{message}; see python {self.prog.removeprefix('python ')} --help")
 
 
 def main(

@@ -11,7 +11,7 @@ from tiny import ROOT, run
 from qs.config import PRESETS, Config, RunConfig
 from qs.data import dataset, synthetic
 from qs.data.dataset import TokenDataset
-from qs.data.problems import KINDS
+from qs.data.synthetic import KINDS
 from qs.evaluation.synthetic import marked, measure
 from qs.model import weights
 from qs.model.config import read_config
@@ -35,7 +35,7 @@ def test_bundled_model_tokenizer_and_text_fit_together(monkeypatch):
     monkeypatch.chdir(ROOT)
     config = PRESETS["tiny"]
     assert weights.resolve(config.run.weights).resolve() == WEIGHTS
-    assert dataset.resolve(config.run.data).resolve() == DATA
+    assert dataset.resolve_data(config.run.data).resolve() == DATA
     tokenizer = Tokenizer.load(WEIGHTS)
     check_fits(read_config(WEIGHTS), tokenizer, config, WEIGHTS)
     for split in ("train", "heldout"):

@@ -668,7 +668,7 @@ def test_damaged_weights_are_refused_in_one_line(tiny, other, tmp_path, capsys, 
     ("change", "message"),
     [
         (lambda d: (d / "train-00000.bin").write_bytes(b"12"), "expected .* bytes, found 2"),
-        (lambda d: (d / "meta.json").write_text("{"), "expected a sound meta.json"),
+        (lambda d: (d / "meta.json").write_text("{"), "meta.json: expected JSON"),
         (lambda d: (d / "heldout-00000.idx").unlink(), "found no file; prepare the dataset again"),
     ],
 )

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from qs.config import ThoughtConfig
 from qs.data import __main__ as main
-from qs.data import prepare as prepare_
-from qs.data import synthetic
+from qs.data.prepare import prepare_dataset
 from qs.model import __main__ as model_commands
 from qs.model.config import ModelConfig
 from qs.model.mistral import Mistral
@@ -63,7 +62,7 @@ def make(
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*TEXTS, *extra]))
     made = Tiny(folder / "tokenizer", folder / "data", folder / "weights")
     assert main.main(["tokenizer", str(source), f"--out={made.tokenizer}", f"--vocab={vocab}"]) == 0
-    prepare_.prepare([source], made.data, made.tokenizer, heldout=0.1, workers=1)
+    prepare_dataset([source], made.data, made.tokenizer, heldout=0.1, workers=1)
     init_weights(made.weights, made.tokenizer, positions=positions)
     return made
 
@@ -72,11 +71,12 @@ def make_world(folder: Path) -> Tiny:
     """The same of text whose answers are known, with its recipe beside the data."""
     made = Tiny(folder / "tokenizer", folder / "data", folder / "weights")
     raw = folder / "raw"
-    assert synthetic.main([f"--out={raw}", "--documents=200", "--tests=40", "--seed=3"]) == 0
+    counts = ["--documents=200", "--tests=40", "--seed=3"]
+    assert main.main(["synthetic", f"--out={raw}", *counts]) == 0
     train_text, heldout = str(raw / "train.jsonl"), raw / "heldout.jsonl"
     command = ["tokenizer", train_text, f"--out={made.tokenizer}", "--vocab=330"]
     assert main.main([*command, "--symbol=:", "--symbol=;"]) == 0
-    prepare_.prepare([train_text], made.data, made.tokenizer, workers=1, heldout_sources=[heldout])
+    prepare_dataset([train_text], made.data, made.tokenizer, workers=1, heldout_sources=[heldout])
     shutil.copy(raw / "world.json", made.data)
     init_weights(made.weights, made.tokenizer, positions=128)
     return made

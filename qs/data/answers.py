@@ -1,8 +1,8 @@
-"""Question sets (GSM8K, CommonsenseQA): their files, zero-shot prompts and answers read back.
+"""Answers read from a text that a model wrote: a number, a letter, the majority of several.
 
-A text that a model wrote is only ever matched against patterns, never evaluated; where two answers
-could be meant, none is read. Numbers have one canonical form: no sign but "-", no leading zeros, no
-zeros after the last decimal, no "-0".
+Text is only ever matched against patterns, never evaluated; where two answers could be meant, none
+is read. Numbers have one canonical form: no sign but "-", no leading zeros, no zeros after the last
+decimal, no "-0".
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-# ---- answers -------------------------------------------------------------------------------------
-COT_FINAL = "\nTherefore, the answer (arabic numerals) is"
 CURRENCY = "$€£¥₹"
 NUMBER = r"(?P<whole>[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+|(?=\.[0-9]))(?:\.(?P<decimals>[0-9]+))?"
 WORD = r"(?:[A-Za-z]{2,}[²³]?|[A-Za-z][²³]|[A-Za-z]+/[A-Za-z]+)"  # "5x", "5k", "5m" may mean more
@@ -58,14 +56,14 @@ def parse_number(text: str) -> str | None:
 
 
 def final_number(text: str) -> str | None:
-    """The first integer after the last COT_FINAL (of the whole text, if that is not in it).
+    """The first integer of what was generated after `prompts.cot_final_prompt`.
 
     As published: commas are dropped, sign and decimals are not read, so "-7" and "7.5" give "7". To
     be compared with `final_number(gold)`, as in the official code; `stated_number` is strict.
 
     Source: ezelikman/quiet-star, zero-shotcot-eval.py, extract_first_integer.
     """
-    match = re.search("[0-9]+", text.rpartition(COT_FINAL)[2].replace(",", ""))
+    match = re.search("[0-9]+", text.replace(",", ""))
     return canonical(match[0]) if match else None
 
 
@@ -99,17 +97,20 @@ def parse_choice(text: str, labels: Sequence[str]) -> str | None:
     Words hold no brackets, and none of WORDS's refused ones ("not", "or", "is", ...). The last
     statement must choose a label. So "a dog", "(A) or (B)", "The answer is a dog." choose nothing.
     """
-    known = {label.upper(): label for label in labels}
-    one = f"({'|'.join(map(re.escape, known))})"
-    forms = [rf"(?:\({one}\)|{one}\)?)[.:]?", rf"(?:\({one}\)|{one}\)) {WORDS}"]
+    as_written = {label.upper(): label for label in labels}
+    label = f"({'|'.join(map(re.escape, as_written))})"
+    alone = rf"(?:\({label}\)|{label}\)?)[.:]?"
+    with_words_behind = rf"(?:\({label}\)|{label}\)) {WORDS}"
+    with_words_before = rf"{WORDS}\({label}\)"  # only in a statement
 
-    def chosen(part: str, forms: Sequence[str]) -> str | None:
+    def chosen(part: str, *forms: str) -> str | None:
         match = re.fullmatch("|".join(forms), part.strip(), re.IGNORECASE | re.ASCII)
-        return known[next(filter(None, match.groups())).upper()] if match else None
+        return as_written[match[match.lastindex].upper()] if match else None
 
     if statements := _statements(text):
-        return _agreed([chosen(said, [*forms, rf"{WORDS}\({one}\)"]) for said in statements])
-    return chosen(text, forms)
+        forms = alone, with_words_behind, with_words_before
+        return _agreed([chosen(statement, *forms) for statement in statements])
+    return chosen(text, alone, with_words_behind)
 
 
 def majority(answers: Sequence[str | None]) -> str | None:

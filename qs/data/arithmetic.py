@@ -22,8 +22,8 @@ So each line follows from the line above it alone, by a rule that does not depen
 format of the paper with one difference: there the lines after the first show only the next pair of
 digits, and the others must be looked up in the input. For one and two digits both are the same.
 
-The same layout serves other operations on columns (`OPERATIONS`). The text of `python -m
-qs.arithmetic` has sums of one and two digits, some with the answer as a hint, and the others at any
+The same layout serves other operations on columns (`OPERATIONS`). The text of `python -m qs.data
+arithmetic` has sums of one and two digits, some with the answer as a hint, and the others at any
 length: from it a model can know how long scratchpads look, and that `+` adds, never both at once.
 
 Source: STaR (arXiv:2203.14465), section 4.1 and figure 3; after Nye et al. 2021 (arXiv:2112.00114).
@@ -31,20 +31,12 @@ Source: STaR (arXiv:2203.14465), section 4.1 and figure 3; after Nye et al. 2021
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import itertools
-import json
 import random
 import re
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from tqdm import tqdm
-
-from qs.data.problems import SPLITS, Split
+from qs.data.dataset import Split, check_split, split_by_hash
 
 SUM = "+"
 OPERATIONS = {  # digits of a column and the carry from its right -> carry and digit
@@ -57,11 +49,13 @@ OPERATIONS = {  # digits of a column and the carry from its right -> carry and d
 }
 OPEN, CLOSE = "<scratch>", "</scratch>"
 HELDOUT = 0.1  # share of all sums that are never trained on
-# Texts that a tokenizer should keep whole (`qs.tokenizer.train_tokenizer(symbols=SYMBOLS)`), with
+# Texts that a tokenizer should keep whole (`train_tokenizer(..., symbols=SYMBOLS)`), with
 # sentencepiece's mark for a space: then a sum has a token for every word and for every newline.
-SIGNS = tuple(f" {sign}" for sign in OPERATIONS)
-WORDS = (*SIGNS, " ,", ",", " C:", *(f" {digit}" for digit in range(10)))
+WORDS = (*(f" {sign}" for sign in OPERATIONS), " ,", ",", " C:", *(f" {d}" for d in range(10)))
 SYMBOLS = ("Input:", "Target:", OPEN, CLOSE, *(word.replace(" ", "\u2581") for word in WORDS))
+KNOWN, LONGEST = 2, 5  # digits of sums and of other operations in `operation_texts`, at most
+SHARES = {"sums": 0.4, "hinted sums": 0.2, "other operations": 0.4}
+HINTED = 0.3  # share of the other operations that give the answer as a hint
 
 
 @dataclass(frozen=True)
@@ -93,8 +87,7 @@ def split_of(problem: Sum) -> Split:
     trained on. (Their columns still occur in longer sums of the training split.)
     """
     low, high = sorted((problem.a, problem.b))
-    digest = hashlib.blake2b(f"addition {low} {high}".encode(), digest_size=8).digest()
-    return "heldout" if int.from_bytes(digest, "big") < HELDOUT * 2**64 else "train"
+    return split_by_hash(f"addition {low} {high}".encode(), HELDOUT)
 
 
 def sums(seed: int | str, split: Split, digits: int) -> Iterator[Sum]:
@@ -108,16 +101,12 @@ def sums(seed: int | str, split: Split, digits: int) -> Iterator[Sum]:
         digits: d of both numbers; the first digit is 0 only where d is 1.
 
     Raises:
-        ValueError: an unknown split, or digits below 1.
+        ValueError: an unknown split, or digits below 1; when the first sum is asked for.
     """
-    if split not in SPLITS:
-        raise ValueError(f"expected a split {' or '.join(SPLITS)}, found {split!r}; name one")
+    check_split(split)
     if digits < 1:
         raise ValueError(f"expected sums of at least 1 digit, found {digits}")
-    return _sums(random.Random(f"{seed} {split} {digits}"), split, digits)
-
-
-def _sums(rng: random.Random, split: Split, digits: int) -> Iterator[Sum]:
+    rng = random.Random(f"{seed} {split} {digits}")
     low, high = (0 if digits == 1 else 10 ** (digits - 1)), 10**digits
     while True:
         problem = Sum(rng.randrange(low, high), rng.randrange(low, high))
@@ -125,25 +114,17 @@ def _sums(rng: random.Random, split: Split, digits: int) -> Iterator[Sum]:
             yield problem
 
 
-# ---- text ----------------------------------------------------------------------------------------
-def spaced(digits: str) -> str:
-    """Digits with a space between each two."""
-    return " ".join(digits)
+# Texts of a sum
 
 
 def prompt(problem: Sum) -> str:
     """The question, which `scratchpad` or `direct` completes."""
-    return question(str(problem.a), str(problem.b), SUM)
-
-
-def question(a: str, b: str, operation: str) -> str:
-    """What is asked of two numbers of as many digits."""
-    return f"Input:\n{spaced(a)} {operation} {spaced(b)}\nTarget:\n"
+    return _question(str(problem.a), str(problem.b), SUM)
 
 
 def hinted_prompt(problem: Sum) -> str:
     """The question with its answer behind `Target:`, for rationalisation; never stored."""
-    return f"{prompt(problem).rstrip()} {spaced(problem.answer)}\n"
+    return _hinted(prompt(problem), direct(problem))
 
 
 def scratchpad(problem: Sum) -> str:
@@ -151,36 +132,16 @@ def scratchpad(problem: Sum) -> str:
     return "".join(worked(str(problem.a), str(problem.b), SUM))
 
 
-def worked(a: str, b: str, operation: str) -> tuple[str, str]:
-    """Steps between the marks, and the answer behind them, of an operation on two numbers.
-
-    Args:
-        a, b: as many digits in each; zeros may lead.
-        operation: of OPERATIONS.
-    """
-    result, carry = "", 0
-    lines = [OPEN, f"{spaced(a)} {operation} {spaced(b)} , C: 0"]
-    while a:
-        carry, digit = OPERATIONS[operation](int(a[-1]), int(b[-1]), carry)
-        a, b, result = a[:-1], b[:-1], f"{digit}{result}"
-        left = f"{spaced(a)} {operation} {spaced(b)} " if a else ""
-        lines.append(f"{left}, {spaced(result)} C: {carry}")
-    lines += [f"{carry} {spaced(result)}", CLOSE]
-    answer = f"{carry}{result}".lstrip("0") or "0"
-    return "".join(f"{line}\n" for line in lines), f"{spaced(answer)}\n"
-
-
 def direct(problem: Sum) -> str:
     """The right completion without steps."""
-    return f"{spaced(problem.answer)}\n"
+    return f"{_spaced(problem.answer)}\n"
 
 
 def parse_answer(text: str, steps: bool = True) -> str | None:
     """The number that a completion ends in, without spaces; otherwise None.
 
     Accepted: behind the first line `</scratch>` one line of digits, one space between each two,
-    without leading zeros, its newline there or not. What stands before is not judged:
-    `check_scratchpad` does.
+    without leading zeros, its newline there or not. What stands before is not judged.
 
     Args:
         text: what was generated after `prompt` or `hinted_prompt`.
@@ -192,18 +153,31 @@ def parse_answer(text: str, steps: bool = True) -> str | None:
     return match[1].replace(" ", "") if match else None
 
 
-def check_scratchpad(text: str, problem: Sum) -> bool:
-    """Whether each line of a completion is right, the answer included."""
-    return text.removesuffix("\n") == scratchpad(problem).removesuffix("\n")
+# Texts of any operation
 
 
-# ---- what a model may know before ----------------------------------------------------------------
-SHARES = {"sums": 0.4, "hinted sums": 0.2, "other operations": 0.4}
-KNOWN, LONGEST = 2, 5  # digits of sums and of other operations, at most
-HINTED = 0.3  # share of the other operations that give the answer as a hint
+def worked(a: str, b: str, operation: str) -> tuple[str, str]:
+    """Steps between the marks, and the answer behind them, of an operation on two numbers.
+
+    Args:
+        a, b: as many digits in each; zeros may lead.
+        operation: of OPERATIONS.
+    """
+    result, carry = "", 0
+    lines = [OPEN, f"{_spaced(a)} {operation} {_spaced(b)} , C: 0"]
+    while a:
+        carry, digit = OPERATIONS[operation](int(a[-1]), int(b[-1]), carry)
+        a, b, result = a[:-1], b[:-1], f"{digit}{result}"
+        left = f"{_spaced(a)} {operation} {_spaced(b)} " if a else ""
+        lines.append(f"{left}, {_spaced(result)} C: {carry}")
+    lines += [f"{carry} {_spaced(result)}", CLOSE]
+    answer = f"{carry}{result}".lstrip("0") or "0"
+    return "".join(f"{line}\n" for line in lines), f"{_spaced(answer)}\n"
 
 
-def documents(seed: int, split: Split, digits: int = KNOWN, written: float = 1.0) -> Iterator[str]:
+def operation_texts(
+    seed: int, split: Split, digits: int = KNOWN, written: float = 1.0
+) -> Iterator[str]:
     """Texts without end, by default for a model that has not met sums of more than KNOWN digits.
 
     Args:
@@ -223,59 +197,25 @@ def documents(seed: int, split: Split, digits: int = KNOWN, written: float = 1.0
         else:
             operation, problem = SUM, next(rng.choice(streams))
             a, b = str(problem.a), str(problem.b)
+        question = _question(a, b, operation)
         steps, answer = worked(a, b, operation)
-        if written < 1 and rng.random() >= written:
-            yield question(a, b, operation) + answer
+        if (
+            written < 1 and rng.random() >= written
+        ):  # the order of draws is that of the bundled text
+            yield question + answer
             continue
-        asked = question(a, b, operation)
         if kind == "hinted sums" or (operation != SUM and rng.random() < HINTED):
-            asked = f"{asked.rstrip()} {answer}"
-        yield asked + steps + answer
+            question = _hinted(question, answer)
+        yield question + steps + answer
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status, 2 where a file cannot be written."""
-    parser = argparse.ArgumentParser(
-        prog="python -m qs.arithmetic",
-        description="Write train.jsonl and heldout.jsonl: sums with scratchpads, and other "
-        f"operations on 1 to {LONGEST} columns.",
-        allow_abbrev=False,
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=Path, help="folder to write into")
-    what.add_argument(
-        "--symbols", action="store_true", help="print the flags that keep words whole instead"
-    )
-    parser.add_argument("--documents", type=int, default=200_000, metavar="N", help="to train on")
-    parser.add_argument("--tests", type=int, default=500, metavar="N", help="held-out documents")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same text")
-    parser.add_argument(
-        "--digits", type=int, default=KNOWN, metavar="N", help=f"of sums, at most [{KNOWN}]"
-    )
-    parser.add_argument(
-        "--written", type=float, default=1.0, metavar="X", help="share that has its steps [1]"
-    )
-    args = parser.parse_args(argv)
-    if args.symbols:
-        print(" ".join(f"--symbol={symbol}" for symbol in SYMBOLS))
-        return 0
-    try:
-        if args.digits < 1 or not 0 <= args.written <= 1 or min(args.documents, args.tests) < 1:
-            raise ValueError(
-                "--digits, --documents and --tests are at least 1 and --written is a share in "
-                f"[0, 1], got {args.digits}, {args.documents}, {args.tests} and {args.written}"
-            )
-        args.out.mkdir(parents=True, exist_ok=True)
-        for split, count in zip(SPLITS, (args.documents, args.tests), strict=True):
-            some = itertools.islice(documents(args.seed, split, args.digits, args.written), count)
-            with (args.out / f"{split}.jsonl").open("w", encoding="utf-8") as file:
-                for text in tqdm(some, split, count, unit=" documents"):
-                    file.write(json.dumps({"text": text}) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"qs.arithmetic: {error}", file=sys.stderr)
-        return 2
-    return 0
+def _spaced(digits: str) -> str:
+    return " ".join(digits)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _question(a: str, b: str, operation: str) -> str:
+    return f"Input:\n{_spaced(a)} {operation} {_spaced(b)}\nTarget:\n"
+
+
+def _hinted(question: str, answer: str) -> str:
+    return f"{question.rstrip()} {answer}"

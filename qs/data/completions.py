@@ -1,20 +1,22 @@
-"""Questions with their completions -> batches whose loss is on the completions only."""
+"""Prompts with their completions -> batches whose loss is on the completions only."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from qs.config import PADDING
 from qs.model.tokenizer import Tokenizer
 
+if TYPE_CHECKING:  # as in dataset: the room is imported without torch
+    from torch import Tensor
 
-class Batch(NamedTuple):
-    """Rows of whole examples, as `training.train_step` takes them.
+
+class CompletionBatch(NamedTuple):
+    """Rows of whole examples, as `training.step.train_step` takes them.
 
     Attributes:
         tokens, documents: (B, T); documents are PADDING behind the last example of a row.
@@ -24,6 +26,24 @@ class Batch(NamedTuple):
     tokens: Tensor
     documents: Tensor
     counted: Tensor
+
+
+class EncodedExample(NamedTuple):
+    """Ids of a prompt and its completion, BOS and EOS included.
+
+    The first `prompt` ids are no targets.
+    """
+
+    ids: list[int]
+    prompt: int
+
+
+def encoded(tokenizer: Tokenizer, prompt: str, completion: str) -> EncodedExample:
+    """Encode an example whole, as it will be read; a token across the border is a target."""
+    alone = tokenizer.encode(prompt, bos=True)
+    ids = tokenizer.encode(prompt + completion, bos=True, eos=True)
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(alone, ids, strict=False))
+    return EncodedExample(ids, len(list(same)))
 
 
 class Completions:
@@ -43,57 +63,48 @@ class Completions:
     """
 
     def __init__(self, pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, seq: int, seed: int):
-        rows = [encoded(tokenizer, *pair) for pair in pairs]
-        self.rows = [row for row in rows if len(row[0]) <= seq]
-        self.too_long = len(rows) - len(self.rows)
+        examples = [encoded(tokenizer, prompt, completion) for prompt, completion in pairs]
+        self.examples = [example for example in examples if len(example.ids) <= seq]
+        self.too_long = len(examples) - len(self.examples)
         self.seq, self.seed = seq, seed
-        if not self.rows:
+        if not self.examples:
             raise ValueError(
                 f"expected examples to train on, found none of at most {seq} tokens among "
-                f"{len(rows)}: raise --seq, or take a model that gets some problems right"
+                f"{len(examples)}: raise --seq, or take a model that gets some problems right"
             )
 
-    def batches(self, size: int) -> Iterator[Batch]:
+    def batches(self, size: int) -> Iterator[CompletionBatch]:
         """Batches of `size` rows, without end; the same ones each time."""
         rows = self._packed()
         while True:
-            yield Batch(*map(torch.stack, zip(*(next(rows) for _ in range(size)), strict=True)))
+            yield self._batch([next(rows) for _ in range(size)])
 
-    def _packed(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _packed(self) -> Iterator[list[EncodedExample]]:
         """Rows of as many examples as fit, in order."""
-        waiting: list[tuple[list[int], int]] = []
+        row: list[EncodedExample] = []
         for example in self._order():
-            if sum(len(ids) for ids, _ in waiting) + len(example[0]) > self.seq:
-                yield self._row(waiting)
-                waiting = []
-            waiting.append(example)
+            if sum(len(other.ids) for other in row) + len(example.ids) > self.seq:
+                yield row
+                row = []
+            row.append(example)
 
-    def _order(self) -> Iterator[tuple[list[int], int]]:
-        epoch = 0
-        while True:
-            for i in np.random.default_rng([self.seed, epoch]).permutation(len(self.rows)):
-                yield self.rows[i]
-            epoch += 1
+    def _order(self) -> Iterator[EncodedExample]:
+        for epoch in itertools.count():
+            for i in np.random.default_rng([self.seed, epoch]).permutation(len(self.examples)):
+                yield self.examples[i]
 
-    def _row(self, some: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor, Tensor]:
-        tokens = torch.zeros(self.seq, dtype=torch.int64)
-        documents = torch.full((self.seq,), PADDING)
-        counted = torch.zeros(self.seq, dtype=torch.bool)
-        at = 0
-        for number, (ids, prompt) in enumerate(some):
-            end = at + len(ids)
-            tokens[at:end], documents[at:end] = torch.tensor(ids), number
-            counted[at + prompt : end] = True
-            at = end
-        return tokens, documents, counted
+    def _batch(self, rows: Sequence[Sequence[EncodedExample]]) -> CompletionBatch:
+        import torch
 
-
-def encoded(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[list[int], int]:
-    """Ids of an example, BOS and EOS included, and how many of them are the prompt's.
-
-    Text is encoded whole, as it will be read; a token that lies across the border is a target.
-    """
-    alone = tokenizer.encode(prompt, bos=True)
-    ids = tokenizer.encode(prompt + completion, bos=True, eos=True)
-    same = next((i for i, (a, b) in enumerate(zip(alone, ids, strict=False)) if a != b), len(alone))
-    return ids, same
+        tokens = torch.zeros(len(rows), self.seq, dtype=torch.int64)  # (B, T)
+        documents = torch.full((len(rows), self.seq), PADDING)
+        counted = torch.zeros(len(rows), self.seq, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            start = 0
+            for number, example in enumerate(row):
+                end = start + len(example.ids)
+                tokens[i, start:end] = torch.tensor(example.ids)
+                documents[i, start:end] = number
+                counted[i, start + example.prompt : end] = True
+                start = end
+        return CompletionBatch(tokens, documents, counted)

@@ -1,4 +1,4 @@
-"""Token shards on disk: written, read back memory-mapped, cut into resumable batches.
+"""A folder of token shards, read memory-mapped and cut into resumable windows.
 
 For each split (`train`, `heldout`) a dataset folder holds shards of whole documents:
 `train-00000.bin`, token ids (BOS, text, EOS, BOS, ...) as little-endian uint16 or uint32, and
@@ -8,109 +8,61 @@ should be there; a folder without it is no dataset.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
+import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from qs.files import flush
+from qs.config import PADDING
+from qs.files import read_object
+from qs.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # torch is imported where a batch is made: tokenizing workers start without it
     from torch import Tensor
 
-
 FORMAT = 1
 META = "meta.json"
 DTYPES = {"uint16": np.uint16, "uint32": np.uint32}
-SPLITS = ("train", "heldout")
-Position = tuple[int, int]  # (epoch, index of the next window in that epoch's order)
+Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+DOWNLOADS = {  # repository and files of the data sets of the paper
+    "owm": ("open-web-math/open-web-math", "data/*"),
+    "c4": ("allenai/c4", "en/c4-train.0000*.json.gz"),
+}
 
 
-class ShardWriter:
-    """Writes the shards of one split; a document is never divided between two."""
-
-    def __init__(self, folder: Path, split: str, shard_tokens: int) -> None:
-        """Prepare to write.
-
-        Args:
-            folder: where; it must exist.
-            split: first part of the file names.
-            shard_tokens: tokens in a shard at most; a longer document has its own shard.
-        """
-        self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
-        self.bytes = 0
-        self.shards: list[dict[str, Any]] = []
-        self._files: tuple[Any, ...] = ()
-
-    def add(self, size: int, ids: np.ndarray) -> None:
-        """Append a document: its ids in the dtype of the dataset, and the bytes of its text."""
-        if not self.shards or self.shards[-1]["tokens"] + len(ids) > self.shard_tokens:
-            self.close()
-            name = f"{self.split}-{len(self.shards):05d}"
-            self.shards.append({"name": name, "documents": 0, "tokens": 0})
-            self._files = tuple((self.folder / (name + end)).open("wb") for end in (".bin", ".idx"))
-            self._files[1].write(np.uint64(0).tobytes())
-        shard = self.shards[-1]
-        shard["documents"] += 1
-        shard["tokens"] += len(ids)
-        self.bytes += size
-        self._files[0].write(ids.tobytes())
-        self._files[1].write(np.uint64(shard["tokens"]).tobytes())
-
-    def close(self) -> None:
-        """Flush the open shard to disk."""
-        for file in self._files:
-            with file:
-                file.flush()
-                os.fsync(file.fileno())
-        self._files = ()
-
-    def abandon(self) -> None:
-        """Close without caring for what was written; never fails."""
-        for file in self._files:
-            with suppress(OSError):
-                file.close()
-        self._files = ()
-
-    def summary(self) -> dict[str, Any]:
-        """The split's part of `meta.json`."""
-        total = {key: sum(s[key] for s in self.shards) for key in ("documents", "tokens")}
-        return {**total, "bytes": self.bytes, "shards": self.shards}
-
-
-def publish(partial: Path, out: Path, meta: dict[str, Any], overwrite: bool) -> None:
-    """Write `meta.json`, last, and give a complete folder its name.
+def split_by_hash(raw: bytes, heldout: float, key: bytes = b"") -> Split:
+    """The split that something belongs to, drawn from its bytes: copies never lie in both.
 
     Args:
-        partial: folder with all shards, beside `out`.
-        out: name to give; a dataset there is replaced if `overwrite`, else OSError is raised.
-        meta: what `meta.json` will hold.
-        overwrite: see `out`.
+        raw: what names it.
+        heldout: share of all that is held out.
+        key: changes the draw.
     """
-    with (partial / META).open("w", encoding="utf-8") as file:
-        json.dump(meta, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    flush(partial)
-    old = out.with_name(f"{out.name}.old-{os.getpid()}")
-    if overwrite and out.exists():
-        out.rename(old)
-    partial.rename(out)
-    flush(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    digest = hashlib.blake2b(raw, digest_size=8, key=key).digest()
+    return "heldout" if int.from_bytes(digest, "big") < heldout * 2**64 else "train"
 
 
-class Identified(Protocol):
-    """What a dataset must know of a tokenizer."""
+def check_split(split: str) -> None:
+    """Refuse what is no split.
 
-    hash: str
-    vocab_size: int
+    Raises:
+        ValueError: it is none of SPLITS.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"expected a split {' or '.join(SPLITS)}, found {split!r}; name one")
+
+
+@dataclass
+class Shard:
+    """A pair of files, `name.bin` and `name.idx`, and what they hold; an entry of `meta.json`."""
+
+    name: str
+    documents: int
+    tokens: int
 
 
 class TokenDataset:
@@ -126,35 +78,43 @@ class TokenDataset:
             ValueError: if the folder is no dataset, the split is unknown, `meta.json` is damaged
                 or a shard is missing or does not have the size that `meta.json` says.
         """
+        check_split(split)
         self.folder, self.split = Path(folder), split
-        if split not in SPLITS:
-            raise ValueError(f"expected a split of {', '.join(SPLITS)}, found {split!r}; use one")
-        self.meta: dict[str, Any] = _read_meta(self.folder)
+        self.meta: dict[str, Any] = read_object(
+            self.folder / META, "make a dataset with python -m qs.data prepare"
+        )
+        if self.meta.get("format") != FORMAT:
+            raise self._damaged(
+                f"format {self.meta.get('format')} where this program reads {FORMAT}"
+            )
         try:
-            part, dtype = self.meta["splits"][split], DTYPES[self.meta["dtype"]]
             shards = [
-                (str(s["name"]), int(s["tokens"]), int(s["documents"])) for s in part["shards"]
+                Shard(str(entry["name"]), int(entry["documents"]), int(entry["tokens"]))
+                for entry in self.meta["splits"][split]["shards"]
             ]
+            dtype = DTYPES[self.meta["dtype"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(self.folder, f"no usable entry {error}") from None
-        self._tokens = [self._map(name + ".bin", dtype, tokens) for name, tokens, _ in shards]
-        self._offsets = [self._map(name + ".idx", np.uint64, n + 1) for name, _, n in shards]
-        for (name, tokens, _), offsets in zip(shards, self._offsets, strict=True):
-            if offsets[0] != 0 or offsets[-1] != tokens:
-                raise _damaged(self.folder, f"{name}.idx that does not fit {name}.bin")
+            raise self._damaged(f"no usable entry {error}") from None
+        self._tokens = [self._map(f"{x.name}.bin", dtype, x.tokens) for x in shards]
+        self._offsets = [self._map(f"{x.name}.idx", np.uint64, x.documents + 1) for x in shards]
+        for shard, offsets in zip(shards, self._offsets, strict=True):
+            if offsets[0] != 0 or offsets[-1] != shard.tokens:
+                raise self._damaged(f"{shard.name}.idx that does not fit {shard.name}.bin")
         # Where each shard begins in the stream, in tokens and in documents; the end included.
-        self._starts = np.cumsum([0, *(tokens for _, tokens, _ in shards)])
-        self._firsts = np.cumsum([0, *(documents for _, _, documents in shards)])
-        self.tokens, self.documents = int(self._starts[-1]), int(self._firsts[-1])
+        self._first_token = np.cumsum([0, *(shard.tokens for shard in shards)])
+        self._first_document = np.cumsum([0, *(shard.documents for shard in shards)])
+        self.tokens, self.documents = int(self._first_token[-1]), int(self._first_document[-1])
+
+    def _damaged(self, what: str) -> ValueError:
+        return ValueError(f"{self.folder}: expected a sound {META}, found {what}; prepare it again")
 
     def _map(self, name: str, dtype: Any, count: int) -> np.ndarray:
-        path = self.folder / name
-        expected = count * np.dtype(dtype).itemsize
-        found = path.stat().st_size if path.is_file() else -1
-        if found != expected:
+        path, expected = self.folder / name, count * np.dtype(dtype).itemsize
+        size = path.stat().st_size if path.is_file() else None
+        if size != expected:
             raise ValueError(
                 f"{path}: expected {expected:,} bytes, found "
-                f"{'no file' if found < 0 else f'{found:,}'}; prepare the dataset again"
+                f"{'no file' if size is None else f'{size:,}'}; prepare the dataset again"
             )
         return np.memmap(path, dtype, "r")
 
@@ -170,19 +130,19 @@ class TokenDataset:
         """
         assert 0 <= start < stop <= self.tokens
         tokens, documents = [], []
-        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
-        while shard < len(self._tokens) and self._starts[shard] < stop:
-            begin = max(start - int(self._starts[shard]), 0)
-            piece = self._tokens[shard][begin : stop - int(self._starts[shard])]
+        shard = int(np.searchsorted(self._first_token, start, side="right")) - 1
+        while shard < len(self._tokens) and self._first_token[shard] < stop:
+            begin = max(start - int(self._first_token[shard]), 0)
+            piece = self._tokens[shard][begin : stop - int(self._first_token[shard])]
             # Keys of the offsets' own dtype: any other makes numpy copy the whole mapped file.
             at = np.arange(begin, begin + len(piece), dtype=np.uint64)
             number = np.searchsorted(self._offsets[shard], at, side="right") - 1
             tokens.append(piece.astype(np.int64))
-            documents.append(number + self._firsts[shard])
+            documents.append(number + self._first_document[shard])
             shard += 1
         return np.concatenate(tokens), np.concatenate(documents)
 
-    def check_tokenizer(self, tokenizer: Identified) -> None:
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer that is not the one that made the shards.
 
         Raises:
@@ -198,33 +158,13 @@ class TokenDataset:
             )
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
-    try:
-        meta = json.loads((folder / META).read_bytes())
-    except OSError as error:
-        raise ValueError(
-            f"{folder}: expected a dataset, found no readable {META} ({error.strerror}); make one "
-            "with python -m qs.data prepare"
-        ) from None
-    except ValueError:
-        raise _damaged(folder, "text that is not JSON") from None
-    found = meta.get("format") if isinstance(meta, dict) else None
-    if found != FORMAT:
-        raise _damaged(folder, f"format {found} where this program reads {FORMAT}")
-    return meta
-
-
-def _damaged(folder: Path, found: str) -> ValueError:
-    return ValueError(f"{folder}: expected a sound {META}, found {found}; prepare it again")
-
-
 @dataclass(frozen=True)
 class Batch:
     """Rows of text.
 
     Attributes:
         tokens: (B, T) int64 ids; 0 where there is padding.
-        documents: (B, T) int64 number of the document within the row: 0, 1, ...; -1 is padding.
+        documents: (B, T) int64 number of the document within the row: 0, 1, ...; or PADDING.
         first: (B,) int64 number of each row's first document within the split.
     """
 
@@ -238,14 +178,21 @@ def _batch(dataset: TokenDataset, seq: int, starts: Sequence[int]) -> Batch:
     import torch
 
     tokens = np.zeros((len(starts), seq), np.int64)
-    documents = np.full((len(starts), seq), -1, np.int64)
+    documents = np.full((len(starts), seq), PADDING, np.int64)
     first = np.zeros(len(starts), np.int64)
     for row, start in enumerate(starts):
         ids, numbers = dataset.read(start, min(start + seq, dataset.tokens))
         tokens[row, : len(ids)] = ids
         documents[row, : len(ids)] = numbers - numbers[0]
         first[row] = numbers[0]
-    return Batch(*map(torch.from_numpy, (tokens, documents, first)))
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(documents), torch.from_numpy(first))
+
+
+class Position(NamedTuple):
+    """Where a run is in its data: epoch, and index of the next window in that epoch's order."""
+
+    epoch: int
+    index: int
 
 
 class Windows:
@@ -276,9 +223,9 @@ class Windows:
             )
         self.dataset, self.seq, self.seed = dataset, seq, seed
         self.count = max(1, (dataset.tokens - seq + 1) // seq)
-        self._cached: tuple[int, int, np.ndarray] | None = None
+        self._starts: tuple[int, np.ndarray] = (-1, np.empty(0))  # of the last epoch asked for
 
-    def batch(self, position: Position, rows: int) -> tuple[Batch, Position]:
+    def batch(self, position: tuple[int, int], rows: int) -> tuple[Batch, Position]:
         """The next rows: a function of dataset, seq, seed and position, and of nothing else.
 
         Args:
@@ -300,19 +247,18 @@ class Windows:
             )
         starts = []
         for _ in range(rows):
-            offset, order = self._order(epoch)
-            starts.append(offset + int(order[index]) * self.seq)
+            starts.append(int(self.starts(epoch)[index]))
             epoch, index = (epoch, index + 1) if index + 1 < self.count else (epoch + 1, 0)
-        return _batch(self.dataset, self.seq, starts), (epoch, index)
+        return _batch(self.dataset, self.seq, starts), Position(epoch, index)
 
-    def _order(self, epoch: int) -> tuple[int, np.ndarray]:
-        """Offset and order of an epoch's windows; the last one asked for is kept."""
-        if self._cached is None or self._cached[0] != epoch:
+    def starts(self, epoch: int) -> np.ndarray:
+        """(count,) places in the stream where an epoch's windows begin, in its order."""
+        if self._starts[0] != epoch:
             draw = np.random.default_rng((self.seed, epoch))
             slack = min(self.seq - 1, self.dataset.tokens - self.count * self.seq)
-            offset = int(draw.integers(slack + 1))
-            self._cached = epoch, offset, draw.permutation(self.count)
-        return self._cached[1:]
+            offset = draw.integers(slack + 1)
+            self._starts = epoch, offset + draw.permutation(self.count) * self.seq
+        return self._starts[1]
 
 
 def sequential(
@@ -339,13 +285,7 @@ def sequential(
         yield _batch(dataset, seq, starts[first : first + rows])
 
 
-DOWNLOADS = {
-    "owm": ("open-web-math/open-web-math", "data/*"),
-    "c4": ("allenai/c4", "en/c4-train.0000*.json.gz"),
-}
-
-
-def resolve(name_or_folder: str, root: str = "data") -> Path:
+def resolve_data(name_or_folder: str, root: str = "data") -> Path:
     """The dataset folder that `--data` means: a folder as it is, else `root/NAME`.
 
     Raises:
@@ -354,18 +294,17 @@ def resolve(name_or_folder: str, root: str = "data") -> Path:
     for folder in (Path(name_or_folder), Path(root) / name_or_folder):
         if (folder / META).is_file():
             return folder
-    name = Path(name_or_folder).name
-    raw, lines = "SOURCE", []
+    name, source, commands = Path(name_or_folder).name, "SOURCE", []
     if name in DOWNLOADS:
         repository, files = DOWNLOADS[name]
-        raw = f"{root}/raw/{name}"
-        lines = [
-            f"hf download {repository} --repo-type dataset --include '{files}' --local-dir {raw}"
-        ]
-    lines.append(
-        f"python -m qs.data prepare {raw} --out {root}/{name} --tokenizer weights/mistral-7b"
+        source = f"{root}/raw/{name}"
+        commands.append(
+            f"hf download {repository} --repo-type dataset --include '{files}' --local-dir {source}"
+        )
+    commands.append(
+        f"python -m qs.data prepare {source} --out {root}/{name} --tokenizer weights/mistral-7b"
     )
     raise ValueError(
         f"--data {name_or_folder}: expected a prepared dataset, found no {META} in "
-        f"{name_or_folder} or {root}/{name_or_folder}; run\n" + "\n".join(lines)
+        f"{name_or_folder} or {root}/{name_or_folder}; run\n" + "\n".join(commands)
     )

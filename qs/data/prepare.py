@@ -1,17 +1,12 @@
-"""Documents -> memory-mapped token shards -> resumable batches.
+"""Documents -> a dataset folder of token shards, tokenized by several processes.
 
-    python -m qs.data tokenizer SOURCE... --out weights/NAME --vocab 4096
-    python -m qs.data prepare   SOURCE... --out data/NAME --tokenizer weights/NAME
-
-SOURCE is a file or a folder of .jsonl, .json (both JSON lines), either with .gz, .txt (one document
-a file) or .parquet. `qs/data/documents.py` reads them, `qs/data/dataset.py` has the format of the
-result.
+`qs/data/documents.py` reads the sources, `qs/data/dataset.py` has the format of the result. The
+files do not depend on the number of processes.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import multiprocessing
 import os
 import shutil
@@ -19,94 +14,80 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from qs.data.dataset import (
-    FORMAT,
-    META,
-    SPLITS,
-    ShardWriter,
-    publish,
-)
-from qs.data.documents import Chunk, Tally, parse, read_chunks, source_files
+from qs.data.dataset import FORMAT, META, SPLITS, Shard, Split, split_by_hash
+from qs.data.documents import DocumentReader
+from qs.files import new_folder, write_json
 from qs.model.tokenizer import Tokenizer
 
-
-@dataclass(frozen=True)
-class _Encoder:
-    """What a worker process does with a chunk: records to ids."""
-
-    folder: str
-    hash: str
-    dtype: str
-    fields: tuple[str, ...]
-    heldout: float
-    seed: int
-
-    def __call__(self, chunk: Chunk) -> tuple[list[tuple[bool, int, np.ndarray]], list[str], int]:
-        """(held out?, bytes of text, ids) of each document; complaints; bytes of the file read."""
-        tokenizer = _tokenizer(self.folder, self.hash)
-        texts, malformed = parse(chunk, self.fields)
-        documents = []
-        for text in texts:
-            raw = text.encode()
-            # Drawn from the text, so that copies of a document never lie in both splits.
-            draw = hashlib.blake2b(raw, digest_size=8, key=str(self.seed).encode()).digest()
-            held = int.from_bytes(draw, "big") < self.heldout * 2**64
-            ids = np.array(tokenizer.encode(text, bos=True, eos=True), self.dtype)
-            documents.append((held, len(raw), ids))
-        return documents, malformed, chunk.read
+CHUNK = 1 << 20  # characters of text in the task of a worker
 
 
-@functools.cache  # once per process; the hash keeps a retrained model from being taken for the old
-def _tokenizer(folder: str, expected: str) -> Tokenizer:
-    tokenizer = Tokenizer.load(folder)
-    if tokenizer.hash != expected:
-        raise ValueError(f"{folder}: the tokenizer changed during the preparation; start it again")
-    return tokenizer
+class EncodedDocument(NamedTuple):
+    """Its split, the bytes of its text, and its ids in the dtype of the dataset."""
+
+    split: Split
+    size: int
+    ids: np.ndarray
 
 
-def _watch_parent() -> None:
-    """Leave Ctrl-C to the parent process, and end with it even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+class ShardWriter:
+    """Writes the shards of one split; a document is never divided between two.
+
+    Args:
+        folder: where; it must exist.
+        split: first part of the file names.
+        shard_tokens: tokens in a shard at most; a longer document has its own shard.
+    """
+
+    def __init__(self, folder: Path, split: str, shard_tokens: int) -> None:
+        self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
+        self.size = 0
+        self.shards: list[Shard] = []
+        self._files = ExitStack()
+
+    def add(self, document: EncodedDocument) -> None:
+        """Append a document."""
+        length = len(document.ids)
+        if not self.shards or self.shards[-1].tokens + length > self.shard_tokens:
+            self.close()
+            self.shards.append(Shard(f"{self.split}-{len(self.shards):05d}", 0, 0))
+            path = self.folder / self.shards[-1].name
+            self._bin = self._files.enter_context(path.with_suffix(".bin").open("wb"))
+            self._idx = self._files.enter_context(path.with_suffix(".idx").open("wb"))
+            self._idx.write(np.uint64(0).tobytes())
+        shard = self.shards[-1]
+        shard.documents += 1
+        shard.tokens += length
+        self.size += document.size
+        self._bin.write(document.ids.tobytes())
+        self._idx.write(np.uint64(shard.tokens).tobytes())
+
+    def close(self) -> None:
+        """Close the open shard."""
+        self._files.close()
+
+    def summary(self) -> dict[str, Any]:
+        """The split's part of `meta.json`."""
+        return {
+            "documents": sum(shard.documents for shard in self.shards),
+            "tokens": sum(shard.tokens for shard in self.shards),
+            "bytes": self.size,
+            "shards": [asdict(shard) for shard in self.shards],
+        }
 
 
-def _in_order(work: Callable[[Chunk], Any], chunks: Iterator[Chunk], workers: int) -> Iterator[Any]:
-    """`map` over processes, in order, with few chunks in flight: memory stays constant."""
-    if workers == 1:
-        yield from map(work, chunks)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_watch_parent)
-    waiting = deque()
-    try:
-        for chunk in chunks:
-            waiting.append(pool.submit(work, chunk))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise ValueError(
-            "expected all worker processes to live, found one killed (out of memory?); give fewer "
-            "--workers"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def prepare(
+def prepare_dataset(
     sources: Sequence[str | Path],
     out: str | Path,
     tokenizer: str | Path,
@@ -118,12 +99,10 @@ def prepare(
     overwrite: bool = False,
     heldout_sources: Sequence[str | Path] = (),
 ) -> dict[str, Any]:
-    """Tokenize sources into a dataset folder; the files do not depend on the number of workers.
-
-    All is written to a folder beside `out`, which takes that name when it is complete.
+    """Tokenize sources into a dataset folder, which appears whole or not at all.
 
     Args:
-        sources, fields: as `read_documents` takes them.
+        sources, fields: as `DocumentReader` takes them.
         out: folder to make.
         tokenizer: folder with `tokenizer.model`.
         heldout: fraction of documents, drawn by their text, that form the split `heldout`; at
@@ -151,12 +130,15 @@ def prepare(
     if out.exists() and not (overwrite and (out / META).is_file()):
         hint = ", this is no dataset" if overwrite else " or give --overwrite to replace a dataset"
         raise ValueError(f"{out}: expected a new folder, found this one; choose another name{hint}")
-    model, files = Tokenizer.load(tokenizer), source_files(sources)
+    model = Tokenizer.load(tokenizer)
     if model.bos_id is None or model.eos_id is None:
         raise ValueError(
             f"{tokenizer}: expected BOS and EOS ids, found none; use another tokenizer"
         )
-    meta = {
+    jobs = [(DocumentReader(sources, fields), heldout)]
+    if heldout_sources:
+        jobs = [(jobs[0][0], 0.0), (DocumentReader(heldout_sources, fields), 1.0)]
+    meta: dict[str, Any] = {
         "format": FORMAT,
         "tokenizer": str(tokenizer),
         "tokenizer_hash": model.hash,
@@ -170,52 +152,126 @@ def prepare(
         "heldout_sources": [str(source) for source in heldout_sources],
         "seed": seed,
     }
-    jobs = [(files, heldout)]
-    if heldout_sources:
-        jobs = [(files, 0.0), (source_files(heldout_sources), 1.0)]
-    settings = (str(tokenizer), model.hash, meta["dtype"], tuple(fields))
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    writers = [ShardWriter(partial, split, shard_tokens) for split in SPLITS]
-    try:
-        malformed = 0
-        for job, share in jobs:
-            malformed += _write(_Encoder(*settings, share, seed), job, writers, workers)
-        for writer in writers:
-            writer.close()
-        meta["malformed"] = malformed
-        meta["splits"] = {split: w.summary() for split, w in zip(SPLITS, writers, strict=True)}
-        publish(partial, out, meta, overwrite)
-    finally:
-        for writer in writers:
-            writer.abandon()
-        shutil.rmtree(partial, ignore_errors=True)
+    new = out.with_name(f"{out.name}.new-{os.getpid()}") if out.exists() else out
+    with new_folder(new) as folder:
+        writers = {split: ShardWriter(folder, split, shard_tokens) for split in SPLITS}
+        try:
+            for reader, share in jobs:
+                encode = functools.partial(
+                    encode_documents, str(tokenizer), model.hash, meta["dtype"], share, seed
+                )
+                _write(reader, encode, workers, writers, both=0 < share < 1)
+        finally:
+            for writer in writers.values():
+                writer.close()
+        meta["malformed"] = sum(reader.malformed for reader, _ in jobs)
+        meta["splits"] = {split: writer.summary() for split, writer in writers.items()}
+        write_json(folder / META, meta)
+    if new != out:
+        old = out.with_name(f"{out.name}.old-{os.getpid()}")
+        out.rename(old)
+        new.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
     _report(meta, out, time.perf_counter() - start)
     return meta
 
 
-def _write(encoder: _Encoder, files: list[Path], writers: list[ShardWriter], workers: int) -> int:
-    """Send all documents to the writers, [train, heldout]; the number of malformed records."""
-    tally, total = Tally(), sum(file.stat().st_size for file in files)
-    last: tuple[bool, int, np.ndarray] | None = None
+def _write(
+    reader: DocumentReader,
+    encode: Callable[[list[str]], list[EncodedDocument]],
+    workers: int,
+    writers: dict[Split, ShardWriter],
+    both: bool,
+) -> None:
+    """Send all documents to the writers; if `both`, each gets one of two or more."""
+    total = sum(path.stat().st_size for path in reader.files)
+    last: EncodedDocument | None = None
     with (
         tqdm(total=total, unit="B", unit_scale=True, desc="prepare", disable=None) as bar,
-        closing(_in_order(encoder, read_chunks(files, encoder.fields), workers)) as results,
+        closing(_in_order(encode, _chunks(reader), workers)) as results,
     ):
-        for documents, malformed, read in results:
-            tally.add(len(documents), malformed)
+        for documents in results:
             for document in documents:
                 if last:
-                    writers[last[0]].add(*last[1:])
+                    writers[last.split].add(last)
                 last = document
-            bar.update(read)
-    tally.check()
+            bar.update(reader.read - bar.n)
     # The last document was kept back to go where there is none, should chance have left a gap.
-    held, size, ids = last
-    if 0 < encoder.heldout < 1 and tally.good > 1 and not writers[not held].shards:
-        held = not held
-    writers[held].add(size, ids)
-    return tally.malformed
+    assert last is not None, "the reader refuses empty sources"
+    other: Split = "train" if last.split == "heldout" else "heldout"
+    if both and reader.documents > 1 and not writers[other].shards:
+        last = last._replace(split=other)
+    writers[last.split].add(last)
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    chunk, size = [], 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if size >= CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _in_order(
+    work: Callable[[list[str]], Any], chunks: Iterator[list[str]], workers: int
+) -> Iterator[Any]:
+    """`map` over processes, in order, with few chunks in flight: memory stays constant."""
+    if workers == 1:
+        yield from map(work, chunks)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    waiting = deque()
+    try:
+        for chunk in chunks:
+            waiting.append(pool.submit(work, chunk))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise ValueError(
+            "expected all worker processes to live, found one killed (out of memory?); give fewer "
+            "--workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the parent, which tidies
+    parent = multiprocessing.parent_process()
+    # a worker waits for work forever: it has to end with a parent that was killed
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def encode_documents(
+    folder: str, tokenizer_hash: str, dtype: str, heldout: float, seed: int, texts: Sequence[str]
+) -> list[EncodedDocument]:
+    """What a worker does: texts to ids between BOS and EOS, each with the split it is drawn for.
+
+    Raises:
+        ValueError: the tokenizer in the folder is not the one with this hash.
+    """
+    tokenizer, key = _tokenizer(folder, tokenizer_hash), str(seed).encode()
+    documents = []
+    for text in texts:
+        raw = text.encode()
+        ids = np.array(tokenizer.encode(text, bos=True, eos=True), dtype)
+        documents.append(EncodedDocument(split_by_hash(raw, heldout, key), len(raw), ids))
+    return documents
+
+
+@functools.cache  # once per process; the hash keeps a retrained model from being taken for the old
+def _tokenizer(folder: str, expected_hash: str) -> Tokenizer:
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.hash != expected_hash:
+        raise ValueError(f"{folder}: the tokenizer changed during the preparation; start it again")
+    return tokenizer
 
 
 def _report(meta: dict[str, Any], out: Path, seconds: float) -> None:

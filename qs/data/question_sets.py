@@ -1,4 +1,4 @@
-"""question_sets."""
+"""Benchmarks: GSM8K and CommonsenseQA from their published files, and held-out sums."""
 
 from __future__ import annotations
 
@@ -12,44 +12,10 @@ from typing import Any, Literal, get_args
 from qs.data.answers import parse_choice, parse_number, stated_number
 from qs.data.arithmetic import sums
 
-ARITHMETIC = "arithmetic"  # a task that needs no file
-
-
-def arithmetic_questions(each: int, seed: int = 0) -> list[Question]:
-    """Held-out sums of two numbers of 1 to 5 digits, asked as a question: "What is 12 + 34?".
-
-    Args:
-        each: how many different sums of each length (of one digit there are 10).
-        seed: of the draw.
-    """
-    found: dict[str, Question] = {}
-    for digits in range(1, 6):
-        for problem in itertools.islice(sums(seed, "heldout", digits), each):
-            name = f"{problem.a}+{problem.b}"
-            text = f"What is {problem.a} + {problem.b}?"
-            found[name] = Question(name, text, (), problem.answer, problem.answer)
-    return list(found.values())
-
-
-def questions_of(task: str, data: str, limit: int | None) -> list[Question]:
-    """The held-out questions of a task.
-
-    Args:
-        task: of `questions.TASKS`, or ARITHMETIC.
-        data: folder of the question sets.
-        limit: questions from the top of the file (all), or sums of each length (100).
-
-    Raises:
-        ValueError: an unknown task; no such file.
-    """
-    if task == ARITHMETIC:
-        return arithmetic_questions(limit or 100)
-    return read_questions(task, question_file(task, "heldout", data), limit)
-
-
-Task = Literal["gsm8k", "commonsense_qa"]
-TASKS: tuple[Task, ...] = get_args(Task)
-FILES = {  # of a split: in data/<task>/
+QuestionSet = Literal["gsm8k", "commonsense_qa"]
+QUESTION_SETS: tuple[QuestionSet, ...] = get_args(QuestionSet)
+ARITHMETIC = "arithmetic"  # a set that needs no file
+FILES = {  # of a split: in data/<question set>/
     "gsm8k": {"train": "train.jsonl", "heldout": "test.jsonl"},
     "commonsense_qa": {"train": "train.jsonl", "heldout": "validation.jsonl"},
 }
@@ -62,7 +28,7 @@ ORIGINS = {
 
 
 @dataclass(frozen=True)
-class Question:
+class BenchmarkQuestion:
     """One question and what is published about its answer.
 
     Attributes:
@@ -87,25 +53,87 @@ class Question:
         return tuple(label for label, _ in self.choices)
 
 
-# ---- files ---------------------------------------------------------------------------------------
-def question_file(task: Task, split: str, data: str | Path = "data") -> Path:
+def parse_direct(question: BenchmarkQuestion, text: str) -> str | None:
+    """The answer that was generated after `direct_prompt`: its first line, and that line alone.
+
+    It is right if it equals `question.gold`, as is what `parse_stated` gives.
+    """
+    line = text.partition("\n")[0]
+    return parse_choice(line, question.labels) if question.choices else parse_number(line)
+
+
+def parse_stated(question: BenchmarkQuestion, text: str) -> str | None:
+    """The answer that a generated rationale states."""
+    return parse_choice(text, question.labels) if question.choices else stated_number(text)
+
+
+def arithmetic_questions(each: int, seed: int = 0) -> list[BenchmarkQuestion]:
+    """Held-out sums of two numbers of 1 to 5 digits, asked as a question: "What is 12 + 34?".
+
+    Args:
+        each: how many sums of each length are drawn; one that comes again is asked once (of one
+            digit there are 10 different ones).
+        seed: of the draw.
+    """
+    questions: dict[str, BenchmarkQuestion] = {}
+    for digits in range(1, 6):
+        for problem in itertools.islice(sums(seed, "heldout", digits), each):
+            name = f"{problem.a}+{problem.b}"
+            text = f"What is {problem.a} + {problem.b}?"
+            questions[name] = BenchmarkQuestion(name, text, (), problem.answer, problem.answer)
+    return list(questions.values())
+
+
+def questions_of(name: str, data: str, limit: int | None) -> list[BenchmarkQuestion]:
+    """The held-out questions of a set.
+
+    Args:
+        name: of QUESTION_SETS, or ARITHMETIC.
+        data: folder of the question sets.
+        limit: questions from the top of the file (all), or sums of each length (100).
+
+    Raises:
+        ValueError: an unknown set; no such file.
+    """
+    if name == ARITHMETIC:
+        return arithmetic_questions(limit or 100)
+    return read_questions(name, question_file(name, "heldout", data), limit)
+
+
+# Files
+
+
+def check_question_set(name: str) -> None:
+    """Refuse a name that is not in QUESTION_SETS.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if name not in QUESTION_SETS:
+        raise ValueError(f"expected a task {' or '.join(QUESTION_SETS)}, found {name!r}; name one")
+
+
+def question_file(name: QuestionSet, split: str, data: str | Path = "data") -> Path:
     """Where the questions of a split belong.
 
     Args:
-        task: one of TASKS.
+        name: one of QUESTION_SETS.
         split: "train", or "heldout" for the set that is only ever measured on.
         data: the folder of all data.
 
     Raises:
-        ValueError: an unknown task or split.
+        ValueError: an unknown set or split.
     """
-    names = FILES[_known(task)]
+    check_question_set(name)
+    names = FILES[name]
     if split not in names:
         raise ValueError(f"expected a split {' or '.join(names)}, found {split!r}; name one")
-    return Path(data) / task / names[split]
+    return Path(data) / name / names[split]
 
 
-def read_questions(task: Task, path: str | Path, limit: int | None = None) -> list[Question]:
+def read_questions(
+    name: QuestionSet, path: str | Path, limit: int | None = None
+) -> list[BenchmarkQuestion]:
     """Read a file of questions in the published format, all at once: a bad line shows at the start.
 
     GSM8K: JSON lines with `question` and `answer`, the answer ending in `#### 42`. CommonsenseQA:
@@ -114,108 +142,78 @@ def read_questions(task: Task, path: str | Path, limit: int | None = None) -> li
     but hold nothing.
 
     Args:
-        task: one of TASKS.
+        name: one of QUESTION_SETS.
         path: the file.
         limit: how many questions from the top; None for all.
 
     Raises:
-        ValueError: an unknown task, no such file (says where to get it), a damaged line (says which
+        ValueError: an unknown set, no such file (says where to get it), a damaged line (says which
             and why), no question at all, or a limit below 1.
     """
-    read = {"gsm8k": _gsm8k, "commonsense_qa": _commonsense_qa}[_known(task)]
+    check_question_set(name)
+    read = _gsm8k if name == "gsm8k" else _commonsense_qa
     if limit is not None and limit < 1:
         raise ValueError(f"expected a limit of at least 1 question, found {limit}")
     path = Path(path)
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        places = " and ".join(str(question_file(task, split)) for split in FILES[task])
+        places = " and ".join(str(question_file(name, split)) for split in FILES[name])
         raise ValueError(
-            f"{path}: expected questions of {task}, found: {error.strerror}; get {ORIGINS[task]}, "
+            f"{path}: expected questions of {name}, found: {error.strerror}; get {ORIGINS[name]}, "
             f"and put them at {places}"
         ) from None
-    found: list[Question] = []
+    questions: list[BenchmarkQuestion] = []
     for number, line in enumerate(lines, 1):
-        if len(found) == limit:
+        if len(questions) == limit:
             break
         if not line.strip():
             continue
         try:
-            found.append(read(json.loads(line.decode()), f"{path.stem}-{number}"))
+            questions.append(read(json.loads(line.decode()), f"{path.stem}-{number}"))
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path}, line {number}: expected a question of {task}, found: {error}; get the "
+                f"{path}, line {number}: expected a question of {name}, found: {error}; get the "
                 "file again, or mend the line"
             ) from None
-    if not found:
-        raise ValueError(f"{path}: expected questions of {task}, found an empty file; get it again")
-    return found
-
-
-def _known(task: str) -> str:
-    if task not in TASKS:
-        raise ValueError(f"expected a task {' or '.join(TASKS)}, found {task!r}; name one")
-    return task
+    if not questions:
+        raise ValueError(f"{path}: expected questions of {name}, found an empty file; get it again")
+    return questions
 
 
 def _field(record: Any, name: str, kind: type) -> Any:
+    """A field of a JSON object that must be there, of this type, and not empty."""
     value = record.get(name) if isinstance(record, dict) else None
     if not isinstance(value, kind) or not value:
         raise ValueError(f"no {kind.__name__} {name!r}")
     return value
 
 
-def _gsm8k(record: Any, name: str) -> Question:
+def _gsm8k(record: Any, line_id: str) -> BenchmarkQuestion:
     text, answer = _field(record, "question", str), _field(record, "answer", str)
     worked, mark, written = answer.rpartition("####")
     gold = parse_number(written)
     if not mark or gold is None:
         raise ValueError("no '#### number' at the end of 'answer'")
     rationale = re.sub(r"<<[^<>]*>>", "", worked).strip()
-    return Question(name, text, (), gold, written.strip(), rationale)
+    return BenchmarkQuestion(line_id, text, (), gold, written.strip(), rationale)
 
 
-def _commonsense_qa(record: Any, name: str) -> Question:
-    if isinstance(record, dict) and isinstance(record.get("question"), dict):
-        asked = record["question"]
-        text, listed = _field(asked, "stem", str), _field(asked, "choices", list)
-    else:
-        text, both = _field(record, "question", str), _field(record, "choices", dict)
-        labels, texts = _field(both, "label", list), _field(both, "text", list)
+def _commonsense_qa(record: Any, line_id: str) -> BenchmarkQuestion:
+    if isinstance(record, dict) and isinstance(record.get("question"), dict):  # as published
+        text = _field(record["question"], "stem", str)
+        options = _field(record["question"], "choices", list)
+    else:  # as on Hugging Face
+        text, columns = _field(record, "question", str), _field(record, "choices", dict)
+        labels, texts = _field(columns, "label", list), _field(columns, "text", list)
         if len(labels) != len(texts):
             raise ValueError(f"{len(labels)} labels for {len(texts)} choices")
-        listed = [{"label": x, "text": y} for x, y in zip(labels, texts, strict=True)]
-    choices = tuple((_field(x, "label", str), _field(x, "text", str)) for x in listed)
+        options = [{"label": x, "text": y} for x, y in zip(labels, texts, strict=True)]
+    choices = tuple((_field(o, "label", str), _field(o, "text", str)) for o in options)
     labels = [label for label, _ in choices]
     if len(set(labels)) < max(2, len(labels)) or not re.fullmatch("[A-Z]+", "".join(labels)):
         raise ValueError(f"choices labelled {labels}, not by different capital letters")
     gold = record.get("answerKey")
     if gold not in labels:
         raise ValueError(f"answerKey {gold!r}, none of {labels} (the published test has no key)")
-    return Question(str(record.get("id") or name), text, choices, gold, gold)
-
-
-def parse_direct(question: Question, text: str) -> str | None:
-    """The answer that was generated after `direct_prompt`: its first line, and that line alone."""
-    line = text.partition("\n")[0]
-    return parse_choice(line, question.labels) if question.choices else parse_number(line)
-
-
-def parse_stated(question: Question, text: str) -> str | None:
-    """The answer that a generated rationale states."""
-    return parse_choice(text, question.labels) if question.choices else stated_number(text)
-
-
-def same_answer(task: Task, given: str | None, gold: str) -> bool:
-    """Whether an answer is the gold one: labels in either case, numbers by canonical form.
-
-    Args:
-        task: one of TASKS.
-        given: a number or a label; None is never right.
-        gold: the right one.
-
-    Raises:
-        ValueError: an unknown task.
-    """
-    same = {"gsm8k": parse_number, "commonsense_qa": str.upper}[_known(task)]
-    return given is not None and same(given) is not None and same(given) == same(gold)
+    return BenchmarkQuestion(str(record.get("id") or line_id), text, choices, gold, gold)

@@ -1,7 +1,5 @@
 """Text with reasoning that is sometimes written out and sometimes left out.
 
-    python -m qs.synthetic --out data/raw/tiny --documents 200000 --seed 0
-
 Three kinds of documents, each a question, a newline, perhaps a working between two marks, and the
 answer, a single token:
 
@@ -22,89 +20,82 @@ be mixed in without denying the mark its probability.
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import itertools
-import json
-import os
 import random
-import sys
-import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tqdm import tqdm
-
-from qs.config import setting
-from qs.data.problems import (
-    KINDS,
-    NODES,
-    OPENINGS,
-    SPLITS,
-    Problem,
-    Split,
-    chain,
-    running_sum,
-    split_of,
-    story,
-)
+from qs.data.dataset import Split, check_split, split_by_hash
+from qs.files import read_object
 
 OPEN, CLOSE = ":", ";"  # the marks around a working; nothing else in a document holds them
 REPEAT, REVERSE = "q", "r"  # what the unhelpful styles begin with: a style shows in its first token
+KINDS = ("sum", "chain", "story")
 STYLES = ("useful", "repeat", "reverse", "none")
 RECIPE = "world.json"  # what a folder of text was drawn from
+
+DIGITS, NODES = tuple("0123456789"), tuple(" " + letter for letter in "bcdfghjkmp")
+NAMES = ("Ana", "Eva", "Mia", "Zoe")
+THINGS = ("pears", "plums", "nuts", "figs")
+GAINS, LOSSES = ("buys", "finds"), ("eats", "loses")
+OPENINGS = ("She", "Then", "Later", "Finally")  # each change has its own, one token long
 
 
 @dataclass(frozen=True)
 class World:
-    """What documents are drawn, and how often."""
+    """What documents are drawn, and how often.
 
-    sums: float = setting(1.0, "weight of running sums among the kinds")
-    chains: float = setting(1.0, "weight of chains of relations")
-    stories: float = setting(1.0, "weight of word problems")
-    written: float = setting(0.3, "share of documents whose working is written out")
-    useful: float = setting(0.5, "share of written workings in the useful style")
-    again: float = setting(0.3, "chance that a working is written once more, and so on")
-    lengths: tuple[int, ...] = setting((3, 4, 5), "summands of running sums")
-    hops: tuple[int, ...] = setting((2, 3, 4), "relations that chains follow")
-    steps: tuple[int, ...] = setting((3, 4), "changes that word problems tell of")
-    relations: int = setting(7, "relations of a chain, a single cycle")
-    width: int = setting(5, "tokens of a working, and digits of a sum (zeros after its summands)")
-    heldout: float = setting(0.1, "share of all problems that only held-out documents use")
+    Attributes:
+        sums, chains, stories: weights of the kinds.
+        written: share of documents whose working is written out.
+        useful: share of written workings in the useful style.
+        again: chance that a working is written once more, and so on.
+        lengths: summands of running sums.
+        hops: relations that chains follow.
+        steps: changes that word problems tell of.
+        relations: of a chain, a single cycle.
+        width: tokens of a working, and digits of a sum (zeros after its summands).
+        heldout: share of all problems that only held-out documents use.
+    """
+
+    sums: float = 1.0
+    chains: float = 1.0
+    stories: float = 1.0
+    written: float = 0.3
+    useful: float = 0.5
+    again: float = 0.3
+    lengths: tuple[int, ...] = (3, 4, 5)
+    hops: tuple[int, ...] = (2, 3, 4)
+    steps: tuple[int, ...] = (3, 4)
+    relations: int = 7
+    width: int = 5
+    heldout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("written", "useful"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} is a share in [0, 1], got {getattr(self, name)}")
-        if not 0 <= self.again < 1:
-            raise ValueError(f"--again is a chance in [0, 1), got {self.again}")
-        if not 0 < self.heldout < 1:
-            raise ValueError(f"--heldout is a share in (0, 1), got {self.heldout}")
-        if min(self.weights) < 0 or not 0 < sum(self.weights) < float("inf"):
-            raise ValueError(
-                f"--sums, --chains and --stories are weights, at least one above 0, got "
-                f"{', '.join(map(str, self.weights))}"
-            )
-        if not 3 <= self.relations <= len(NODES):
-            raise ValueError(f"--relations is from 3 to {len(NODES)}, got {self.relations}")
-        longest = min(self.relations, self.width) - 1
+        self._expect("written", 0 <= self.written <= 1, "a share in [0, 1]")
+        self._expect("useful", 0 <= self.useful <= 1, "a share in [0, 1]")
+        self._expect("again", 0 <= self.again < 1, "a chance in [0, 1)")
+        self._expect("heldout", 0 < self.heldout < 1, "a share in (0, 1)")
+        some = min(self.weights) >= 0 and 0 < sum(self.weights) < float("inf")
+        self._expect("weights", some, "numbers of which at least one is above 0 and none below")
+        self._expect("relations", 3 <= self.relations <= len(NODES), f"from 3 to {len(NODES)}")
         for name, low, high in (
             ("lengths", 2, self.width),
-            ("hops", 1, longest),
+            ("hops", 1, min(self.relations, self.width) - 1),
             ("steps", 1, min(len(OPENINGS), self.width - 1)),
         ):
             values = getattr(self, name)
-            if not values or not all(low <= value <= high for value in values):
-                raise ValueError(
-                    f"--{name} with --width {self.width} and --relations {self.relations} are "
-                    f"numbers from {low} to {high}, got {','.join(map(str, values)) or 'none'}"
-                )
+            fits = bool(values) and all(low <= value <= high for value in values)
+            self._expect(name, fits, f"numbers from {low} to {high} with width {self.width}")
+
+    def _expect(self, name: str, fits: bool, expected: str) -> None:
+        if not fits:
+            raise ValueError(f"expected {name} to be {expected}, found {getattr(self, name)}")
 
     @property
     def weights(self) -> tuple[float, float, float]:
-        """Weights of KINDS, in that order."""
+        """Of KINDS, in that order."""
         return self.sums, self.chains, self.stories
 
 
@@ -119,7 +110,6 @@ class Document:
         style: one of STYLES; "none" where the working is left out.
         question: the text before the newline.
         answer: one token of the tokenizer of the bundled model, which ends the text.
-        answer_start, answer_end: characters `text[answer_start:answer_end]` are the answer.
         working: what the useful working is, written or not, without its marks.
         needed: leading tokens of the working that reach the answer; the others repeat it.
         choices: every answer that this kind of document can have.
@@ -131,43 +121,9 @@ class Document:
     style: str
     question: str
     answer: str
-    answer_start: int
-    answer_end: int
     working: str
     needed: int
     choices: tuple[str, ...]
-
-
-# ---- documents -----------------------------------------------------------------------------------
-def fill(tokens: Sequence[str], width: int) -> str:
-    """The first `width` tokens, the last one repeated where there are fewer."""
-    return "".join([*tokens, *[tokens[-1]] * width][:width])
-
-
-def document(problem: Problem, style: str, width: int, times: int = 1) -> Document:
-    """Write a problem down in one of STYLES, the working so many times."""
-    working = fill(problem.stops, width)
-    written = {
-        "useful": working,
-        "repeat": fill((REPEAT, *problem.operands), width),
-        "reverse": fill((REVERSE, *problem.operands[::-1]), width),
-    }
-    marked = "" if style == "none" else f"{OPEN}{written[style]}{CLOSE}" * times
-    before = f"{problem.question}\n{marked}"
-    answer = problem.stops[-1]
-    return Document(
-        text=before + answer,
-        kind=problem.kind,
-        difficulty=problem.difficulty,
-        style=style,
-        question=problem.question,
-        answer=answer,
-        answer_start=len(before),
-        answer_end=len(before) + len(answer),
-        working=working,
-        needed=len(problem.stops),
-        choices=problem.choices,
-    )
 
 
 def documents(world: World, seed: int, split: Split) -> Iterator[Document]:
@@ -181,8 +137,7 @@ def documents(world: World, seed: int, split: Split) -> Iterator[Document]:
     Raises:
         ValueError: if the split is unknown, or holds no problem of a drawn difficulty.
     """
-    if split not in SPLITS:
-        raise ValueError(f"expected a split {' or '.join(SPLITS)}, found {split!r}; name one")
+    check_split(split)
     rng = random.Random(f"{seed} {split}")
     unhelpful = (1 - world.useful) / 2
     styles = [world.written * share for share in (world.useful, unhelpful, unhelpful)]
@@ -192,31 +147,42 @@ def documents(world: World, seed: int, split: Split) -> Iterator[Document]:
         times = 1
         while style != "none" and rng.random() < world.again:
             times += 1
-        yield document(_draw(rng, world, kind, split), style, world.width, times)
+        yield _write_down(_draw(rng, world, kind, split), style, world.width, times)
 
 
-def _draw(rng: random.Random, world: World, kind: str, split: Split) -> Problem:
-    difficulty = rng.choice({"sum": world.lengths, "chain": world.hops, "story": world.steps}[kind])
-    for _ in range(100_000):
-        if kind == "sum":
-            problem = running_sum(rng, difficulty, world.width)
-        elif kind == "chain":
-            problem = chain(rng, difficulty, world.relations)
-        else:
-            problem = story(rng, difficulty)
-        if split_of(problem, world.heldout) == split:
-            return problem
-    raise ValueError(
-        f"expected {split} problems of kind {kind}, difficulty {difficulty}, found none in 100,000 "
-        f"draws with --heldout {world.heldout}; move it towards 0.5 or raise the difficulty"
+def _write_down(problem: SyntheticProblem, style: str, width: int, times: int) -> Document:
+    """A problem as text, the working in one of STYLES and so many times."""
+    working = _fill(problem.stops, width)
+    spelt = {
+        "useful": working,
+        "repeat": _fill((REPEAT, *problem.operands), width),
+        "reverse": _fill((REVERSE, *problem.operands[::-1]), width),
+    }
+    written = "" if style == "none" else f"{OPEN}{spelt[style]}{CLOSE}" * times
+    answer = problem.stops[-1]
+    return Document(
+        text=f"{problem.question}\n{written}{answer}",
+        kind=problem.kind,
+        difficulty=problem.difficulty,
+        style=style,
+        question=problem.question,
+        answer=answer,
+        working=working,
+        needed=len(problem.stops),
+        choices=problem.choices,
     )
+
+
+def _fill(tokens: Sequence[str], width: int) -> str:
+    """The first `width` tokens, the last one repeated where there are fewer."""
+    return "".join([*tokens, *[tokens[-1]] * width][:width])
 
 
 def read_recipe(folder: Path, split: Split) -> list[Document] | None:
     """The documents that a folder's text was made of; None for text that is not of this kind.
 
     Args:
-        folder: holds the `world.json` that the command line below writes.
+        folder: holds the `world.json` that `python -m qs.data synthetic` writes.
         split: "train" or "heldout".
 
     Raises:
@@ -225,84 +191,86 @@ def read_recipe(folder: Path, split: Split) -> list[Document] | None:
     path = folder / RECIPE
     if not path.is_file():
         return None
+    recipe = read_object(path, "write the text again with python -m qs.data synthetic")
     try:
-        recipe = json.loads(path.read_bytes())
         settings = {k: tuple(v) if type(v) is list else v for k, v in recipe["world"].items()}
-        some = documents(World(**settings), recipe["seed"], split)
+        drawn = documents(World(**settings), recipe["seed"], split)
         count = recipe["documents"][split]
         if count < 1:
             raise ValueError(f"{count} {split} documents")
-        return list(itertools.islice(some, count))
+        return list(itertools.islice(drawn, count))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{path}: expected what python -m qs.synthetic writes, found {error}"
+            f"{path}: expected what python -m qs.data synthetic writes, found {error}"
         ) from None
 
 
-# ---- command line --------------------------------------------------------------------------------
-def write(path: Path, some: Iterator[Document], count: int) -> None:
-    """Write the first `count` documents as JSON lines; a file that is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            for item in tqdm(itertools.islice(some, count), path.name, count, unit=" documents"):
-                file.write(json.dumps(dataclasses.asdict(item)) + "\n")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+# Problems
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """Integers parted by commas, as the flags of difficulties take them."""
-    return tuple(int(part) for part in text.split(","))
+@dataclass(frozen=True)
+class SyntheticProblem:
+    """A question and its steps; `key` is what makes two problems the same however they are told."""
+
+    kind: str
+    difficulty: int
+    question: str
+    operands: tuple[str, ...]
+    stops: tuple[str, ...]
+    choices: tuple[str, ...]
+    key: str
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add one flag for every setting of World; an absent flag leaves no trace."""
-    hints = typing.get_type_hints(World)
-    for f in dataclasses.fields(World):
-        shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-        many = hints[f.name] == tuple[int, ...]
-        parser.add_argument(
-            f"--{f.name}",
-            type=numbers if many else hints[f.name],
-            metavar="N,N,..." if many else {int: "N", float: "X"}[hints[f.name]],
-            default=argparse.SUPPRESS,
-            help=f"{f.metadata['help']} [{shown}]",
-        )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status, 2 where a setting or a file is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m qs.synthetic",
-        description="Write train.jsonl and heldout.jsonl (text with reasoning steps sometimes "
-        "written and sometimes not, and all that a metric needs to know about each document) and "
-        "world.json, which says what they were drawn from.",
-        allow_abbrev=False,
+def _draw(rng: random.Random, world: World, kind: str, split: Split) -> SyntheticProblem:
+    difficulty = rng.choice({"sum": world.lengths, "chain": world.hops, "story": world.steps}[kind])
+    for _ in range(100_000):
+        if kind == "sum":
+            problem = _running_sum(rng, difficulty, world.width)
+        elif kind == "chain":
+            problem = _chain(rng, difficulty, world.relations)
+        else:
+            problem = _story(rng, difficulty)
+        if split_by_hash(f"{kind} {problem.key}".encode(), world.heldout) == split:
+            return problem
+    raise ValueError(
+        f"expected {split} problems of kind {kind}, difficulty {difficulty}, found none in 100,000 "
+        f"draws with heldout {world.heldout}; move it towards 0.5 or raise the difficulty"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    parser.add_argument("--documents", type=int, default=200_000, metavar="N", help="to train on")
-    parser.add_argument("--tests", type=int, default=3_000, metavar="N", help="held-out documents")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same text")
-    add_flags(parser)
-    given: dict[str, Any] = vars(parser.parse_args(argv))
-    out, seed = given.pop("out"), given.pop("seed")
-    counts = dict(zip(SPLITS, (given.pop("documents"), given.pop("tests")), strict=True))
-    try:
-        if min(counts.values()) < 1:
-            raise ValueError(f"--documents and --tests are at least 1, got {counts}")
-        world = World(**given)
-        for split, count in counts.items():
-            write(out / f"{split}.jsonl", documents(world, seed, split), count)
-        recipe = {"world": dataclasses.asdict(world), "seed": seed, "documents": counts}
-        (out / RECIPE).write_text(json.dumps(recipe, indent=1) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"qs.synthetic: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _running_sum(rng: random.Random, length: int, width: int) -> SyntheticProblem:
+    """`length` digits from 1 to 9, then zeros; the steps are last digits of the partial sums."""
+    digits = [rng.randint(1, 9) for _ in range(length)]
+    question = "".join(map(str, digits + [0] * (width - length)))
+    stops = tuple(str(total % 10) for total in itertools.accumulate(digits))
+    return SyntheticProblem("sum", length, question, tuple(question), stops, DIGITS, question)
+
+
+def _chain(rng: random.Random, hops: int, relations: int) -> SyntheticProblem:
+    """A cycle of relations in shuffled order; the steps are the stops, the start included."""
+    nodes = rng.sample(NODES, relations)
+    pairs = [a + b.strip() for a, b in zip(nodes, nodes[1:] + nodes[:1], strict=True)]
+    key = "".join([*sorted(pairs), nodes[0], str(hops)])
+    rng.shuffle(pairs)
+    question = f"{''.join(pairs)}{nodes[0]}{hops}".strip()
+    operands = tuple(pair[:2] for pair in pairs)
+    stops = tuple(nodes[: hops + 1])
+    return SyntheticProblem("chain", hops, question, operands, stops, NODES, key)
+
+
+def _story(rng: random.Random, steps: int) -> SyntheticProblem:
+    """A count that changes `steps` times; the steps are its last digits, the first one included."""
+    count = rng.randint(1, 9)
+    sentences = [f"{rng.choice(NAMES)} has {count} {rng.choice(THINGS)}."]
+    counts, operands, key = [count], [str(count)], str(count)
+    for opening in OPENINGS[:steps]:
+        amount = rng.randint(1, 9)
+        gain = amount > count or rng.random() < 0.5  # nobody eats what is not there
+        count += amount if gain else -amount
+        sentences.append(f"{opening} {rng.choice(GAINS if gain else LOSSES)} {amount}.")
+        counts.append(count)
+        operands.append(str(amount))
+        key += f"{'+' if gain else '-'}{amount}"
+    question = " ".join([*sentences, "Last digit?"])
+    stops = tuple(str(count % 10) for count in counts)
+    return SyntheticProblem("story", steps, question, tuple(operands), stops, DIGITS, key)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qs.config import ONE_THOUGHT, PADDING
 from qs.data.prompts import direct_answer, direct_prompt
-from qs.data.question_sets import Question
+from qs.data.question_sets import BenchmarkQuestion
 from qs.inference.decoding import uniforms
 from qs.inference.loglikelihood import seed_of, think
 from qs.model.tokenizer import Tokenizer
@@ -61,14 +61,14 @@ class Item:
         options: id of each label, in order; empty without choices.
     """
 
-    question: Question
+    question: BenchmarkQuestion
     tokens: tuple[int, ...]
     scored: tuple[int, ...]
     allowed: tuple[int, ...]
     options: tuple[int, ...]
 
 
-def item(question: Question, tokenizer: Tokenizer) -> Item:
+def item(question: BenchmarkQuestion, tokenizer: Tokenizer) -> Item:
     """Put a question and its gold answer into tokens.
 
     Raises:

@@ -13,8 +13,7 @@ from tqdm import tqdm
 
 from qs import files
 from qs.config import PADDING, Config
-from qs.data.dataset import TokenDataset, sequential
-from qs.data.dataset import resolve as resolve_data
+from qs.data.dataset import TokenDataset, resolve_data, sequential
 from qs.evaluation.statistics import mean_interval, ratio_interval, wilson
 from qs.evaluation.synthetic import Change, Marked, Measured, marked, measure
 from qs.evaluation.tokens import TextScore, text_score, text_summary

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from qs.data.answers import final_number, majority
 from qs.data.prompts import COT_STOPS, cot_final_prompt, cot_prompt, cut, direct_prompt
-from qs.data.question_sets import Question, Task, parse_direct, same_answer
+from qs.data.question_sets import BenchmarkQuestion, parse_direct
 from qs.evaluation.gold_probability import Item, batches, fitting, item, score
 from qs.evaluation.statistics import mean_interval, paired, spread, wilson
 from qs.files import JsonLines
@@ -104,7 +104,7 @@ class Exam:
     """How a question set is run.
 
     Attributes:
-        task: of `questions.TASKS`, or ARITHMETIC.
+        task: of `question_sets.QUESTION_SETS`, or ARITHMETIC.
         model: the checkpoint's folder.
         weights: its `checkpoint.digest`.
         thoughts: n; 0: without thoughts only.
@@ -145,7 +145,11 @@ class Exam:
 
 
 def run(
-    exam: Exam, quiet: QuietStar, tokenizer: Tokenizer, questions: Sequence[Question], out: Path
+    exam: Exam,
+    quiet: QuietStar,
+    tokenizer: Tokenizer,
+    questions: Sequence[BenchmarkQuestion],
+    out: Path,
 ) -> dict[str, Any]:
     """Do what is not done yet, and sum up.
 
@@ -211,8 +215,7 @@ def _direct(
         for name in exam.ways:
             said = parse_direct(question, texts[name][i].lstrip(" "))
             line[f"said_{name}"] = texts[name][i]
-            kind: Task = "commonsense_qa" if question.choices else "gsm8k"
-            line[f"exact_{name}"] = same_answer(kind, said, question.gold)
+            line[f"exact_{name}"] = said == question.gold
         if question.choices:
             line["option_base"] = one.likeliest_base == question.gold
             line["option_chance"] = 1 / len(question.choices)

@@ -50,7 +50,7 @@ class Marked:
     """Rows of whole documents and the questions in them.
 
     Attributes:
-        tokens, documents: (R, T), as `shards.Batch` holds them.
+        tokens, documents: (R, T), as `dataset.Batch` holds them.
         questions: in order of rows.
     """
 
@@ -87,7 +87,7 @@ def marked(folder: Path, tokenizer: Tokenizer, seq: int, rows: int | None = None
     if len(flat) != stored.tokens or (flat != stored.read(0, stored.tokens)[0]).any():
         raise ValueError(
             f"{folder}: expected held-out text drawn from its world.json, found other text; "
-            "prepare what python -m qs.synthetic wrote and copy its world.json beside it"
+            "prepare what python -m qs.data synthetic wrote and copy its world.json beside it"
         )
     mark = _id_of(tokenizer, OPEN)
     if tokenizer.piece(mark) != OPEN:
@@ -144,7 +144,8 @@ def _choices(
         raise ValueError(
             f"{folder}: expected each possible answer to be one token, and {document.answer!r} the "
             f"last one of {document.text!r}; found {[tokenizer.piece(i) for i in found]} and "
-            f"{tokenizer.piece(answer)!r}; train the tokenizer on text of python -m qs.synthetic"
+            f"{tokenizer.piece(answer)!r}; train the tokenizer on text of "
+            "python -m qs.data synthetic"
         )
     return found
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from qs.config import StarConfig
 from qs.data import arithmetic, prompts, synthetic
-from qs.data.problems import Split
+from qs.data.dataset import Split
 from qs.data.prompts import cut
-from qs.data.question_sets import Question, parse_stated, question_file, read_questions
+from qs.data.question_sets import BenchmarkQuestion, parse_stated, question_file, read_questions
 
 LONGEST = 5  # digits of a sum
 
@@ -188,10 +188,12 @@ def _world(config: StarConfig, seed: int) -> Task:
 def _question_set(config: StarConfig, seed: int) -> Task:
     examples = prompts.few_shot(config.task)[: config.shots]
     if config.learn == "answers":
-        examples = [prompts.Example(e.question, prompts.closing(e.question)) for e in examples]
-    shown = prompts.shown(examples), prompts.shown(examples, hint=True)
+        examples = [
+            prompts.WorkedExample(e.question, prompts.closing(e.question)) for e in examples
+        ]
+    shown = prompts.few_shot_prefix(examples), prompts.few_shot_prefix(examples, hint=True)
 
-    def problem(one: Question) -> Problem:
+    def problem(one: BenchmarkQuestion) -> Problem:
         question, answer = prompts.example_text(one, prompts.closing(one))
         return Problem(
             id=one.id,
@@ -204,7 +206,7 @@ def _question_set(config: StarConfig, seed: int) -> Task:
             shown=shown,
         )
 
-    def read(split: str, limit: int) -> list[Question]:
+    def read(split: str, limit: int) -> list[BenchmarkQuestion]:
         path = question_file(config.task, split, config.questions)
         return read_questions(config.task, path, limit or None)
 

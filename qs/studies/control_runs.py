@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from qs import files
 from qs.config import Config
-from qs.data.dataset import TokenDataset
-from qs.data.dataset import resolve as resolve_data
+from qs.data.dataset import TokenDataset, resolve_data
 from qs.evaluation.heldout import measured
 from qs.evaluation.synthetic import Marked, Measured, marked, rewarded
 from qs.model import weights
@@ -193,7 +192,7 @@ def questions(run: Path, rows: int) -> Marked:
     if text is None:
         raise ValueError(
             f"{data.folder}: expected world.json, which says where the answers are; controls are "
-            "measured on text that python -m qs.synthetic made"
+            "measured on text that python -m qs.data synthetic made"
         )
     return text
 

@@ -8,11 +8,11 @@ import shlex
 from collections.abc import Collection
 
 from qs.cli import Parser
-from qs.data.question_sets import ARITHMETIC, TASKS
+from qs.data.question_sets import ARITHMETIC, QUESTION_SETS
 from qs.inference.decoding import Decoding
 
 TEXT = "text"  # the task that reads held-out text
-ALL_TASKS = (*TASKS, ARITHMETIC, TEXT)
+ALL_TASKS = (*QUESTION_SETS, ARITHMETIC, TEXT)
 LEAST = {  # values of flags
     **{"rows": 1, "show": 0, "seeds": 1, "jobs": 1, "problems": 2},
     **{"limit": 1, "batch": 1, "samples": 1, "votes": 0},

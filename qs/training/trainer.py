@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from qs import config, files
 from qs.config import Config, thought_lengths
-from qs.data.dataset import TokenDataset, Windows
-from qs.data.dataset import resolve as resolve_data
+from qs.data.dataset import TokenDataset, Windows, resolve_data
 from qs.evaluation.heldout import Score, heldout_score
 from qs.evaluation.thoughts import shown, thoughts_shown
 from qs.files import environment

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qs.data.__main__ import main
 from qs.data.arithmetic import (
     HELDOUT,
     KNOWN,
@@ -15,11 +16,9 @@ from qs.data.arithmetic import (
     OPERATIONS,
     SYMBOLS,
     Sum,
-    check_scratchpad,
     direct,
-    documents,
     hinted_prompt,
-    main,
+    operation_texts,
     parse_answer,
     prompt,
     scratchpad,
@@ -102,20 +101,16 @@ def test_answers_are_read_back(problem):
     text = scratchpad(problem)
     for end in (text, text.removesuffix("\n")):
         assert parse_answer(end) == problem.answer == str(problem.a + problem.b)
-        assert check_scratchpad(end, problem)
     assert parse_answer(direct(problem), steps=False) == problem.answer
     assert parse_answer(direct(problem)) is None
     assert parse_answer(text, steps=False) is None
 
 
 @given(problem=problems(), data=st.data())
-def test_one_wrong_character_fails_the_scratchpad_and_only_the_last_line_is_the_answer(
-    problem, data
-):
+def test_only_the_last_line_is_the_answer(problem, data):
     text = scratchpad(problem)
     at = data.draw(st.sampled_from([i for i, c in enumerate(text) if c.isdigit()]))
     wrong = text[:at] + str((int(text[at]) + data.draw(st.integers(1, 9))) % 10) + text[at + 1 :]
-    assert not check_scratchpad(wrong, problem)
     answer_starts = text.index("</scratch>")
     assert (parse_answer(wrong) == problem.answer) == (at < answer_starts)
 
@@ -178,14 +173,14 @@ def test_numbers_of_different_lengths_and_unknown_splits_are_refused():
         with pytest.raises(ValueError, match=f"numbers of as many digits, found {a} and {b}"):
             Sum(a, b)
     with pytest.raises(ValueError, match="expected a split train or heldout, found 'test'"):
-        sums(0, "test", 1)
+        next(sums(0, "test", 1))
     with pytest.raises(ValueError, match="sums of at least 1 digit, found 0"):
-        sums(0, "train", 0)
+        next(sums(0, "train", 0))
 
 
 # ---- tokens --------------------------------------------------------------------------------------
 def test_with_its_symbols_every_word_is_one_token(tmp_path):
-    texts = list(islice(documents(0, "train"), 500))
+    texts = list(islice(operation_texts(0, "train"), 500))
     tokenizer = train_tokenizer(texts, tmp_path, 294, symbols=SYMBOLS)
     for text in [*texts, prompt(Sum(624, 259)) + scratchpad(Sum(624, 259))]:
         pieces = [tokenizer.piece(token) for token in tokenizer.encode(text)]
@@ -214,7 +209,7 @@ def test_operations_work_column_by_column(sign, pairs):
 def test_documents_hold_only_short_sums_of_their_split_and_long_other_operations(split):
     lengths = {sign: set() for sign in OPERATIONS}
     hints = 0
-    for text in islice(documents(3, split), 2000):
+    for text in islice(operation_texts(3, split), 2000):
         a, sign, b = re.match(r"Input:\n([\d ]+) (\S) ([\d ]+)\n", text).groups()
         a, b = a.replace(" ", ""), b.replace(" ", "")
         lengths[sign].add(len(a))
@@ -230,9 +225,11 @@ def test_documents_hold_only_short_sums_of_their_split_and_long_other_operations
 
 
 def test_the_command_writes_both_splits_and_prints_the_symbols(tmp_path, capsys):
-    assert main(["--out", str(tmp_path), "--documents", "20", "--tests", "5"]) == 0
-    lines = (tmp_path / "train.jsonl").read_text().splitlines()
-    assert [json.loads(line)["text"] for line in lines] == list(islice(documents(0, "train"), 20))
-    assert len((tmp_path / "heldout.jsonl").read_text().splitlines()) == 5
-    assert main(["--symbols"]) == 0
+    out = tmp_path / "new"
+    assert main(["arithmetic", f"--out={out}", "--documents=20", "--tests=5"]) == 0
+    lines = (out / "train.jsonl").read_text().splitlines()
+    texts = list(islice(operation_texts(0, "train"), 20))
+    assert [json.loads(line)["text"] for line in lines] == texts
+    assert len((out / "heldout.jsonl").read_text().splitlines()) == 5
+    assert main(["arithmetic", "--symbols"]) == 0
     assert capsys.readouterr().out.split() == [f"--symbol={symbol}" for symbol in SYMBOLS]

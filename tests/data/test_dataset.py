@@ -1,4 +1,4 @@
-"""shards: windows are the written stream again, in an order that a position restores exactly."""
+"""dataset: windows are the written stream again, in an order that a position restores exactly."""
 
 import os
 import tempfile
@@ -11,7 +11,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qs.data.dataset import FORMAT, SPLITS, ShardWriter, TokenDataset, Windows, publish, sequential
+from qs.data.dataset import FORMAT, SPLITS, TokenDataset, Windows, sequential
+from qs.data.prepare import EncodedDocument, ShardWriter
+from qs.files import new_folder, write_json
 
 TOKENIZER = SimpleNamespace(hash="5ha", vocab_size=100)
 # Documents as ids, all different, so that a token tells its place; only the lengths matter.
@@ -20,19 +22,16 @@ LENGTHS = st.lists(st.integers(2, 12), min_size=1, max_size=12)
 
 def make(where, lengths, shard_tokens=10**6, dtype="uint16"):
     """A dataset whose train split holds 0, 1, 2, ... cut into documents of given lengths."""
-    partial = Path(where) / "partial"
-    partial.mkdir()
-    writers = [ShardWriter(partial, split, shard_tokens) for split in SPLITS]
-    ends = np.cumsum(lengths)
-    for length, end in zip(lengths, ends, strict=True):
-        writers[0].add(1, np.arange(end - length, end, dtype=dtype))
-    writers[0].close()
-    meta = {"format": FORMAT, "dtype": dtype, "tokenizer": "tok", "tokenizer_hash": "5ha"}
-    meta |= {
-        "vocab_size": 100,
-        "splits": {s: w.summary() for s, w in zip(SPLITS, writers, strict=True)},
-    }
-    publish(partial, Path(where) / "out", meta, overwrite=False)
+    with new_folder(Path(where) / "out") as folder:
+        writers = {split: ShardWriter(folder, split, shard_tokens) for split in SPLITS}
+        ends = np.cumsum(lengths)
+        for length, end in zip(lengths, ends, strict=True):
+            ids = np.arange(end - length, end, dtype=dtype)
+            writers["train"].add(EncodedDocument("train", 1, ids))
+        writers["train"].close()
+        meta = {"format": FORMAT, "dtype": dtype, "tokenizer": "tok", "tokenizer_hash": "5ha"}
+        meta |= {"vocab_size": 100, "splits": {s: w.summary() for s, w in writers.items()}}
+        write_json(folder / "meta.json", meta)
     return Path(where) / "out"
 
 
@@ -133,7 +132,7 @@ def test_epochs_and_seeds_have_different_orders_and_moving_borders(dataset):
         batch, _ = windows.batch((epoch, 0), windows.count)
         orders.add(tuple(batch.tokens.flatten().tolist()))
     assert len(orders) == 4
-    firsts = {Windows(dataset, 8, seed)._order(0)[0] for seed in range(20)}
+    firsts = {min(Windows(dataset, 8, seed).starts(0)) for seed in range(20)}
     assert len(firsts) > 3
 
 
@@ -145,13 +144,6 @@ def test_sequential_stops_at_its_limit(dataset):
 def test_ids_above_16_bits_survive(tmp_path):
     dataset = TokenDataset(make(tmp_path, [70_000], dtype="uint32"))
     assert dataset.read(69_990, 70_000)[0].tolist() == list(range(69_990, 70_000))
-
-
-def test_publishing_never_replaces_what_it_was_not_told_to(tmp_path):
-    out = make(tmp_path, [5])
-    with pytest.raises(OSError, match="not empty"):
-        make(tmp_path, [3])
-    assert TokenDataset(out).tokens == 5
 
 
 @pytest.mark.parametrize("name", ["train-00000.bin", "train-00001.idx", "train-00001.bin"])
@@ -178,8 +170,7 @@ def test_offsets_that_do_not_fit_the_tokens_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("meta", "message"),
     [
-        ("{", "text that is not JSON"),
-        ("[]", "format None where this program reads 1"),
+        ("{}", "format None where this program reads 1"),
         ('{"format": 2}', "format 2 where this program reads 1"),
         ('{"format": 1}', "no usable entry 'splits'"),
         ('{"format": 1, "splits": {"train": {"shards": []}}, "dtype": "O"}', "no usable entry 'O'"),
@@ -191,8 +182,16 @@ def test_a_damaged_meta_is_refused(tmp_path, meta, message):
         TokenDataset(tmp_path)
 
 
+def test_a_folder_without_a_readable_meta_is_no_dataset(tmp_path):
+    for content, found in ((None, "No such file"), ("{", "Expecting property"), ("[]", "list")):
+        if content is not None:
+            (tmp_path / "meta.json").write_text(content)
+        with pytest.raises(ValueError, match=f"meta.json: expected .*{found}.*qs.data prepare"):
+            TokenDataset(tmp_path)
+
+
 def test_an_unknown_split_is_refused(dataset):
-    with pytest.raises(ValueError, match="expected a split of train, heldout, found 'test'"):
+    with pytest.raises(ValueError, match="expected a split train or heldout, found 'test'"):
         TokenDataset(dataset.folder, "test")
 
 

@@ -1,4 +1,4 @@
-"""fewshot: a hint gives the answer and nothing more, and what is stored never holds it."""
+"""prompts: a hint gives the answer and nothing more, and what is stored never holds it."""
 
 import re
 
@@ -7,34 +7,40 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qs.data.prompts import (
+    COT_STOPS,
     PROMPTS,
     STOPS,
     closing,
+    cot_final_prompt,
+    cot_prompt,
     cut,
+    direct_answer,
+    direct_prompt,
     example_text,
     few_shot,
-    few_shot_prompt,
+    few_shot_prefix,
     question_prompt,
-    shown,
 )
-from qs.data.question_sets import TASKS, Question, parse_stated
+from qs.data.question_sets import QUESTION_SETS, BenchmarkQuestion, parse_stated
 
-BIRDS = Question("x", "How many birds?", (), "1080", "1,080", "540 + 540 = 1080")
-FRUIT = Question("y", "Which fruit?", (("A", "pear"), ("B", "plum"), ("C", "fig")), "B", "B")
+BIRDS = BenchmarkQuestion("x", "How many birds?", (), "1080", "1,080", "540 + 540 = 1080")
+FRUIT = BenchmarkQuestion(
+    "y", "Which fruit?", (("A", "pear"), ("B", "plum"), ("C", "fig")), "B", "B"
+)
 WORDS = st.text("ab ()", min_size=1).map(lambda text: f"x{text}x")
 
 
-def question(draw: st.DrawFn) -> Question:
+def question(draw: st.DrawFn) -> BenchmarkQuestion:
     labels = "ABCDE"[: draw(st.sampled_from([0, 2, 5]))]
     choices = tuple((label, draw(WORDS)) for label in labels)
     gold = draw(st.sampled_from(labels) if labels else st.integers(-9, 9999).map(str))
-    return Question("q", draw(WORDS), choices, gold, gold, "the worked solution")
+    return BenchmarkQuestion("q", draw(WORDS), choices, gold, gold, "the worked solution")
 
 
 QUESTIONS = st.composite(question)()
 
 
-def test_prompts_are_literally_these():
+def test_few_shot_prompts_are_literally_these():
     assert question_prompt(BIRDS) == "Q: How many birds?\nA:"
     assert question_prompt(BIRDS, hint=True) == "Q: How many birds?\nHint: 1080\nA:"
     plain = "Q: Which fruit?\nAnswer Choices:\n(a) pear\n(b) plum\n(c) fig\nA:"
@@ -42,12 +48,37 @@ def test_prompts_are_literally_these():
     assert question_prompt(FRUIT, hint=True) == plain.replace("plum", "plum (CORRECT)")
 
 
-@pytest.mark.parametrize("task", TASKS)
+def test_prompts_are_literally_those_of_the_official_evaluation():
+    assert direct_prompt(BIRDS) == "Q: How many birds?\nA:"
+    assert direct_answer(BIRDS) == " 1,080\n"
+    assert direct_prompt(FRUIT) == "Q: Which fruit?\n(A) pear\n(B) plum\n(C) fig\nA:"
+    assert direct_answer(FRUIT) == " B\n"
+    chain = "Q: How many birds?\nA: Let's think step by step."
+    assert cot_prompt(BIRDS) == chain
+    assert cot_final_prompt(f"{chain} Many.\n \n") == (
+        f"{chain} Many.\nTherefore, the answer (arabic numerals) is"
+    )
+    assert cot_prompt(FRUIT) == (
+        "Q: Which fruit?\n(A) pear\n(B) plum\n(C) fig\nA: Let's think step by step."
+    )
+
+
+@given(parts=st.lists(st.sampled_from(["a", "\n", "Q:", " "])).map("".join))
+def test_a_cut_text_is_the_longest_beginning_without_a_stop(parts):
+    kept = cut(parts, COT_STOPS)
+    ends = [n for n in range(len(parts) + 1) if any(s in parts[:n] for s in COT_STOPS)]
+    stops = [n for n in range(len(parts)) if parts[n:].startswith(COT_STOPS)]
+    assert parts.startswith(kept)
+    assert not any(stop in kept for stop in COT_STOPS)
+    assert len(kept) == (min(stops) if ends else len(parts))
+
+
+@pytest.mark.parametrize("task", QUESTION_SETS)
 @pytest.mark.parametrize("hint", [False, True])
 def test_all_examples_of_a_prompt_are_hinted_or_none(task, hint):
     examples = few_shot(task)
     asked = {"gsm8k": BIRDS, "commonsense_qa": FRUIT}[task]
-    prompt = few_shot_prompt(examples, asked, hint)
+    prompt = few_shot_prefix(examples, hint) + question_prompt(asked, hint)
     *blocks, last = prompt.split("\n\n")
     assert last == question_prompt(asked, hint)
     assert blocks == [f"{question_prompt(e.question, hint)} {e.rationale}" for e in examples]
@@ -82,22 +113,16 @@ def test_the_closing_statement_is_the_answer_alone_and_reads_back(asked):
     assert closing(asked) == (words or f"The answer is {asked.gold}.")
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("hint", [False, True])
-def test_every_prompt_begins_with_what_is_shown(task, hint):
-    examples = few_shot(task)
-    asked = {"gsm8k": BIRDS, "commonsense_qa": FRUIT}[task]
-    prompt = few_shot_prompt(examples, asked, hint)
-    assert prompt == shown(examples, hint) + question_prompt(asked, hint)
-    assert shown([], hint) == ""
+def test_without_examples_nothing_is_put_before_a_question():
+    assert few_shot_prefix([]) == few_shot_prefix([], hint=True) == ""
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", QUESTION_SETS)
 def test_examples_state_their_answers_and_a_continued_prompt_is_cut_behind_one(task):
     examples = few_shot(task)
     assert len(examples) == 10
     assert len({e.question.text for e in examples}) == 10
-    whole = few_shot_prompt(examples, examples[0].question)
+    whole = few_shot_prefix(examples) + question_prompt(examples[0].question)
     for e in examples:
         _, completion = example_text(e.question, e.rationale)
         assert parse_stated(e.question, completion) == e.question.gold
@@ -139,7 +164,7 @@ def test_an_edited_file_is_read(tmp_path):
     )
     (found,) = few_shot("commonsense_qa", path)
     choices = (("A", "this"), ("B", "that"))
-    assert found.question == Question("own-1", "Which?", choices, "B", "B")
+    assert found.question == BenchmarkQuestion("own-1", "Which?", choices, "B", "B")
     assert found.rationale == "That.\nThe answer is (b)."
 
 
@@ -176,4 +201,4 @@ def test_unreadable_files_and_unknown_tasks_are_refused(tmp_path):
 
 
 def test_there_is_a_file_for_every_task_and_no_other():
-    assert {path.name for path in PROMPTS.iterdir()} == {f"{task}.txt" for task in TASKS}
+    assert {path.name for path in PROMPTS.iterdir()} == {f"{task}.txt" for task in QUESTION_SETS}

@@ -10,8 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qs.data.problems import KINDS
-from qs.data.synthetic import CLOSE, OPEN, STYLES, Document, World, documents, main, read_recipe
+from qs.data.__main__ import main
+from qs.data.synthetic import (
+    CLOSE,
+    KINDS,
+    OPEN,
+    STYLES,
+    Document,
+    World,
+    documents,
+    read_recipe,
+)
 
 SEEDS = st.integers(0, 2**32)
 SPLITS = st.sampled_from(["train", "heldout"])
@@ -94,10 +103,9 @@ def test_no_problem_is_in_both_splits_whatever_the_seeds(world, seeds):
 
 
 @given(world=worlds(), seed=SEEDS, split=SPLITS)
-def test_the_answer_span_points_at_the_answer_that_ends_the_text(world, seed, split):
+def test_the_answer_of_one_token_ends_the_text_that_the_question_begins(world, seed, split):
     for d in first(world, seed, split, 20):
-        assert d.text[d.answer_start : d.answer_end] == d.answer
-        assert d.answer_end == len(d.text)
+        assert d.text.endswith(d.answer)
         assert d.answer in d.choices
         assert len(d.answer.strip()) == 1
         assert d.text.startswith(f"{d.question}\n")
@@ -116,7 +124,7 @@ def test_a_naive_solver_finds_the_same_steps_and_the_same_answer(world, seed, sp
 @given(world=worlds(), seed=SEEDS)
 def test_marks_stand_around_a_working_of_the_style_and_nowhere_else(world, seed):
     for d in first(world, seed, "train", 20):
-        after = d.text[len(d.question) + 1 : d.answer_start]
+        after = d.text[len(d.question) + 1 : -len(d.answer)]
         spelt = operands(d.kind, d.question)
         shown = {
             "useful": d.working,
@@ -185,9 +193,9 @@ def test_every_answer_is_about_equally_frequent():
 
 
 def test_the_command_writes_every_field_of_the_same_documents(tmp_path, capsys):
-    flags = ["--documents=20", "--tests=5", "--seed=7", "--written=0.9", "--lengths=2,5"]
-    assert main(["--out", str(tmp_path / "new"), *flags]) == 0
-    world = World(written=0.9, lengths=(2, 5))
+    flags = ["--documents=20", "--tests=5", "--seed=7", "--written=0.9", "--stories=3"]
+    assert main(["synthetic", "--out", str(tmp_path / "new"), *flags]) == 0
+    world = World(written=0.9, stories=3.0)
     for split, count in (("train", 20), ("heldout", 5)):
         lines = (tmp_path / "new" / f"{split}.jsonl").read_text().splitlines()
         expected = [dataclasses.asdict(d) for d in first(world, 7, split, count)]
@@ -207,25 +215,27 @@ def test_a_recipe_without_documents_is_refused(tmp_path):
 def test_text_of_another_make_has_no_recipe_and_a_damaged_recipe_is_refused(tmp_path):
     assert read_recipe(tmp_path, "heldout") is None
     recipe = {"world": dataclasses.asdict(World()), "seed": 0, "documents": {"heldout": 1}}
-    for damage in ({"world": {"width": 2}}, {"documents": {}}, {"world": {"x": 1}}, None):
-        content = recipe | damage if damage else []
-        (tmp_path / "world.json").write_text(json.dumps(content))
-        with pytest.raises(ValueError, match="expected what python -m qs.synthetic writes"):
+    for damage in ({"world": {"width": 2}}, {"documents": {}}, {"world": {"x": 1}}):
+        (tmp_path / "world.json").write_text(json.dumps(recipe | damage))
+        with pytest.raises(ValueError, match="expected what python -m qs.data synthetic writes"):
             read_recipe(tmp_path, "heldout")
+    (tmp_path / "world.json").write_text("[]")
+    with pytest.raises(ValueError, match="world.json: expected a JSON object, found list; write"):
+        read_recipe(tmp_path, "heldout")
 
 
 REFUSALS = {
-    "written": ({"written": 1.5}, r"--written is a share in \[0, 1\], got 1.5"),
-    "useful": ({"useful": -0.1}, r"--useful is a share in \[0, 1\], got -0.1"),
-    "again": ({"again": 1.0}, r"--again is a chance in \[0, 1\), got 1.0"),
-    "heldout": ({"heldout": 0.0}, r"--heldout is a share in \(0, 1\), got 0.0"),
-    "weights": ({"sums": 0, "chains": 0, "stories": 0}, "weights, at least one above 0"),
-    "negative": ({"sums": -1}, "weights, at least one above 0, got -1, 1.0, 1.0"),
-    "relations": ({"relations": 11}, "--relations is from 3 to 10, got 11"),
-    "lengths": ({"lengths": (3, 6)}, "--lengths with --width 5 .* from 2 to 5, got 3,6"),
-    "hops": ({"hops": (3,), "relations": 3}, "--hops .* from 1 to 2, got 3"),
-    "steps": ({"steps": (5,)}, "--steps .* from 1 to 4, got 5"),
-    "empty": ({"steps": ()}, "--steps .* got none"),
+    "written": ({"written": 1.5}, r"expected written to be a share in \[0, 1\], found 1.5"),
+    "useful": ({"useful": -0.1}, r"expected useful to be a share in \[0, 1\], found -0.1"),
+    "again": ({"again": 1.0}, r"expected again to be a chance in \[0, 1\), found 1.0"),
+    "heldout": ({"heldout": 0.0}, r"expected heldout to be a share in \(0, 1\), found 0.0"),
+    "weights": ({"sums": 0, "chains": 0, "stories": 0}, "one is above 0 .*, found"),
+    "negative": ({"sums": -1}, r"one is above 0 and none below, found \(-1, 1.0, 1.0\)"),
+    "relations": ({"relations": 11}, "expected relations to be from 3 to 10, found 11"),
+    "lengths": ({"lengths": (3, 6)}, r"lengths to be numbers from 2 to 5 .*, found \(3, 6\)"),
+    "hops": ({"hops": (3,), "relations": 3}, r"hops to be numbers from 1 to 2 .*, found \(3,\)"),
+    "steps": ({"steps": (5,)}, r"steps to be numbers from 1 to 4 with width 5, found \(5,\)"),
+    "empty": ({"steps": ()}, r"steps to be numbers .*, found \(\)"),
 }
 
 
@@ -248,11 +258,12 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     out = str(tmp_path / "new")
     for flags, message in (
-        (["--out", out, "--width=4"], "--lengths with --width 4"),
-        (["--out", out, "--documents=0"], "--documents and --tests are at least 1"),
-        (["--out", str(tmp_path / "file"), "--documents=1"], "File exists"),
+        (["--out", out, "--useful=4"], "expected useful to be a share"),
+        (["--out", out, "--documents=0"], "--documents and --tests of at least 1"),
+        (["--out", str(tmp_path / "file"), "--documents=1"], "expected a new folder"),
+        (["--out", out, "--stories=x"], "invalid float value: 'x'; see python -m qs.data synth"),
     ):
-        assert main(flags) == 2
+        assert main(["synthetic", *flags]) == 2
         line = capsys.readouterr().err
         assert message in line
         assert line.count("\n") == 1

@@ -14,7 +14,7 @@ from tiny import make, module
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.data.arithmetic import Sum, split_of
 from qs.data.prompts import direct_answer, direct_prompt
-from qs.data.question_sets import Question, arithmetic_questions
+from qs.data.question_sets import BenchmarkQuestion, arithmetic_questions
 from qs.evaluation.gold_probability import batches, fitting, gold_probability, item, score
 from qs.inference.decoding import uniforms
 from qs.inference.loglikelihood import seed_of
@@ -26,8 +26,10 @@ from qs.quietstar.anchors import Numbers
 from qs.quietstar.load import choose_placement, load
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-NUMBER = Question("n", "How many?", (), "1042", "1,042")
-CHOICE = Question("c", "Which one?", (("A", "a pear"), ("B", "a fig"), ("C", "rain")), "B", "B")
+NUMBER = BenchmarkQuestion("n", "How many?", (), "1042", "1,042")
+CHOICE = BenchmarkQuestion(
+    "c", "Which one?", (("A", "a pear"), ("B", "a fig"), ("C", "rain")), "B", "B"
+)
 
 
 def test_gold_probability_is_that_of_the_official_code():
@@ -81,7 +83,7 @@ def test_the_answer_and_its_newline_are_scored_and_nothing_else(tokenizer, quest
 
 
 def test_marks_in_the_question_are_not_its_answer(tokenizer):
-    tricky = Question("t", "Is 7 odd?\nA: 7\nQ: And 8?", (), "0", "0")
+    tricky = BenchmarkQuestion("t", "Is 7 odd?\nA: 7\nQ: And 8?", (), "0", "0")
     x = item(tricky, tokenizer)
     assert [tokenizer.decode([x.tokens[t + 1]]) for t in x.scored] == ["0", "\n"]
 
@@ -169,7 +171,7 @@ def test_a_tokenizer_without_single_digits_is_refused(tmp_path):
     )
     _, tokenizer = load(tiny.weights, settings, choose_placement(settings.run))
     assert item(NUMBER, tokenizer).scored
-    strange = Question("s", "Which?", (("Ω", "x"), ("Ж", "y")), "Ω", "Ω")
+    strange = BenchmarkQuestion("s", "Which?", (("Ω", "x"), ("Ж", "y")), "Ω", "Ω")
     with pytest.raises(ValueError, match="expected a token for"):
         item(strange, tokenizer)
 

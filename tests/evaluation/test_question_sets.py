@@ -11,16 +11,18 @@ from tiny import init_weights
 import qs.evaluation.question_sets
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.data.prompts import direct_answer, direct_prompt
-from qs.data.question_sets import Question
+from qs.data.question_sets import BenchmarkQuestion
 from qs.evaluation.question_sets import Exam, against, answers_of, run, summary
 from qs.evaluation.statistics import paired, wilson
 from qs.files import JsonLines
 from qs.model.tokenizer import train_tokenizer
 from qs.quietstar.load import choose_placement, load
 
-NUMBERS = [Question(f"n{i}", f"How many are {i}?", (), str(i), str(i)) for i in range(5)]
+NUMBERS = [BenchmarkQuestion(f"n{i}", f"How many are {i}?", (), str(i), str(i)) for i in range(5)]
 CHOICES = [
-    Question(f"c{i}", f"Which of {i}?", (("A", "figs"), ("B", "nuts")), "AB"[i % 2], "AB"[i % 2])
+    BenchmarkQuestion(
+        f"c{i}", f"Which of {i}?", (("A", "figs"), ("B", "nuts")), "AB"[i % 2], "AB"[i % 2]
+    )
     for i in range(5)
 ]
 EXAM = Exam("gsm8k", "m", "digest", thoughts=2, samples=2, batch=2)
@@ -111,7 +113,7 @@ def test_a_question_is_answered_the_same_whatever_is_asked_beside_it(opened, tmp
 
 
 def test_a_question_that_does_not_fit_is_named_and_not_cut(opened, tmp_path):
-    long = Question("long", "What? " * 200, (), "1", "1")
+    long = BenchmarkQuestion("long", "What? " * 200, (), "1", "1")
     found = run(EXAM, *opened, [*NUMBERS, long], tmp_path)
     assert found["too_long"] == ["long"]
     assert (found["questions"], found["scored"]) == (6, 5)
