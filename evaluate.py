@@ -1,90 +1,162 @@
 """Measure a model with and without its thoughts, and read what it thought.
 
-    python evaluate.py runs/NAME                       held-out text of the run's own data
-    python evaluate.py runs/NAME --show 5              and what it thought, also as a page
-    python evaluate.py runs/NAME --thoughts 4          another thought length than in training
-    python evaluate.py weights/NAME --data NAME        any checkpoint, any prepared data
-    python evaluate.py runs/NAME --tasks gsm8k,commonsense_qa    zero-shot, both ways
-    python evaluate.py runs/NAME --tasks gsm8k --votes 8         chains of thought, majority of 8
-    python evaluate.py runs/NAME --tasks text          hard tokens: where thinking helps and hurts
-    python evaluate.py runs/NAME --generate "Q: ..." --show-thoughts
-    python evaluate.py --controls runs/NAME --seeds 5  what else could explain the gain
-    python evaluate.py --rounds RUN RUN ...            runs of STaR by round and difficulty
-    python evaluate.py --compare MODEL MODEL ...       STaR, Quiet-STaR and others side by side
-    python evaluate.py --plot runs/NAME                pictures (needs pip install -e '.[plot]')
+    python evaluate.py score runs/NAME --show 3               held-out text, and what it thought
+    python evaluate.py tasks runs/NAME gsm8k,commonsense_qa   question sets
+    python evaluate.py text runs/NAME                         where thinking helps and hurts
+    python evaluate.py generate runs/NAME "Q: ..." --show-thoughts
+    python evaluate.py controls runs/NAME --seeds 3           what else could explain the gain
+    python evaluate.py rounds RUN RUN ...                     runs of STaR by round and difficulty
+    python evaluate.py compare MODEL MODEL ...                STaR, Quiet-STaR, others side by side
+    python evaluate.py plot runs/NAME                         pictures
 
-Results are printed and written to evaluation.json in the run folder (for a folder that is no run,
-nothing is written), those of --tasks to results.json there (or in --out, or in runs/MODEL). NLL is
-in nats a token, one thought sampled before every token.
+A model is a run, a folder in the layout of Hugging Face, Mistral or Quiet-STaR, or a name in
+weights/; `python evaluate.py MODEL` is short for `score MODEL`. Each command has its own --help.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import os
+import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 from qs import cli, files
-from qs.config import ONE_THOUGHT, thought_lengths
-from qs.data.question_sets import BenchmarkQuestion, questions_of
+from qs.cli import Parser, add_count, add_settings, chosen
+from qs.config import ONE_THOUGHT, RunConfig, ThoughtConfig, thought_lengths
+from qs.data.question_sets import ARITHMETIC, QUESTION_SETS, questions_of
 from qs.evaluation import question_sets, thoughts
 from qs.evaluation.hard_tokens import by_decile, hard_tokens
 from qs.evaluation.heldout import heldout, heldout_pairs, heldout_score, score_lines
-from qs.evaluation.question_sets import Exam, against, answers_of
-from qs.evaluation.question_sets import run as run_exam
-from qs.evaluation.thoughts import shown
+from qs.evaluation.question_sets import Exam
 from qs.evaluation.tokens import token_nlls
-from qs.files import RESULTS
 from qs.inference.decoding import Decoding, token_line
 from qs.inference.generate import Stream
 from qs.model import weights
 from qs.quietstar.load import ROWS, Opened, choose_placement, open_model
 from qs.quietstar.sampler import step_generator
+from qs.studies import compare as models
 from qs.studies import control_runs, star_rounds
-from qs.studies.compare import compare
-from qs.studies.controls import keep_comments, notes, page
-from qs.studies.modes import ALL_TASKS, TEXT, settings
+from qs.studies import controls as study
 from qs.studies.plots import draw
 from qs.tables import Table, markdown, results_page, terminal
 from qs.training.trainer import PAGE, PAGE_ROWS
 
+SETS = (*QUESTION_SETS, ARITHMETIC)
 
-def opened_by(
-    args: argparse.Namespace, model: str, reads: bool = True, varies: bool = False
-) -> Opened:
-    """Load a model with the settings that flags give.
 
-    Args:
-        args: the command line.
-        model: a run or a checkpoint.
-        reads: whether it will read held-out text, in rows of --seq.
-        varies: whether it will read texts of many lengths: layers that are compiled would be
-            compiled for each.
+def score(args: argparse.Namespace) -> None:
+    """Score held-out text with and without thoughts: answers, where they are known, and all tokens.
 
-    Raises:
-        ValueError: it does not think, and what thinking does to text is asked for.
+    NLL is in nats a token, one thought sampled before each. Of a run, written to evaluation.json.
     """
-    thought = {name: getattr(args, name) for name in ("thoughts", "sample_temperature")}
-    run = {name: getattr(args, name) for name in ("device", "data", "seq", "seed")}
-    if not reads:  # what it was trained in is nothing to what it is asked
-        thought, run = ONE_THOUGHT | thought, run | {"seq": 2}
-    run |= {"compile": False} if varies else {}
-    opened = open_model(model, reads, **thought, **run, eval_rows=args.rows)
-    if reads and args.tasks and not opened.config.run.thinks:
+    opened = open_by(args)
+    folder, run, config, placement, quiet, tokenizer = opened
+    data = heldout(opened)
+    print(f"thought {config.thought.thoughts} tokens, in rows of {config.run.seq}")
+    print(f"model   {folder}\ndata    {data.folder}: {data.tokens:,} held-out tokens")
+    print(f"device  {placement}")
+    rows = config.run.eval_rows
+    result = heldout_score(quiet, data, tokenizer, config, rows, "held-out text")
+    print("\n" + "\n".join(score_lines(result)))
+    if args.show and config.run.thinks:
+        passages = thoughts.shown(quiet, data, tokenizer, config, min(rows, PAGE_ROWS))
+        about = {"model": str(folder), "text": str(data.folder)}
+        about["thoughts"] = thought_lengths(config.thinking)
+        print("\n" + thoughts.thoughts_shown(passages, args.show, run and run / PAGE, about))
+    if run:
+        facts = {"checkpoint": folder.name, "environment": files.environment(str(placement))}
+        facts |= {"settings": config.to_json(), "score": dataclasses.asdict(result)}
+        files.write_json(run / "evaluation.json", facts)
+        print(f"\nwritten to {run / 'evaluation.json'}")
+
+
+def tasks(args: argparse.Namespace) -> None:
+    """Ask question sets, with and without thoughts: probability of gold answers, decoded answers.
+
+    With --votes, chains of thought and their majority. Written to results.json and, a line for each
+    question, beside it: the same command after an interruption does the rest.
+    """
+    if "temperature" in args and not getattr(args, "votes", 0):
+        raise ValueError("--temperature is of chains of thought: give --votes, or leave it out")
+    questions = [questions_of(task, args.questions, args.limit) for task in args.tasks]
+    opened = open_by(args, reads=False)
+    run, digest = opened.config.run, weights.digest(opened.folder)
+    n = 0 if run.objective == "plain" else opened.config.thought.thoughts
+    own = {"model": str(opened.folder), "weights": digest, "thoughts": n, "seed": run.seed}
+    exams = [Exam(task, **chosen(args, Exam) | own) for task in args.tasks]
+    others = [args.against and question_sets.answers_of(exam.kind, args.against) for exam in exams]
+    out, environment = begin_results(args, opened)
+    tables: list[Table] = []
+    for exam, asked, other in zip(exams, questions, others, strict=True):
+        summary = question_sets.run(exam, opened.quiet, opened.tokenizer, asked, out)
+        made = [question_sets.exam_table(exam, summary)]
+        if other:
+            summary["against"] = question_sets.against(out / exam.file, other)
+            made.append(question_sets.against_table(summary["against"]))
+        facts = {"exam": dataclasses.asdict(exam)} | summary | {"environment": environment}
+        before = files.read_results(out).get("exams", {})
+        files.add_results(out, {"exams": before | {exam.file: facts}})
+        print("\n" + "\n\n".join(map(terminal, made)))
+        tables += made
+    print(f"\nwritten to {out / files.RESULTS} and, a line for each question, beside it")
+    title = f"{opened.folder} on {', '.join(args.tasks)}"
+    write_page(args, results_page(title, args.line, environment, tables))
+
+
+def text(args: argparse.Namespace) -> None:
+    """Sort the tokens of held-out text by difficulty: where thinking helps, hurts, and pays.
+
+    Written to results.json.
+    """
+    opened = open_by(args)
+    if not opened.config.run.thinks:
         raise ValueError(
-            f"{model} was trained with --objective {opened.config.run.objective}: --tasks {TEXT} "
-            "expects a model that thinks, so leave it out"
+            f"{args.model} was trained with --objective {opened.config.run.objective}: text "
+            "expects a model that thinks"
         )
-    return opened
+    out, environment = begin_results(args, opened)
+    facts, tables = hard_tokens(opened)
+    files.add_results(out, {"text": facts | {"environment": environment}})
+    print("\n" + "\n\n".join(map(terminal, tables)))
+    print(f"\nwritten to {out / files.RESULTS}")
+    write_page(args, results_page(f"{opened.folder} on text", args.line, environment, tables))
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Go on from prompts, token by token, with a thought before each."""
+    decoding = Decoding(**chosen(args, Decoding))
+    opened = open_by(args, reads=False)
+    for prompt in prompts_of(args.prompt):
+        ids = opened.tokenizer.encode(prompt, bos=True)
+        stream = Stream(opened.quiet, [ids], decoding, opened.config.run.seed)
+        print(prompt, end="\n" if args.show_thoughts else "", flush=True)
+        shown = ""
+        for ((_, token),) in stream:
+            if args.show_thoughts:
+                print(token_line(token, opened.tokenizer), flush=True)
+                continue
+            said = opened.tokenizer.decode(ids + stream.results()[0].text_ids)[len(prompt) :]
+            if not said.endswith("\ufffd"):  # half a character
+                print(said[len(shown) :], end="", flush=True)
+                shown = said
+        counts = stream.counts
+        print(
+            f"\n[{counts.tokens} tokens, {counts.thoughts} thoughts, "
+            f"{counts.slots} slots in {counts.passes} passes]"
+        )
 
 
 def controls(args: argparse.Namespace) -> None:
-    """Train what a run is compared with, unless it is there, and measure all of it."""
-    run, todo = Path(args.controls), control_runs.jobs(Path(args.controls), args.seeds)
+    """Train what a run is to be compared with, unless it is there, and measure all of it.
+
+    Written to controls.json and controls.md in the run.
+    """
+    run, todo = args.run, control_runs.jobs(args.run, args.seeds)
     config = files.read_config(run)
     rows = args.rows or config.run.eval_rows or ROWS
     control_runs.check(run, todo, rows)
@@ -93,201 +165,202 @@ def controls(args: argparse.Namespace) -> None:
     tables = control_runs.compare(run, args.seeds, rows)
     named = {title: [dataclasses.asdict(line) for line in lines] for title, lines in tables.items()}
     trained = control_runs.trained_by(run, args.seeds)
-    results = {"command": args.command, "environment": here, "trained": trained, "tables": named}
+    results = {"command": args.line, "environment": here, "trained": trained, "tables": named}
     files.write_json(run / control_runs.CONTROLS, results)
     measured = ", ".join(f"{key} {value}" for key, value in here.items())
     made = {"Measured with": measured, "Trained with": trained}
-    about = notes(control_runs.questions(run, rows), config.thought.sample_temperature)
-    text = page(tables, args.command, made, about)
-    print("\n" + text)
-    for path in filter(None, (run / "controls.md", args.markdown and Path(args.markdown))):
-        keep_comments(path, text)
+    about = study.notes(control_runs.questions(run, rows), config.thought.sample_temperature)
+    page = study.page(tables, args.line, made, about)
+    print("\n" + page)
+    study.keep_comments(run / "controls.md", page)
+    print(f"written to {run / 'controls.md'}")
+    write_page(args, page)
+
+
+def rounds(args: argparse.Namespace) -> None:
+    """Set runs of STaR side by side, round by round; pictures go to plots/ of the first run."""
+    arms = star_rounds.read_arms(args.runs)
+    page = star_rounds.page(arms, args.line)
+    print(page)
+    for path in star_rounds.draw_arms(arms, args.runs[0] / "plots"):
         print(f"written to {path}")
+    write_page(args, page)
 
 
-def exam_task(
-    opened: Opened, exam: Exam, questions: list[BenchmarkQuestion], out: Path, other: Path | None
-) -> tuple[dict[str, Any], list[Table]]:
-    """Question sets: the probability of gold answers, decoded answers, chains of thought."""
-    summary = run_exam(exam, opened.quiet, opened.tokenizer, questions, out)
-    tables = [question_sets.exam_table(exam, summary)]
-    if other is not None:
-        summary["against"] = against(out / exam.file, other)
-        tables.append(question_sets.against_table(summary["against"]))
-    return {"exam": dataclasses.asdict(exam)} | summary, tables
+def compare(args: argparse.Namespace) -> None:
+    """Set models side by side on problems whose answers can be worked out."""
+    table = models.compare(args.models, args.on, args.problems, args.device)
+    print(f"\n{terminal(table)}")
+    write_page(args, markdown(table))
 
 
-def tasks(args: argparse.Namespace) -> None:
-    """Measure a model on question sets and on text; print, and write into its results."""
-    names = list(dict.fromkeys(args.tasks.split(",")))
-    if unknown := [name for name in names if name not in ALL_TASKS]:
-        raise ValueError(f"--tasks: expected some of {','.join(ALL_TASKS)}; got {unknown[0]!r}")
-    sets = [name for name in names if name != TEXT]
-    read = {x: questions_of(x, args.questions, args.limit) for x in sets}
-    opened = opened_by(args, args.model, reads=TEXT in names, varies=bool(sets))
-    config, digest = opened.config, weights.digest(opened.folder) if sets else ""
-    planned = {
-        name: Exam(
-            task=name,
-            model=str(opened.folder),
-            weights=digest,
-            thoughts=0 if config.run.objective == "plain" else config.thought.thoughts,
-            samples=args.samples,
-            votes=args.votes,
-            temperature=0.9 if args.temperature is None else args.temperature,
-            batch=args.batch,
-            seed=config.run.seed,
-        )
-        for name in sets
-    }
-    folder = args.against and Path(args.against)
-    others = {x: answers_of(exam.kind, folder) if folder else None for x, exam in planned.items()}
+def plot(args: argparse.Namespace) -> None:
+    """Draw a run: training, thought lengths, hard tokens (needs pip install -e '.[plot]')."""
+    opened = open_by(args)
+    run, config = opened.run, opened.config
+    if run is None:
+        raise ValueError(f"{args.model} is no run: plot draws what a run folder holds")
+    deciles = []
+    if config.run.thinks:
+        read = heldout_pairs(opened)
+        tokens = token_nlls(opened.quiet, read, step_generator(config.run.seed, 0))
+        deciles = by_decile(tokens.nll_base, tokens.nll_mix, tokens.documents)
+    for path in draw(run, deciles):
+        print(f"written to {path}")
+    if not (run / control_runs.CONTROLS).is_file():
+        print(f"no thought-length curve: make it with python evaluate.py controls {run}")
+
+
+def open_by(args: argparse.Namespace, reads: bool = True) -> Opened:
+    """Load the model with the settings that flags give.
+
+    Args:
+        args: the command line.
+        reads: rows of held-out text, of one length; other texts have any, and compiled layers
+            would be compiled for each.
+    """
+    names = ("thoughts", "sample_temperature", "seed", "device", "data", "seq")
+    settings = {name: getattr(args, name, None) for name in names}
+    if not reads:  # what it was trained in is nothing to what it is asked
+        settings |= ONE_THOUGHT | {"seq": 2, "compile": False}
+    return open_model(args.model, reads, eval_rows=getattr(args, "rows", None), **settings)
+
+
+def begin_results(args: argparse.Namespace, opened: Opened) -> tuple[Path, dict[str, object]]:
+    """Say what is measured; the folder of results.json, and what it is made with."""
     out = Path(args.out) if args.out else opened.run or Path("runs") / opened.folder.name
     print(f"model   {opened.folder}\ndevice  {opened.placement}\nanswers {out}")
     out.mkdir(parents=True, exist_ok=True)
-    path, tables = out / RESULTS, []
-    environment = files.environment(str(opened.placement))
-    for name in names:
-        results = files.read_json(path) if path.is_file() else {}
-        if name == TEXT:
-            found, made = hard_tokens(opened)
-            results[TEXT] = found | {"environment": environment}
-        else:
-            exam = planned[name]
-            found, made = exam_task(opened, exam, read[name], out, others[name])
-            found["environment"] = environment
-            results["exams"] = results.get("exams", {}) | {exam.file: found}
-        files.write_json(path, results)
-        print("\n" + "\n\n".join(map(terminal, made)))
-        tables += made
-    print(f"\nwritten to {path}" + (" and, a line for each question, beside it" if read else ""))
+    return out, files.environment(str(opened.placement))
+
+
+def write_page(args: argparse.Namespace, page: str) -> None:
+    """Write Markdown where --markdown says; what a person added there is kept."""
     if args.markdown:
-        title = f"{opened.folder} on {', '.join(names)}"
-        Path(args.markdown).write_text(
-            results_page(title, args.command, environment, tables), encoding="utf-8"
-        )
+        study.keep_comments(Path(args.markdown), page)
         print(f"written to {args.markdown}")
 
 
-def prompts_of(text: str) -> Iterator[str]:
+def prompts_of(prompt: str) -> Iterator[str]:
     """A text; or the lines of a file or of standard input, as they come.
 
     Raises:
         ValueError: there is no line.
     """
-    lines: Iterable[str] = [text]
-    if text == "-":
+    lines: Iterable[str] = [prompt]
+    if prompt == "-":
         lines = (line.removesuffix("\n") for line in sys.stdin)
-    elif os.path.isfile(text):  # Path.is_file raises where a text is too long for a name
-        lines = Path(text).read_text(encoding="utf-8").splitlines()
+    elif os.path.isfile(prompt):  # Path.is_file raises where a text is too long for a name
+        lines = Path(prompt).read_text(encoding="utf-8").splitlines()
     count = 0
     for count, line in enumerate(lines, 1):  # noqa: B007
         yield line
     if not count:
-        raise ValueError(f"--generate {text}: expected a prompt in each line, found no line")
+        raise ValueError(f"{prompt}: expected a prompt in each line, found no line")
 
 
-def continue_text(args: argparse.Namespace) -> None:
-    """Go on from prompts, token by token, and show what was thought before each."""
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Decoding)}
-    decoding = Decoding(**{name: value for name, value in given.items() if value is not None})
-    opened = opened_by(args, args.model, reads=False, varies=True)
-    for prompt in prompts_of(args.generate):
-        ids = opened.tokenizer.encode(prompt, bos=True)
-        stream = Stream(opened.quiet, [ids], decoding, opened.config.run.seed)
-        print(prompt, end="\n" if args.show_thoughts else "", flush=True)
-        shown_text = ""
-        for ((_, token),) in stream:
-            if args.show_thoughts:
-                print(token_line(token, opened.tokenizer), flush=True)
-                continue
-            text = opened.tokenizer.decode(ids + stream.results()[0].text_ids)[len(prompt) :]
-            if not text.endswith("\ufffd"):  # half a character
-                print(text[len(shown_text) :], end="", flush=True)
-                shown_text = text
-        counts = stream.counts
-        print(
-            f"\n[{counts.tokens} tokens, {counts.thoughts} thoughts, "
-            f"{counts.slots} slots in {counts.passes} passes]"
-        )
+def task_list(names: str) -> list[str]:
+    """Names of question sets, split at commas, each once."""
+    tasks = list(dict.fromkeys(names.split(",")))
+    if unknown := [name for name in tasks if name not in SETS]:
+        raise argparse.ArgumentTypeError(f"expected some of {','.join(SETS)}; got {unknown[0]!r}")
+    return tasks
 
 
-def rounds(args: argparse.Namespace) -> None:
-    """Runs of STaR by round and group, as tables and as a picture."""
-    arms = star_rounds.read_arms([Path(run) for run in args.rounds])
-    text = star_rounds.page(arms, args.command)
-    print(text)
-    out = Path(args.rounds[0]) / "plots"
-    for path in star_rounds.draw_arms(arms, out):
-        print(f"written to {path}")
-    write_page(args, text)
+def command_line() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of its commands by name; a command has the flags that it reads."""
+    # flags that several commands read
+    model, device, rows, heldout_text, page, out = (Parser("", add_help=False) for _ in range(6))
+    model.add_argument("model", metavar="MODEL", help="a run, a checkpoint, or a name in weights/")
+    own = "the model's own"
+    section = model.add_argument_group("thinking")
+    add_settings(section, ThoughtConfig, "thoughts", shown=own)
+    add_settings(section, RunConfig, "seed", shown=own)
+    add_settings(device, RunConfig, "device")
+    device.set_defaults(device="auto")  # where a run was trained is no matter
+    section = rows.add_argument_group("held-out text")
+    add_count(section, "--rows", None, "rows to read at most [the run's, or 32]")
+    section = heldout_text.add_argument_group("held-out text")
+    add_settings(section, RunConfig, "data", "seq", shown=own)
+    add_settings(section, ThoughtConfig, "sample_temperature", shown=own)
+    section = page.add_argument_group("files")
+    section.add_argument("--markdown", metavar="FILE", help="also write the tables there")
+    section = out.add_argument_group("files")
+    section.add_argument(
+        "--out", metavar="FOLDER", help="of results.json [the run; else runs/MODEL]"
+    )
+
+    top = Parser("evaluate.py", __doc__)
+    commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+
+    def add(command: Callable[[argparse.Namespace], None], *parents: Parser) -> Parser:
+        name, manual = command.__name__, inspect.getdoc(command)
+        added = commands.add_parser(name, description=manual, parents=list(parents))
+        added.set_defaults(command=command)
+        return added
+
+    parser = add(score, model, device, rows, heldout_text)
+    add_count(parser, "--show", 0, "passages to show with their thoughts [0]", least=0)
+    parser = add(tasks, model, device, out, page)
+    parser.add_argument("tasks", type=task_list, metavar="LIST", help=f"some of {','.join(SETS)}")
+    parser.add_argument("--questions", default="data", help="folder of the question sets [data]")
+    add_count(parser, "--limit", None, "questions of each set [all]; sums: of each length [100]")
+    add_settings(parser, Exam, "batch", "samples", "votes", "temperature")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="answers of another model")
+    add(text, model, device, rows, heldout_text, out, page)
+    parser = add(generate, model, device)
+    parser.add_argument("prompt", metavar="PROMPT", help="a text, a file of lines, or - (stdin)")
+    parser.add_argument("--show-thoughts", action="store_true", help="what comes before each token")
+    add_settings(parser, Decoding)
+    parser = add(controls, rows, page)
+    parser.add_argument("run", metavar="RUN", type=Path, help="a finished run that thinks")
+    add_count(parser, "--seeds", 1, "how many to train and measure with [1]")
+    add_count(parser, "--jobs", 1, "trainings at once [1]")
+    parser = add(rounds, page)
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run of STaR")
+    parser = add(compare, device, page)
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="as for score")
+    on = get_args(models.Comparable)
+    parser.add_argument("--on", choices=on, default="world", help="whose problems [world]")
+    add_count(parser, "--problems", 200, "how many [200]; sums: of each length", least=2)
+    add(plot, model, device, rows, heldout_text)
+    return top, commands.choices
 
 
-def compared(args: argparse.Namespace) -> None:
-    """Models side by side on problems that can be worked out."""
-    table = compare(args.compare, args.on, args.problems, args.device)
-    print(f"\n{terminal(table)}")
-    write_page(args, markdown(table))
+BEFORE = {  # flags that were commands once
+    "--tasks": "tasks MODEL LIST, or text MODEL",
+    "--generate": "generate MODEL PROMPT",
+    "--controls": "controls RUN",
+    "--rounds": "rounds RUN ...",
+    "--compare": "compare MODEL ...",
+    "--plot": "plot RUN",
+}
 
 
-def write_page(args: argparse.Namespace, text: str) -> None:
-    """Write Markdown where it was asked for; what a person added there is kept."""
-    if args.markdown:
-        keep_comments(Path(args.markdown), text)
-        print(f"written to {args.markdown}")
+def evaluate(argv: list[str]) -> None:
+    """Run a command; a model alone is scored.
 
-
-def plot(args: argparse.Namespace) -> None:
-    """Pictures of a run: training, thought lengths, hard tokens."""
-    opened = opened_by(args, args.plot)
-    run, config, quiet = opened.run, opened.config, opened.quiet
-    if run is None:
-        raise ValueError(f"{args.plot} is no run: --plot draws what a run folder holds")
-    deciles = []
-    if config.run.thinks:
-        found = token_nlls(quiet, heldout_pairs(opened), step_generator(config.run.seed, 0))
-        deciles = by_decile(found.nll_base, found.nll_mix, found.documents)
-    for path in draw(run, deciles):
-        print(f"written to {path}")
-    if not (run / control_runs.CONTROLS).is_file():
-        print(f"no thought-length curve: make it with python evaluate.py --controls {run}")
-
-
-def evaluate(argv: list[str]) -> int:
-    """Load, measure, report. Returns the exit status."""
-    args = settings(argv, __doc__)
-    modes = {"controls": controls, "rounds": rounds, "compare": compared, "plot": plot}
-    modes |= {"tasks": tasks, "generate": continue_text}
-    for name, mode in modes.items():
-        if getattr(args, name) is not None:
-            mode(args)
-            return 0
-    opened = opened_by(args, args.model)
-    folder, run, config, placement, quiet, tokenizer = opened
-    data = heldout(opened)
-    print(f"thought {config.thought.thoughts} tokens, in rows of {config.run.seq}")
-    print(f"model   {folder}\ndata    {data.folder}: {data.tokens:,} held-out tokens")
-    print(f"device  {placement}")
-    rows = config.run.eval_rows
-    score = heldout_score(quiet, data, tokenizer, config, rows, "held-out text")
-    print("\n" + "\n".join(score_lines(score)))
-    if args.show and config.run.thinks:
-        found = shown(quiet, data, tokenizer, config, min(rows, PAGE_ROWS))
-        about = {"model": str(folder), "text": str(data.folder)}
-        about["thoughts"] = thought_lengths(config.thinking)
-        print("\n" + thoughts.thoughts_shown(found, args.show, run and run / PAGE, about))
-    if run:
-        files.write_json(
-            run / "evaluation.json",
-            {
-                "checkpoint": folder.name,
-                "environment": files.environment(str(placement)),
-                "settings": config.to_json(),
-                "score": dataclasses.asdict(score),
-            },
-        )
-        print(f"\nwritten to {run / 'evaluation.json'}")
-    return 0
+    Raises:
+        ValueError: there is no such command, or it does not read one of the flags.
+    """
+    top, commands = command_line()
+    line = shlex.join(["python", "evaluate.py", *argv])
+    if argv and argv[0] not in commands:
+        for flag in (arg.partition("=")[0] for arg in argv):
+            if flag in BEFORE:
+                raise ValueError(f"{flag} is a command now: python evaluate.py {BEFORE[flag]}")
+        if not argv[0].startswith("-"):
+            try:
+                weights.resolve(argv[0])
+            except ValueError as error:
+                raise ValueError(f"{error}; or a command: {', '.join(commands)}") from None
+            argv = ["score", *argv]
+    if argv and argv[0] in commands:  # its own parser complains in its own name
+        args = commands[argv[0]].parse_args(argv[1:])
+    else:
+        args = top.parse_args(argv)
+    args.line = line
+    args.command(args)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -94,10 +94,9 @@ def parse(argv: list[str], parser: argparse.ArgumentParser, preset: str | None =
         ValueError: a setting is out of range.
     """
     add_flags(parser)
-    given = vars(parser.parse_args(argv))
-    start = PRESETS[given.get("preset", preset or _preset(given))]
-    settings = {f.name for group in GROUPS.values() for f in dataclasses.fields(group)}
-    return start.changed(**{name: given[name] for name in settings & given.keys()})
+    args = parser.parse_args(argv)
+    start = PRESETS[getattr(args, "preset", preset or _preset(vars(args)))]
+    return start.changed(**chosen(args, *GROUPS.values()))
 
 
 def _preset(given: dict[str, Any]) -> str:
@@ -110,7 +109,7 @@ def _preset(given: dict[str, Any]) -> str:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add `--preset` and one flag for every setting; an absent flag leaves no trace."""
+    """Add `--preset` and one flag for every setting of a run."""
     parser.add_argument(
         "--preset",
         choices=sorted(PRESETS),
@@ -119,23 +118,53 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     for name, group in GROUPS.items():
         section = parser.add_argument_group(f"{name}: {(group.__doc__ or '').rstrip('.').lower()}")
-        hints = typing.get_type_hints(group)
         for f in dataclasses.fields(group):
             values = {key: getattr(getattr(c, name), f.name) for key, c in PRESETS.items()}
-            shown = ", ".join(f"{key} {value}" for key, value in values.items())
-            if len(set(values.values())) == 1:
-                shown = str(f.default)
+            same = len(set(values.values())) == 1
+            shown = "" if same else ", ".join(f"{key} {value}" for key, value in values.items())
+            add_settings(section, group, f.name, shown=shown)
+
+
+def add_settings(
+    section: argparse._ActionsContainer, group: type, *names: str, shown: str = ""
+) -> None:
+    """Add flags for fields of a dataclass of settings; an absent flag leaves no trace.
+
+    Args:
+        section: of a parser.
+        group: the dataclass; its fields carry their help sentences.
+        names: of the fields; none: all.
+        shown: the value without the flag, which stands in brackets; empty: the default.
+    """
+    hints = typing.get_type_hints(group)
+    for f in dataclasses.fields(group):
+        if f.name in names or not names:
             section.add_argument(
-                flag(f.name),
+                f"--{f.name.replace('_', '-')}",
                 default=argparse.SUPPRESS,
-                help=f"{f.metadata['help']} [{shown}]".replace("%", "%%"),
+                help=f"{f.metadata['help']} [{shown or f.default}]".replace("%", "%%"),
                 **argument(hints[f.name]),
             )
 
 
-def flag(name: str) -> str:
-    """The flag of a setting."""
-    return "--" + name.replace("_", "-")
+def add_count(
+    section: argparse._ActionsContainer, flag: str, default: int | None, help: str, least: int = 1
+) -> None:
+    """Add a flag that takes whole numbers from `least` on."""
+
+    def read(text: str) -> int:
+        if (number := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, got {number}")
+        return number
+
+    read.__name__ = "int"  # what argparse calls it where it is none
+    section.add_argument(flag, type=read, default=default, metavar="N", help=help)
+
+
+def chosen(args: argparse.Namespace, *groups: type) -> dict[str, Any]:
+    """The settings of some dataclasses that a command line gives."""
+    names = [f.name for group in groups for f in dataclasses.fields(group)]
+    return {name: getattr(args, name) for name in names if name in args}
 
 
 def argument(hint: Any) -> dict[str, Any]:

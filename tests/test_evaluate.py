@@ -1,7 +1,8 @@
-"""evaluate: a run is measured as it was trained, and refusals are one line."""
+"""evaluate: a run is measured as it was trained; a command has only flags that it reads."""
 
 import io
 import json
+import re
 import shutil
 
 import pytest
@@ -95,9 +96,9 @@ def test_hard_tokens_of_a_model_that_does_not_think_are_refused(tiny, tmp_path, 
     flags = tiny.flags(tmp_path / "out", "--objective=plain", "--steps=1")
     plain = run(tmp_path / "out", flags)
     capsys.readouterr()
-    assert evaluate.main([str(plain), "--tasks", "arithmetic,text", "--limit=1"]) == 2
+    assert evaluate.main(["text", str(plain)]) == 2
     error = capsys.readouterr().err.strip()
-    assert "--tasks text expects a model that thinks" in error
+    assert "text expects a model that thinks" in error
     assert "\n" not in error
 
 
@@ -105,7 +106,7 @@ def test_hard_tokens_of_a_model_that_does_not_think_are_refused(tiny, tmp_path, 
     ("flags", "message"),
     [
         (["nowhere"], "nowhere"),
-        (["{run}", "--rows", "0"], "--rows is at least 1"),
+        (["{run}", "--rows", "0"], "--rows: expected at least 1, got 0"),
         (["{run}", "--data", "nowhere"], "qs.data prepare"),
         (["{run}", "--seq", "4000"], "--seq 4000"),
         (["{run}", "--thoughts", "-1"], "--thoughts must be at least 0"),
@@ -183,8 +184,8 @@ def spoken(tmp_path_factory):
 def test_question_sets_are_scored_into_the_results_of_the_run(spoken, questions, capsys):
     before = json.loads((spoken / "results.json").read_text())
     page = questions / "page.md"
-    flags = ["--tasks", "gsm8k,commonsense_qa", f"--questions={questions}", "--samples=2"]
-    assert evaluate.main([str(spoken), *flags, f"--markdown={page}"]) == 0
+    flags = ["gsm8k,commonsense_qa", f"--questions={questions}", "--samples=2"]
+    assert evaluate.main(["tasks", str(spoken), *flags, f"--markdown={page}"]) == 0
     printed = capsys.readouterr().out
     assert "gsm8k: 3 of 3 questions" in printed
     assert "commonsense_qa: 3 of 3 questions" in printed
@@ -200,7 +201,7 @@ def test_question_sets_are_scored_into_the_results_of_the_run(spoken, questions,
         assert len((spoken / name).read_text().splitlines()) == 3
     assert f"written to {page}" in printed
     text = page.read_text()
-    for part in (f"python evaluate.py {spoken} --tasks", "commit", "torch", "seed 0", "3 of 3"):
+    for part in (f"python evaluate.py tasks {spoken} gsm8k", "commit", "torch", "seed 0", "3 of 3"):
         assert part in text
     assert [x for x in text.splitlines() if x.startswith("## ")] == [
         f"## {escaped(f'{task}: 3 of 3 questions')}" for task in ("gsm8k", "commonsense_qa")
@@ -213,8 +214,8 @@ def test_question_sets_are_scored_into_the_results_of_the_run(spoken, questions,
 
 def answers(model, questions, out, *more):
     """What a model answers to both sets: file -> lines."""
-    flags = ["--tasks=gsm8k,commonsense_qa", f"--questions={questions}", "--samples=2"]
-    assert evaluate.main([str(model), *flags, f"--out={out}", *more]) == 0
+    flags = ["gsm8k,commonsense_qa", f"--questions={questions}", "--samples=2"]
+    assert evaluate.main(["tasks", str(model), *flags, f"--out={out}", *more]) == 0
     lines = {}
     for path in out.glob("*.jsonl"):
         for line in map(json.loads, path.read_text().splitlines()):
@@ -282,8 +283,8 @@ def test_two_models_are_compared_and_a_comparison_with_nothing_is_refused_at_onc
     for found in results["exams"].values():
         assert found["against"]["questions"] == 3
         assert found["against"]["gold_base"]["mean"] == pytest.approx(0, abs=1e-6)
-    flags = ["--tasks=gsm8k", f"--questions={questions}", f"--out={tmp_path / 'new'}"]
-    assert evaluate.main([str(spoken), *flags, f"--against={tmp_path / 'new'}"]) == 2
+    flags = ["gsm8k", f"--questions={questions}", f"--out={tmp_path / 'new'}"]
+    assert evaluate.main(["tasks", str(spoken), *flags, f"--against={tmp_path / 'new'}"]) == 2
     assert "expected answers of gsm8k-direct to compare with" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
@@ -291,35 +292,35 @@ def test_two_models_are_compared_and_a_comparison_with_nothing_is_refused_at_onc
 def test_a_task_that_was_finished_is_kept_when_the_next_is_interrupted(
     spoken, questions, tmp_path, monkeypatch, capsys
 ):
-    asked = evaluate.run_exam
+    asked = evaluate.question_sets.run
 
     def interrupted(exam, *rest):
         if exam.task == "commonsense_qa":
             raise KeyboardInterrupt
         return asked(exam, *rest)
 
-    monkeypatch.setattr(evaluate, "run_exam", interrupted)
-    flags = ["--tasks=gsm8k,commonsense_qa", f"--questions={questions}", f"--out={tmp_path}"]
-    assert evaluate.main([str(spoken), *flags, "--samples=1"]) == 130
+    monkeypatch.setattr(evaluate.question_sets, "run", interrupted)
+    flags = ["gsm8k,commonsense_qa", f"--questions={questions}", f"--out={tmp_path}"]
+    assert evaluate.main(["tasks", str(spoken), *flags, "--samples=1"]) == 130
     assert "the same command does the rest" in capsys.readouterr().err
     results = json.loads((tmp_path / "results.json").read_text())
     assert [x["exam"]["task"] for x in results["exams"].values()] == ["gsm8k"]
 
 
 def test_sums_need_no_file(spoken, capsys):
-    assert evaluate.main([str(spoken), "--tasks=arithmetic", "--limit=2", "--samples=1"]) == 0
+    assert evaluate.main(["tasks", str(spoken), "arithmetic", "--limit=2", "--samples=1"]) == 0
     assert "arithmetic: 10 of 10 questions" in capsys.readouterr().out
 
 
 def test_chains_are_voted_on(spoken, questions, capsys):
-    flags = ["--tasks=gsm8k", f"--questions={questions}", "--votes=2", "--limit=2"]
-    assert evaluate.main([str(spoken), *flags]) == 0
+    flags = ["gsm8k", f"--questions={questions}", "--votes=2", "--limit=2"]
+    assert evaluate.main(["tasks", str(spoken), *flags]) == 0
     assert "one chain is right" in capsys.readouterr().out
 
 
 def test_text_is_continued_with_and_without_showing_thoughts(spoken, tmp_path, capsys, monkeypatch):
     flags = ["--max-tokens", "4", "--think-when", "always"]
-    assert evaluate.main([str(spoken), "--generate", "1 plus 1", *flags]) == 0
+    assert evaluate.main(["generate", str(spoken), "1 plus 1", *flags]) == 0
     plain = capsys.readouterr().out
     assert plain.startswith("1 plus 1")
     assert "4 thoughts" in plain
@@ -328,38 +329,44 @@ def test_text_is_continued_with_and_without_showing_thoughts(spoken, tmp_path, c
     prompts.write_text("1 plus\n2 plus\n")
     monkeypatch.setattr("sys.stdin", io.StringIO(prompts.read_text()))
     for source in (str(prompts), "-"):
-        assert evaluate.main([str(spoken), "--generate", source, *flags, "--show-thoughts"]) == 0
+        assert evaluate.main(["generate", str(spoken), source, *flags, "--show-thoughts"]) == 0
         shown = capsys.readouterr().out
         assert shown.count("thought '") + shown.count('thought "') == 8
         assert shown.count("[4 tokens") == 2
     long = "1 plus 1\n" * 40  # longer than the name of a file can be
-    assert evaluate.main([str(spoken), "--generate", long, *flags]) == 2
+    assert evaluate.main(["generate", str(spoken), long, *flags]) == 2
     assert "positions that the model was made for: shorten it" in capsys.readouterr().err
     prompts.write_text("")
-    assert evaluate.main([str(spoken), "--generate", str(prompts), *flags]) == 2
+    assert evaluate.main(["generate", str(spoken), str(prompts), *flags]) == 2
     assert "expected a prompt in each line, found no line" in capsys.readouterr().err
-    assert evaluate.main([str(spoken), "--generate", "1", *flags[:2], "--think-when=never"]) == 0
+    assert evaluate.main(["generate", str(spoken), "1", *flags[:2], "--think-when=never"]) == 0
     assert "0 thoughts" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("command", "flags", "message"),
     [
-        (["--tasks", "gsm8k,spelling"], "gsm8k,commonsense_qa,arithmetic,text; got 'spelling'"),
-        (["--tasks", "gsm8k", "--questions=nowhere"], "expected questions of gsm8k"),
-        (["--tasks", "gsm8k", "--limit=0"], "--limit is at least 1"),
-        (["--generate", "1", "--think-when=sometimes"], "expected always, never or entropy>X"),
+        ("tasks", ["gsm8k,spelling"], "some of gsm8k,commonsense_qa,arithmetic; got 'spelling'"),
+        ("tasks", ["gsm8k", "--questions=nowhere"], "expected questions of gsm8k"),
+        ("tasks", ["gsm8k", "--limit=0"], "--limit: expected at least 1, got 0"),
+        ("tasks", ["arithmetic", "--votes=-1"], "--votes must be at least 0, got -1"),
+        (
+            "tasks",
+            ["gsm8k", "--temperature=1"],
+            "--temperature is of chains of thought: give --vot",
+        ),
+        ("generate", ["1", "--think-when=sometimes"], "expected always, never or entropy>X"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_in_one_line(spoken, capsys, flags, message):
-    assert evaluate.main([str(spoken), *flags]) == 2
+def test_what_cannot_be_asked_is_refused_in_one_line(spoken, capsys, command, flags, message):
+    assert evaluate.main([command, str(spoken), *flags]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
 
 
 def test_hard_tokens_are_told_with_what_sparing_thoughts_costs(tiny, trained, capsys):
-    assert evaluate.main([str(trained), "--tasks", "text"]) == 0
+    assert evaluate.main(["text", str(trained)]) == 0
     printed = capsys.readouterr().out
     for title in ("a tenth each", "thinking only where", "helped most", "hurt most"):
         assert title in printed
@@ -372,3 +379,109 @@ def test_hard_tokens_are_told_with_what_sparing_thoughts_costs(tiny, trained, ca
     assert all(d["documents"] <= found["text"]["documents"] for d in found["text"]["deciles"])
     assert f"{found['text']['documents']:,} documents" in printed
     assert found["after"]["text"]["tokens"] == sum(d["tokens"] for d in found["text"]["deciles"])
+
+
+NEEDS = {  # each command: what stands beside it
+    **{"score": "M", "tasks": "M gsm8k", "text": "M", "generate": "M 1"},
+    **{"controls": "R", "rounds": "R R", "compare": "M M", "plot": "M"},
+}
+READ_BY = {  # each flag with a value: the commands that read it
+    **dict.fromkeys(("--thoughts 3", "--seed 3"), "score tasks text generate plot"),
+    "--device cpu": "score tasks text generate compare plot",
+    "--rows 3": "score text controls plot",
+    **dict.fromkeys(("--data D", "--seq 9", "--sample-temperature 1"), "score text plot"),
+    "--show 3": "score",
+    **dict.fromkeys(("--questions D", "--limit 3", "--batch 3", "--samples 3"), "tasks"),
+    **dict.fromkeys(("--votes 3", "--against D"), "tasks"),
+    "--temperature 1": "tasks generate",
+    "--out D": "tasks text",
+    "--markdown F": "tasks text controls rounds compare",
+    **dict.fromkeys(("--max-tokens 3", "--top-p 1", "--fixed-weight 1"), "generate"),
+    **dict.fromkeys(("--think-when never", "--think-temperature 1"), "generate"),
+    "--show-thoughts": "generate",
+    **dict.fromkeys(("--seeds 3", "--jobs 3"), "controls"),
+    **dict.fromkeys(("--on world", "--problems 3"), "compare"),
+}
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Commands that say that they were called, and do nothing."""
+    calls = []
+    for name in NEEDS:
+
+        def command(args, name=name):
+            calls.append(name)
+
+        command.__name__ = name
+        monkeypatch.setattr(evaluate, name, command)
+    return calls
+
+
+@pytest.mark.parametrize("command", NEEDS)
+def test_every_flag_of_a_command_says_who_reads_it(command, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main([command, "--help"])
+    printed = capsys.readouterr().out
+    flags = set(re.findall(r"^  (--[a-z-]+)", printed, re.M))
+    assert flags == {flag.split()[0] for flag in READ_BY if command in READ_BY[flag].split()}
+    assert len(printed.splitlines()) < 60
+    assert printed.count("[") >= len(flags) - 4  # values without a flag
+
+
+@pytest.mark.parametrize("command", NEEDS)
+def test_a_command_is_called_by_its_name(command, called):
+    assert evaluate.main([command, *NEEDS[command].split()]) == 0
+    assert called == [command]
+
+
+@pytest.mark.parametrize("flag", READ_BY)
+def test_a_flag_is_taken_where_it_is_read_and_refused_elsewhere(flag, called, capsys):
+    for command, needs in NEEDS.items():
+        reads = command in READ_BY[flag].split()
+        assert evaluate.main([command, *needs.split(), *flag.split()]) == (0 if reads else 2)
+        error = capsys.readouterr().err.strip()
+        refusal = f"error: unrecognized arguments: {flag}; see python evaluate.py {command} --help"
+        assert error == ("" if reads else refusal)
+    assert called == READ_BY[flag].split()
+
+
+def test_the_manual_has_an_example_of_every_command(capsys):
+    for arguments in ([], ["--colour"]):
+        assert evaluate.main(arguments) == 2
+        assert "see python evaluate.py --help" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate.main(["--help"])
+    printed = capsys.readouterr().out
+    assert re.findall("^    python evaluate.py ([a-z]+) ", printed, re.M) == list(NEEDS)
+
+
+def test_a_model_alone_is_scored_and_a_wrong_command_is_told_which_there_are(called, tiny, capsys):
+    assert evaluate.main([str(tiny.weights), "--rows=3"]) == 0
+    assert called == ["score"]
+    assert evaluate.main(["scroe", str(tiny.weights)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert f"a command: {', '.join(NEEDS)}" in error
+    assert "\n" not in error
+    assert evaluate.main(["mistral-7b"]) == 2
+    assert "hf download" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("R --tasks gsm8k --votes 3", "--tasks is a command now: python evaluate.py tasks MODEL"),
+        ("R --tasks=text", "or text MODEL"),
+        ("R --generate 1 --data D", "python evaluate.py generate MODEL PROMPT"),
+        ("--controls R --thoughts 3", "python evaluate.py controls RUN"),
+        ("--rounds R R", "python evaluate.py rounds RUN ..."),
+        ("--compare M M --votes 3", "python evaluate.py compare MODEL ..."),
+        ("--plot R --show 1", "python evaluate.py plot RUN"),
+    ],
+)
+def test_a_command_line_of_old_is_told_the_new_one_in_one_line(flags, message, called, capsys):
+    assert evaluate.main(flags.split()) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+    assert not called

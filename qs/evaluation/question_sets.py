@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from qs.config import at_least, setting
 from qs.data.answers import final_number, majority
 from qs.data.prompts import COT_STOPS, cot_final_prompt, cot_prompt, cut, direct_prompt
 from qs.data.question_sets import BenchmarkQuestion, parse_direct
@@ -119,11 +120,14 @@ class Exam:
     model: str
     weights: str
     thoughts: int
-    samples: int = 4
-    votes: int = 0
-    temperature: float = 0.9
-    batch: int = 8
+    samples: int = setting(4, "sampled thoughts to average, beside the greedy one")
+    votes: int = setting(0, "chains of thought to vote; 0: direct answers are scored instead")
+    temperature: float = setting(0.9, "temperature of chains of thought")
+    batch: int = setting(8, "questions at a time")
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, samples=1, votes=0, temperature=0, batch=1)
 
     @property
     def file(self) -> str:
@@ -333,7 +337,7 @@ def answers_of(kind: str, folder: Path) -> Path:
     if not files:
         raise ValueError(
             f"{folder}: expected answers of {kind} to compare with, found none; "
-            "run the same --tasks on that model first"
+            "ask that model the same question set first"
         )
     return files[-1]
 

@@ -71,7 +71,7 @@ def jobs(run: Path, seeds: int) -> list[Job]:
     config = files.read_config(run)
     if config.run.objective != "quiet" or seeds < 1:
         raise ValueError(
-            f"--controls needs a run trained with --objective quiet and --seeds of 1 or more, got "
+            f"controls needs a run trained with --objective quiet and --seeds of 1 or more, got "
             f"{config.run.objective} and {seeds}"
         )
     settings = dataclasses.replace(config.run, eval_rows=0, save_every=0)

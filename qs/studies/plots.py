@@ -142,7 +142,7 @@ def read_curves(run: Path, n: int) -> Curves:
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: expected thought lengths in the tables {TRAINED!r} and {LENGTH!r}, found "
-            f"something else ({error!r}); run python evaluate.py --controls {run} again"
+            f"something else ({error!r}); run python evaluate.py controls {run} again"
         ) from None
     flat = {row.name: row for row in trained if row.name in ("plain training", "pause tokens")}
     return Curves(n, *curves, flat)

@@ -198,8 +198,8 @@ def test_every_round_is_written_by_the_model_of_the_round_before(model, tmp_path
 
 def test_a_run_is_evaluated_and_is_the_weights_of_another(model, straight, tmp_path, monkeypatch):
     copy = shutil.copytree(straight, tmp_path / "copy")
-    sums = ["--tasks=arithmetic", "--limit=1", "--samples=1", "--thoughts=1", "--device=cpu"]
-    assert evaluate.main([str(copy), *sums]) == 0
+    sums = ["arithmetic", "--limit=1", "--samples=1", "--thoughts=1", "--device=cpu"]
+    assert evaluate.main(["tasks", str(copy), *sums]) == 0
     results = json.loads((copy / "results.json").read_text())
     assert len(results["exams"]) == 1
     assert train.main(["--resume", str(copy)]) == 0

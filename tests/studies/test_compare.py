@@ -61,15 +61,9 @@ def test_a_cell_is_a_mean_with_its_interval_and_the_tokens():
 
 def test_the_commands_print_and_write_their_tables(tmp_path, capsys):
     page = tmp_path / "page.md"
-    flags = ["--compare", "tiny", "--problems", "2", "--markdown", str(page), "--device", "cpu"]
+    flags = ["compare", "tiny", "--problems", "2", "--markdown", str(page), "--device", "cpu"]
     assert evaluate.main(flags) == 0
     assert "tiny (untrained)" in capsys.readouterr().out
     assert "| tiny (untrained) |" in page.read_text()
-    assert evaluate.main(["--rounds", str(tmp_path)]) == 2
-    assert evaluate.main(["--compare", "tiny", "--plot", "x"]) == 2
-    assert evaluate.main(["--compare", "tiny", "--votes", "3"]) == 2
-    complaints = capsys.readouterr().err.splitlines()
-    assert len(complaints) == 3
-    assert "run folder?" in complaints[0]
-    assert "give one of" in complaints[1]
-    assert "--votes is read by --tasks" in complaints[2]
+    assert evaluate.main(["rounds", str(tmp_path)]) == 2
+    assert f"is {tmp_path} a run folder?" in capsys.readouterr().err

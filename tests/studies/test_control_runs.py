@@ -56,7 +56,7 @@ def test_controls_train_what_is_missing_and_write_the_tables(trained, tmp_path, 
     )
     monkeypatch.setattr("qs.studies.control_runs.EVALUATED", (0, 3))
     page = tmp_path / "controls.md"
-    command = ["--controls", str(trained), "--jobs=2", "--rows=4", f"--markdown={page}"]
+    command = ["controls", str(trained), "--jobs=2", "--rows=4", f"--markdown={page}"]
     assert evaluate.main(command) == 0
     assert f"python evaluate.py {' '.join(command)}\n" in page.read_text()
     made = {job.out: run_in(job.out) for job in jobs(trained, 1)}
@@ -151,7 +151,7 @@ def refused(run, capsys, message):
 
     before = untouched()
     capsys.readouterr()
-    assert evaluate.main(["--controls", str(run), "--rows=4"]) == 2
+    assert evaluate.main(["controls", str(run), "--rows=4"]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert len(captured.err.strip().splitlines()) == 1

@@ -1,0 +1,81 @@
+"""Settings for tests: any config, and values that are out of range."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal, get_args, get_origin
+
+from hypothesis import strategies as st
+
+from qs.config import GROUPS, PRESETS, Config, OptimConfig, RunConfig, ThoughtConfig
+
+SETTINGS = [
+    (name, f, typing.get_type_hints(group)[f.name])
+    for name, group in GROUPS.items()
+    for f in dataclasses.fields(group)
+]
+
+
+def values(hint: Any) -> st.SearchStrategy:
+    """Values of a setting's type, in range or not."""
+    if get_origin(hint) in (types.UnionType, typing.Union):
+        return st.one_of(*map(values, get_args(hint)))
+    if get_origin(hint) is Literal:
+        return st.sampled_from(get_args(hint))
+    if hint is type(None):
+        return st.none()
+    numbers = {int: st.integers(-1, 9) | st.integers(), float: st.floats(0, 1) | st.floats()}
+    return {bool: st.booleans(), str: st.text(), **numbers}[hint]
+
+
+@st.composite
+def configs(draw) -> Config:
+    """Any preset with any settings changed, leaving out the changes that are refused."""
+    config = draw(st.sampled_from(list(PRESETS.values())))
+    for name, f, hint in draw(st.lists(st.sampled_from(SETTINGS), max_size=30)):
+        try:
+            group = dataclasses.replace(getattr(config, name), **{f.name: draw(values(hint))})
+            config = dataclasses.replace(config, **{name: group})
+        except ValueError:
+            continue
+    return config
+
+
+nan = float("nan")
+OUT_OF_RANGE = [
+    (ThoughtConfig, {"thoughts": -1}, "--thoughts must be at least 0, got -1"),
+    (ThoughtConfig, {"ahead": 0}, "--ahead must be at least 1, got 0"),
+    (ThoughtConfig, {"samples": 0}, "--samples must be at least 1, got 0"),
+    (ThoughtConfig, {"beta": -1.0}, "--beta must be at least 0, got -1"),
+    (ThoughtConfig, {"beta": nan}, "--beta must be at least 0, got nan"),
+    (ThoughtConfig, {"sample_temperature": -0.1}, "--sample-temperature must be at least 0"),
+    (ThoughtConfig, {"policy_temperature": 0.0}, "--policy-temperature must be above 0, got 0"),
+    (ThoughtConfig, {"embedding_scale": 0.0}, "--embedding-scale must be above 0, got 0"),
+    (ThoughtConfig, {"anchor_share": 0.0}, "--anchor-share must be above 0, got 0"),
+    (ThoughtConfig, {"anchor_share": 1.5}, r"--anchor-share is a share in \(0, 1\], got 1.5"),
+    (ThoughtConfig, {"anchor_share": 0.5}, "--anchor-share 0.5 needs --anchors random or unc"),
+    (ThoughtConfig, {"base_weight": 1.1}, r"--base-weight is a share in \[0, 1\], got 1.1"),
+    (ThoughtConfig, {"base_weight": nan}, r"--base-weight is a share in \[0, 1\], got nan"),
+    (ThoughtConfig, {"samples": 1}, "--samples 1 leaves the mean baseline nothing to compare"),
+    (ThoughtConfig, {"thoughts": 0}, "--thoughts 0 leaves REINFORCE no token to reward"),
+    (ThoughtConfig, {"sample_temperature": 0.0}, r"--sample-temperature 0 \(greedy\) makes"),
+    (ThoughtConfig, {"mix_space": "probability"}, "probability needs --mix-weight sigmoid"),
+    (OptimConfig, {"lr": -1.0}, "--lr must be at least 0, got -1"),
+    (OptimConfig, {"lr": nan}, "--lr must be at least 0, got nan"),
+    (OptimConfig, {"mixer_lr": -1.0}, "--mixer-lr must be at least 0, got -1"),
+    (OptimConfig, {"thought_lr": -1.0}, "--thought-lr must be at least 0, got -1"),
+    (OptimConfig, {"warmup": -1}, "--warmup must be at least 0, got -1"),
+    (OptimConfig, {"weight_decay": -1.0}, "--weight-decay must be at least 0, got -1"),
+    (OptimConfig, {"clip": 0.0}, "--clip must be above 0, got 0"),
+    (RunConfig, {"seq": 1}, "--seq must be at least 2, got 1"),
+    (RunConfig, {"batch": 0}, "--batch must be at least 1, got 0"),
+    (RunConfig, {"micro_batch": -1}, "--micro-batch must be at least 0, got -1"),
+    (RunConfig, {"micro_batch": 3, "batch": 8}, "--micro-batch 3 does not divide --batch 8"),
+    (RunConfig, {"steps": 0}, "--steps must be at least 1, got 0"),
+    (RunConfig, {"save_every": -1}, "--save-every must be at least 0, got -1"),
+    (RunConfig, {"grad_norms_every": -1}, "--grad-norms-every must be at least 0, got -1"),
+    (RunConfig, {"eval_rows": -1}, "--eval-rows must be at least 0, got -1"),
+    (RunConfig, {"seed": -1}, "--seed must be at least 0, got -1"),
+]  # of a group: changes, and the message

@@ -1,0 +1,158 @@
+"""cli: any config survives the command line; what a person can mend is one line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from settings import OUT_OF_RANGE, SETTINGS, configs
+
+from qs import cli
+from qs.cli import add_count, add_settings, chosen, parse
+from qs.config import PRESETS, Config, RunConfig, StarConfig, ThoughtConfig
+
+
+def parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(allow_abbrev=False)
+
+
+@given(config=configs(), preset=st.sampled_from(sorted(PRESETS)))
+def test_any_config_survives_the_command_line(config: Config, preset: str):
+    args = config.to_args()
+    assert parse(args, parser(), preset) == config
+    assert parse([f"--preset={preset}", *args], parser()) == config
+
+
+@pytest.mark.parametrize(("name", "f"), [(name, f) for name, f, _ in SETTINGS])
+def test_every_setting_is_a_flag_with_a_help_sentence(name: str, f: dataclasses.Field):
+    made = parser()
+    parse([], made)
+    shown = "".join(made.format_help().split())
+    assert len(f.metadata["help"]) > 10
+    assert "".join(f.metadata["help"].split()) in shown
+    assert f"--{f.name.replace('_', '-')}" in shown
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_preset_is_what_no_flag_changes(preset: str):
+    assert parse([], parser(), preset) == PRESETS[preset]
+    assert parse([f"--preset={preset}"], parser()) == PRESETS[preset]
+    changed = parse([f"--preset={preset}", "--ahead=3"], parser())
+    assert changed.thought == dataclasses.replace(PRESETS[preset].thought, ahead=3)
+    assert changed.run == PRESETS[preset].run
+
+
+@pytest.mark.parametrize("flag", ["--thought=3", "--tho=3", "--no-recomp", "--see=1"])
+def test_abbreviated_flags_are_refused(flag: str, capsys):
+    with pytest.raises(SystemExit):
+        parse([flag], parser())
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--preset=best", "invalid choice: 'best'"),
+        ("--baseline=median", "invalid choice: 'median'"),
+        ("--thoughts=2.5", "invalid int value: '2.5'"),
+        ("--lr=fast", "invalid float value: 'fast'"),
+        ("--recompute=yes", "ignored explicit argument 'yes'"),
+    ],
+)
+def test_values_of_another_kind_are_refused(flag: str, message: str, capsys):
+    with pytest.raises(SystemExit):
+        parse([flag], parser())
+    assert message in capsys.readouterr().err
+
+
+def test_data_of_ones_own_starts_from_the_published_settings():
+    assert parse([], parser()) == PRESETS["tiny"]
+    assert parse(["--data=tiny", "--steps=3"], parser()).thought == PRESETS["tiny"].thought
+    own = parse(["--data=owm", "--thoughts=16"], parser())
+    assert own.thought == dataclasses.replace(PRESETS["published"].thought, thoughts=16)
+    assert (own.run.data, own.run.weights) == ("owm", "mistral-7b")
+    assert parse(["--data=owm", "--preset=tiny"], parser()).thought == PRESETS["tiny"].thought
+
+
+@pytest.mark.parametrize(("group", "changes", "message"), OUT_OF_RANGE)
+def test_flags_out_of_range_are_refused(group: type, changes: dict[str, Any], message: str):
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
+    with pytest.raises(ValueError, match=message):
+        parse(flags, parser())
+
+
+def test_flags_of_some_fields_leave_no_trace_where_they_are_not_given():
+    made = parser()
+    add_settings(made, RunConfig, "seed", "compile", shown="its own")
+    add_settings(made, StarConfig, "shots")
+    assert "[its own]" in made.format_help()
+    assert f"[{StarConfig().shots}]" in made.format_help()
+    assert vars(made.parse_args([])) == {}
+    args = made.parse_args(["--seed=3", "--no-compile"])
+    assert chosen(args, RunConfig) == {"seed": 3, "compile": False}
+    assert chosen(args, ThoughtConfig, StarConfig) == {}
+    with pytest.raises(SystemExit):
+        made.parse_args(["--batch=2"])
+
+
+@given(least=st.integers(-3, 3), number=st.integers(-9, 9))
+def test_a_count_is_taken_from_its_least_on(least: int, number: int):
+    made = cli.Parser("command")
+    add_count(made, "--rows", None, "rows", least)
+    assert made.parse_args([]).rows is None
+    if number >= least:
+        assert made.parse_args([f"--rows={number}"]).rows == number
+        return
+    with pytest.raises(ValueError, match=f"--rows: expected at least {least}, got {number};"):
+        made.parse_args([f"--rows={number}"])
+
+
+@pytest.mark.parametrize("value", ["many", "2.5", ""])
+def test_a_count_is_a_whole_number(value: str):
+    made = cli.Parser("command")
+    add_count(made, "--rows", None, "rows")
+    with pytest.raises(ValueError, match=f"--rows: invalid int value: '{value}'"):
+        made.parse_args([f"--rows={value}"])
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "status"),
+    [
+        (ValueError("--seq 1"), "--seq 1", 2),
+        (OSError(28, "disk full"), "disk full", 2),
+        (MemoryError(), "out of memory", 2),
+        (torch.OutOfMemoryError("CUDA"), "out of memory", 2),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory", 2),
+        (KeyboardInterrupt(), "interrupted", 130),
+    ],
+)
+def test_what_a_person_can_mend_is_one_line(capsys, error: BaseException, line: str, status: int):
+    def command(argv: list[str]) -> None:
+        raise error
+
+    assert cli.main(command, []) == status
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert line in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback():
+    def command(argv: list[str]) -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        cli.main(command, [])
+
+
+def test_a_command_takes_the_arguments_of_the_process_and_gives_its_status(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["program", "a", "--b"])
+    assert cli.main(lambda argv: len(argv)) == 2
+    assert cli.main(lambda argv: None) == 0
+    assert cli.main(lambda argv: len(argv), ["c"]) == 1
