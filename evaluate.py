@@ -28,7 +28,7 @@ from typing import get_args
 from qs import cli, files
 from qs.cli import Parser, add_count, add_settings, chosen
 from qs.config import ONE_THOUGHT, RunConfig, ThoughtConfig, thought_lengths
-from qs.data.question_sets import ARITHMETIC, QUESTION_SETS, questions_of
+from qs.data.question_sets import ARITHMETIC, QUESTION_SETS, read_questions
 from qs.evaluation import question_sets, thoughts
 from qs.evaluation.hard_tokens import by_decile, hard_tokens
 from qs.evaluation.heldout import heldout, heldout_pairs, heldout_score, score_lines
@@ -83,7 +83,7 @@ def tasks(args: argparse.Namespace) -> None:
     """
     if "temperature" in args and not getattr(args, "votes", 0):
         raise ValueError("--temperature is of chains of thought: give --votes, or leave it out")
-    questions = [questions_of(task, args.questions, args.limit) for task in args.tasks]
+    questions = [read_questions(task, "heldout", args.questions, args.limit) for task in args.tasks]
     opened = open_by(args, reads=False)
     run, digest = opened.config.run, weights.digest(opened.folder)
     n = 0 if run.objective == "plain" else opened.config.thought.thoughts

@@ -35,23 +35,13 @@ DOWNLOADS = {  # repository and files of the data sets of the paper
 
 
 def split_by_hash(raw: bytes, heldout: float, key: bytes = b"") -> Split:
-    """The split that something belongs to, drawn from its bytes: copies never lie in both.
-
-    Args:
-        raw: what names it.
-        heldout: share of all that is held out.
-        key: changes the draw.
-    """
+    """A split drawn from bytes, `heldout` with that share; another key is another draw."""
     digest = hashlib.blake2b(raw, digest_size=8, key=key).digest()
     return "heldout" if int.from_bytes(digest, "big") < heldout * 2**64 else "train"
 
 
 def check_split(split: str) -> None:
-    """Refuse what is no split.
-
-    Raises:
-        ValueError: it is none of SPLITS.
-    """
+    """Raise ValueError for what is none of SPLITS."""
     if split not in SPLITS:
         raise ValueError(f"expected a split {' or '.join(SPLITS)}, found {split!r}; name one")
 
@@ -61,23 +51,21 @@ class Shard:
     """A pair of files, `name.bin` and `name.idx`, and what they hold; an entry of `meta.json`."""
 
     name: str
-    documents: int
-    tokens: int
+    documents: int = 0
+    tokens: int = 0
 
 
 class TokenDataset:
     """One split of a dataset folder, memory-mapped: a stream of tokens cut into documents.
 
     Attributes: `meta` (what `meta.json` holds), `folder`, `split`, `tokens`, `documents` (counts).
+
+    Raises:
+        ValueError: if the folder is no dataset, the split is unknown, `meta.json` is damaged or a
+            shard is missing or does not have the size that `meta.json` says.
     """
 
     def __init__(self, folder: str | Path, split: str = "train") -> None:
-        """Map the shards of a split and check their sizes.
-
-        Raises:
-            ValueError: if the folder is no dataset, the split is unknown, `meta.json` is damaged
-                or a shard is missing or does not have the size that `meta.json` says.
-        """
         check_split(split)
         self.folder, self.split = Path(folder), split
         self.meta: dict[str, Any] = read_object(
@@ -125,13 +113,12 @@ class TokenDataset:
             start, stop: positions in the stream, 0 <= start < stop <= tokens.
 
         Returns:
-            tokens: (stop - start,) int64 ids.
-            documents: (stop - start,) int64 number of each token's document in the split.
+            ids, and number of each token's document in the split; (stop - start,) int64 each.
         """
         assert 0 <= start < stop <= self.tokens
         tokens, documents = [], []
-        shard = int(np.searchsorted(self._first_token, start, side="right")) - 1
-        while shard < len(self._tokens) and self._first_token[shard] < stop:
+        first = np.searchsorted(self._first_token, start, side="right") - 1
+        for shard in range(first, np.searchsorted(self._first_token, stop)):
             begin = max(start - int(self._first_token[shard]), 0)
             piece = self._tokens[shard][begin : stop - int(self._first_token[shard])]
             # Keys of the offsets' own dtype: any other makes numpy copy the whole mapped file.
@@ -139,15 +126,10 @@ class TokenDataset:
             number = np.searchsorted(self._offsets[shard], at, side="right") - 1
             tokens.append(piece.astype(np.int64))
             documents.append(number + self._first_document[shard])
-            shard += 1
         return np.concatenate(tokens), np.concatenate(documents)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Refuse a tokenizer that is not the one that made the shards.
-
-        Raises:
-            ValueError: if the hash of its model file differs from the one in `meta.json`.
-        """
+        """Raise ValueError for a tokenizer whose model file is not that of `meta.json`, by hash."""
         expected = self.meta.get("tokenizer_hash")
         if tokenizer.hash != expected:
             raise ValueError(
@@ -160,17 +142,11 @@ class TokenDataset:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of text.
+    """Rows of text."""
 
-    Attributes:
-        tokens: (B, T) int64 ids; 0 where there is padding.
-        documents: (B, T) int64 number of the document within the row: 0, 1, ...; or PADDING.
-        first: (B,) int64 number of each row's first document within the split.
-    """
-
-    tokens: Tensor
-    documents: Tensor
-    first: Tensor
+    tokens: Tensor  # (B, T) int64 ids; 0 where there is padding
+    documents: Tensor  # (B, T) int64 number of the document within the row: 0, 1, ...; or PADDING
+    first: Tensor  # (B,) int64 number of each row's first document within the split
 
 
 def _batch(dataset: TokenDataset, seq: int, starts: Sequence[int]) -> Batch:
@@ -199,21 +175,21 @@ class Windows:
     """Windows of `seq` neighbouring tokens in a seeded order, new in every epoch.
 
     The windows of an epoch do not overlap. They begin at an offset drawn for the epoch, so that
-    borders move; the few tokens before the first and after the last are left out. `count` is the
-    number of windows in an epoch.
+    borders move; the few tokens before the first and after the last are left out.
+
+    Args:
+        dataset: the split.
+        seq: T, tokens in a window.
+        seed: 0 or more; another seed is another order.
+
+    Attributes:
+        count: windows in an epoch.
+
+    Raises:
+        ValueError: if `seq` or `seed` is out of range, or the split is shorter than a window.
     """
 
     def __init__(self, dataset: TokenDataset, seq: int, seed: int) -> None:
-        """Cut a split into windows.
-
-        Args:
-            dataset: the split.
-            seq: T, tokens in a window.
-            seed: 0 or more; another seed is another order.
-
-        Raises:
-            ValueError: if `seq` or `seed` is out of range, or the split is shorter than a window.
-        """
         if seq < 1 or seed < 0:
             raise ValueError(f"expected seq above 0 and seed 0 or more, found {seq}, {seed}")
         if dataset.tokens < seq:

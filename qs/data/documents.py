@@ -7,9 +7,8 @@ import json
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
@@ -25,17 +24,16 @@ def source_files(sources: Iterable[str | Path]) -> list[Path]:
     """
     files: list[Path] = []
     for source in map(Path, sources):
-        held = [source]
-        if source.is_dir():
-            # Hidden folders hold the download client's own records.
-            held = sorted(
-                path
-                for path in source.rglob("*")
-                if path.name.endswith(SUFFIXES)
-                and path.is_file()
-                and not any(part.startswith(".") for part in path.relative_to(source).parts)
-            )
-        if not held or not held[0].is_file() or not held[0].name.endswith(SUFFIXES):
+        held = sorted(source.rglob("*")) if source.is_dir() else [source]
+        # Hidden folders hold the download client's own records.
+        held = [
+            path
+            for path in held
+            if path.name.endswith(SUFFIXES)
+            and path.is_file()
+            and not any(part.startswith(".") for part in path.relative_to(source).parts)
+        ]
+        if not held:
             what = "a folder without any" if source.is_dir() else "a file of another kind"
             raise ValueError(
                 f"{source}: expected {', '.join(SUFFIXES)}, found "
@@ -45,23 +43,10 @@ def source_files(sources: Iterable[str | Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-class Record(NamedTuple):
-    """One record of a file.
-
-    Attributes:
-        content: undecoded line, undecoded text file, or row of a table.
-        read: bytes of the file that have been read.
-    """
-
-    content: bytes | dict[str, Any]
-    read: int
-
-
 class DocumentReader:
     """Texts of all documents of files and folders, in order, at constant memory.
 
-    A malformed record has no text. The first few are named on stderr; at more than 1 % of the
-    records reading ends with an error.
+    A malformed record has no text; the first few are named on stderr.
 
     Args:
         sources: .jsonl, .json (both JSON lines), either with .gz, .txt (one document a file),
@@ -70,7 +55,7 @@ class DocumentReader:
 
     Attributes:
         files: what is read.
-        read: bytes of the files that have been read.
+        read: bytes of them that have been read.
         documents, malformed: records so far.
 
     Raises:
@@ -82,28 +67,65 @@ class DocumentReader:
         self.read = self.documents = self.malformed = 0
 
     def __iter__(self) -> Iterator[str]:
-        before = 0
         for path in self.files:
-            for number, record in enumerate(_records(path, self.fields), 1):
-                self.read = before + record.read
+            before = self.read
+            for number, record in enumerate(self._records(path), 1):
                 try:
-                    text = _text(path, record.content, self.fields)
+                    text = self._text(record, path)
                 except UnicodeDecodeError as error:
-                    number += record.content.count(b"\n", 0, error.start)  # a text file has lines
-                    self._refuse(f"{path}:{number}: invalid UTF-8 at byte {error.start}")
+                    number += record.count(b"\n", 0, error.start)  # a text file has many lines
+                    self._leave_out(f"{path}:{number}: invalid UTF-8 at byte {error.start}")
                 except (ValueError, RecursionError) as error:
-                    self._refuse(f"{path}:{number}: {error}")
+                    self._leave_out(f"{path}:{number}: {error}")
                 else:
                     if text is not None:
                         self.documents += 1
                         yield text
-            before += path.stat().st_size
-        self.read = before
+            self.read = before + path.stat().st_size
         self._check()
         if not self.documents + self.malformed:
             raise ValueError("expected documents, found only empty sources; give others")
 
-    def _refuse(self, complaint: str) -> None:
+    def _records(self, path: Path) -> Iterator[bytes | dict[str, Any]]:
+        """Undecoded lines, the whole of an undecoded text file, or rows of a table."""
+        if path.name.endswith(".txt"):
+            yield path.read_bytes()
+        elif path.name.endswith(".parquet"):
+            yield from _rows(path, self.fields)
+        else:
+            before = self.read
+            with path.open("rb") as raw:
+                lines = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
+                try:
+                    for line in lines:
+                        self.read = before + raw.tell()
+                        yield line
+                except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                    raise ValueError(
+                        f"{path}: expected a whole gzip file, found a damaged one ({error}); get "
+                        "it again"
+                    ) from None
+
+    def _text(self, record: bytes | dict[str, Any], path: Path) -> str | None:
+        """The text of a record; None for an empty line."""
+        if isinstance(record, bytes):
+            text = record.decode("utf-8-sig")
+            if path.name.endswith(".txt"):
+                return text
+            if not text.strip():
+                return None
+            record = json.loads(text)
+        if not isinstance(record, dict):
+            raise ValueError(f"expected a JSON object, found {type(record).__name__}")
+        for field in self.fields:
+            parts = [record.get(name) for name in field.split("+")]
+            if all(isinstance(part, str) for part in parts):
+                text = "\n".join(parts)
+                text.encode()  # JSON can spell half a surrogate pair, which is no text
+                return text
+        raise ValueError(f"expected a string in field {' or '.join(self.fields)}, found none")
+
+    def _leave_out(self, complaint: str) -> None:
         self.malformed += 1
         if self.malformed <= 5:
             tqdm.write(f"malformed: {complaint}", file=sys.stderr)
@@ -119,48 +141,7 @@ class DocumentReader:
             )
 
 
-def _text(path: Path, content: bytes | dict[str, Any], fields: Sequence[str]) -> str | None:
-    """The text of a record; None for an empty line."""
-    if isinstance(content, bytes):
-        text = content.decode("utf-8-sig")
-        if path.name.endswith(".txt"):
-            return text
-        if not text.strip():
-            return None
-        content = json.loads(text)
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a JSON object, found {type(content).__name__}")
-    for field in fields:
-        parts = [content.get(name) for name in field.split("+")]
-        if all(isinstance(part, str) for part in parts):
-            text = "\n".join(parts)
-            text.encode()  # JSON can spell half a surrogate pair, which is no text
-            return text
-    raise ValueError(f"expected a string in field {' or '.join(fields)}, found none")
-
-
-def _records(path: Path, fields: Sequence[str]) -> Iterator[Record]:
-    if path.name.endswith(".txt"):
-        content = path.read_bytes()
-        yield Record(content, len(content))
-    elif path.name.endswith(".parquet"):
-        yield from _rows(path, fields)
-    else:
-        with ExitStack() as stack:
-            file = raw = stack.enter_context(path.open("rb"))
-            if path.name.endswith(".gz"):
-                file = stack.enter_context(gzip.GzipFile(fileobj=raw))
-            try:
-                for line in file:
-                    yield Record(line, raw.tell())
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise ValueError(
-                    f"{path}: expected a whole gzip file, found a damaged one ({error}); get it "
-                    "again"
-                ) from None
-
-
-def _rows(path: Path, fields: Sequence[str]) -> Iterator[Record]:
+def _rows(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -177,10 +158,7 @@ def _rows(path: Path, fields: Sequence[str]) -> Iterator[Record]:
                     f"{path}: expected a column {' or '.join(fields)}, found "
                     f"{', '.join(sorted(columns))}; name one with --field"
                 )
-            for group in range(table.num_row_groups):
-                read = path.stat().st_size * (group + 1) // table.num_row_groups
-                for batch in table.iter_batches(256, row_groups=[group], columns=names):
-                    for row in batch.to_pylist():
-                        yield Record(row, read)
+            for batch in table.iter_batches(256, columns=names):
+                yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: expected a parquet file, found: {error}; get it again") from None

@@ -34,11 +34,11 @@ CHUNK = 1 << 20  # characters of text in the task of a worker
 
 
 class EncodedDocument(NamedTuple):
-    """Its split, the bytes of its text, and its ids in the dtype of the dataset."""
+    """A document as a worker gives it back."""
 
     split: Split
-    size: int
-    ids: np.ndarray
+    size: int  # bytes of its text
+    ids: np.ndarray  # in the dtype of the dataset
 
 
 class ShardWriter:
@@ -50,10 +50,9 @@ class ShardWriter:
         shard_tokens: tokens in a shard at most; a longer document has its own shard.
     """
 
-    def __init__(self, folder: Path, split: str, shard_tokens: int) -> None:
+    def __init__(self, folder: Path, split: Split, shard_tokens: int) -> None:
         self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
-        self.size = 0
-        self.shards: list[Shard] = []
+        self.size, self.shards = 0, list[Shard]()
         self._files = ExitStack()
 
     def add(self, document: EncodedDocument) -> None:
@@ -61,17 +60,17 @@ class ShardWriter:
         length = len(document.ids)
         if not self.shards or self.shards[-1].tokens + length > self.shard_tokens:
             self.close()
-            self.shards.append(Shard(f"{self.split}-{len(self.shards):05d}", 0, 0))
+            self.shards.append(Shard(f"{self.split}-{len(self.shards):05d}"))
             path = self.folder / self.shards[-1].name
-            self._bin = self._files.enter_context(path.with_suffix(".bin").open("wb"))
-            self._idx = self._files.enter_context(path.with_suffix(".idx").open("wb"))
-            self._idx.write(np.uint64(0).tobytes())
+            self._ids = self._files.enter_context(path.with_suffix(".bin").open("wb"))
+            self._offsets = self._files.enter_context(path.with_suffix(".idx").open("wb"))
+            self._offsets.write(np.uint64(0).tobytes())
         shard = self.shards[-1]
         shard.documents += 1
         shard.tokens += length
         self.size += document.size
-        self._bin.write(document.ids.tobytes())
-        self._idx.write(np.uint64(shard.tokens).tobytes())
+        self._ids.write(document.ids.tobytes())
+        self._offsets.write(np.uint64(shard.tokens).tobytes())
 
     def close(self) -> None:
         """Close the open shard."""

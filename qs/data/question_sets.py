@@ -11,10 +11,11 @@ from typing import Any, Literal, get_args
 
 from qs.data.answers import parse_choice, parse_number, stated_number
 from qs.data.arithmetic import sums
+from qs.data.dataset import Split, check_split
 
 QuestionSet = Literal["gsm8k", "commonsense_qa"]
 QUESTION_SETS: tuple[QuestionSet, ...] = get_args(QuestionSet)
-ARITHMETIC = "arithmetic"  # a set that needs no file
+ARITHMETIC = "arithmetic"  # a benchmark that needs no file
 FILES = {  # of a split: in data/<question set>/
     "gsm8k": {"train": "train.jsonl", "heldout": "test.jsonl"},
     "commonsense_qa": {"train": "train.jsonl", "heldout": "validation.jsonl"},
@@ -29,23 +30,14 @@ ORIGINS = {
 
 @dataclass(frozen=True)
 class BenchmarkQuestion:
-    """One question and what is published about its answer.
+    """One question and what is published about its answer."""
 
-    Attributes:
-        id: the published id, or the file's name and the line's number ("test-1").
-        text: the question, nothing stripped.
-        choices: (label, text) of each option, as published; empty if the answer is a number.
-        gold: the answer: a label, or a number in canonical form.
-        written: the answer as published ("1,080"), which the official metric scores.
-        rationale: the published worked solution without its <<48/2=24>> annotations, or "".
-    """
-
-    id: str
-    text: str
-    choices: tuple[tuple[str, str], ...]
-    gold: str
-    written: str
-    rationale: str = ""
+    id: str  # as published, or the file's name and the line's number ("test-1")
+    text: str  # nothing stripped
+    choices: tuple[tuple[str, str], ...]  # (label, text) of each; none if the answer is a number
+    gold: str  # the answer: a label, or a number in canonical form
+    written: str  # the answer as published ("1,080"), which the official metric scores
+    rationale: str = ""  # published worked solution without its <<48/2=24>> annotations
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -54,87 +46,42 @@ class BenchmarkQuestion:
 
 
 def parse_direct(question: BenchmarkQuestion, text: str) -> str | None:
-    """The answer that was generated after `direct_prompt`: its first line, and that line alone.
-
-    It is right if it equals `question.gold`, as is what `parse_stated` gives.
-    """
+    """The answer in the first line of a text; right if it equals `question.gold`."""
     line = text.partition("\n")[0]
     return parse_choice(line, question.labels) if question.choices else parse_number(line)
 
 
 def parse_stated(question: BenchmarkQuestion, text: str) -> str | None:
-    """The answer that a generated rationale states."""
+    """The answer that a rationale states; right if it equals `question.gold`."""
     return parse_choice(text, question.labels) if question.choices else stated_number(text)
 
 
-def arithmetic_questions(each: int, seed: int = 0) -> list[BenchmarkQuestion]:
-    """Held-out sums of two numbers of 1 to 5 digits, asked as a question: "What is 12 + 34?".
+def arithmetic_questions(each: int, split: Split = "heldout") -> list[BenchmarkQuestion]:
+    """Sums of two numbers of 1 to 5 digits, asked as a question: "What is 12 + 34?".
 
     Args:
         each: how many sums of each length are drawn; one that comes again is asked once (of one
-            digit there are 10 different ones).
-        seed: of the draw.
+            digit 10 different ones are held out).
+        split: to draw from.
     """
     questions: dict[str, BenchmarkQuestion] = {}
     for digits in range(1, 6):
-        for problem in itertools.islice(sums(seed, "heldout", digits), each):
-            name = f"{problem.a}+{problem.b}"
-            text = f"What is {problem.a} + {problem.b}?"
+        for problem in itertools.islice(sums(0, split, digits), each):
+            name, text = f"{problem.a}+{problem.b}", f"What is {problem.a} + {problem.b}?"
             questions[name] = BenchmarkQuestion(name, text, (), problem.answer, problem.answer)
     return list(questions.values())
 
 
-def questions_of(name: str, data: str, limit: int | None) -> list[BenchmarkQuestion]:
-    """The held-out questions of a set.
-
-    Args:
-        name: of QUESTION_SETS, or ARITHMETIC.
-        data: folder of the question sets.
-        limit: questions from the top of the file (all), or sums of each length (100).
-
-    Raises:
-        ValueError: an unknown set; no such file.
-    """
-    if name == ARITHMETIC:
-        return arithmetic_questions(limit or 100)
-    return read_questions(name, question_file(name, "heldout", data), limit)
-
-
-# Files
-
-
 def check_question_set(name: str) -> None:
-    """Refuse a name that is not in QUESTION_SETS.
-
-    Raises:
-        ValueError: it is none of them.
-    """
+    """Raise ValueError for what is none of QUESTION_SETS."""
     if name not in QUESTION_SETS:
         raise ValueError(f"expected a task {' or '.join(QUESTION_SETS)}, found {name!r}; name one")
 
 
-def question_file(name: QuestionSet, split: str, data: str | Path = "data") -> Path:
-    """Where the questions of a split belong.
-
-    Args:
-        name: one of QUESTION_SETS.
-        split: "train", or "heldout" for the set that is only ever measured on.
-        data: the folder of all data.
-
-    Raises:
-        ValueError: an unknown set or split.
-    """
-    check_question_set(name)
-    names = FILES[name]
-    if split not in names:
-        raise ValueError(f"expected a split {' or '.join(names)}, found {split!r}; name one")
-    return Path(data) / name / names[split]
-
-
 def read_questions(
-    name: QuestionSet, path: str | Path, limit: int | None = None
+    name: str, split: Split, data: str | Path = "data", limit: int | None = None
 ) -> list[BenchmarkQuestion]:
-    """Read a file of questions in the published format, all at once: a bad line shows at the start.
+    """The questions of a benchmark, read all at once: a bad line shows at the start.
 
     GSM8K: JSON lines with `question` and `answer`, the answer ending in `#### 42`. CommonsenseQA:
     JSON lines with `answerKey`, `question.stem` and `question.choices[].label/text`, or the Hugging
@@ -142,23 +89,27 @@ def read_questions(
     but hold nothing.
 
     Args:
-        name: one of QUESTION_SETS.
-        path: the file.
-        limit: how many questions from the top; None for all.
+        name: one of QUESTION_SETS, or ARITHMETIC.
+        split: "heldout" is the set that is only ever measured on.
+        data: folder of the question sets, `data/<name>/` being that of one.
+        limit: questions from the top of the file (all), or sums of each length (100).
 
     Raises:
-        ValueError: an unknown set, no such file (says where to get it), a damaged line (says which
-            and why), no question at all, or a limit below 1.
+        ValueError: an unknown set or split, no such file (says where to get it), a damaged line
+            (says which and why), no question at all, or a limit below 1.
     """
-    check_question_set(name)
-    read = _gsm8k if name == "gsm8k" else _commonsense_qa
+    check_split(split)
     if limit is not None and limit < 1:
         raise ValueError(f"expected a limit of at least 1 question, found {limit}")
-    path = Path(path)
+    if name == ARITHMETIC:
+        return arithmetic_questions(limit or 100, split)
+    check_question_set(name)
+    folder, parse = Path(data) / name, _gsm8k if name == "gsm8k" else _commonsense_qa
+    path = folder / FILES[name][split]
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        places = " and ".join(str(question_file(name, split)) for split in FILES[name])
+        places = " and ".join(str(folder / file) for file in FILES[name].values())
         raise ValueError(
             f"{path}: expected questions of {name}, found: {error.strerror}; get {ORIGINS[name]}, "
             f"and put them at {places}"
@@ -170,7 +121,7 @@ def read_questions(
         if not line.strip():
             continue
         try:
-            questions.append(read(json.loads(line.decode()), f"{path.stem}-{number}"))
+            questions.append(parse(json.loads(line.decode()), f"{path.stem}-{number}"))
         except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path}, line {number}: expected a question of {name}, found: {error}; get the "
@@ -182,7 +133,6 @@ def read_questions(
 
 
 def _field(record: Any, name: str, kind: type) -> Any:
-    """A field of a JSON object that must be there, of this type, and not empty."""
     value = record.get(name) if isinstance(record, dict) else None
     if not isinstance(value, kind) or not value:
         raise ValueError(f"no {kind.__name__} {name!r}")

@@ -25,6 +25,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from qs.data.dataset import Split, check_split, split_by_hash
 from qs.files import read_object
@@ -44,33 +45,20 @@ OPENINGS = ("She", "Then", "Later", "Finally")  # each change has its own, one t
 
 @dataclass(frozen=True)
 class World:
-    """What documents are drawn, and how often.
+    """What documents are drawn, and how often."""
 
-    Attributes:
-        sums, chains, stories: weights of the kinds.
-        written: share of documents whose working is written out.
-        useful: share of written workings in the useful style.
-        again: chance that a working is written once more, and so on.
-        lengths: summands of running sums.
-        hops: relations that chains follow.
-        steps: changes that word problems tell of.
-        relations: of a chain, a single cycle.
-        width: tokens of a working, and digits of a sum (zeros after its summands).
-        heldout: share of all problems that only held-out documents use.
-    """
-
-    sums: float = 1.0
+    sums: float = 1.0  # weights of the kinds
     chains: float = 1.0
     stories: float = 1.0
-    written: float = 0.3
-    useful: float = 0.5
-    again: float = 0.3
-    lengths: tuple[int, ...] = (3, 4, 5)
-    hops: tuple[int, ...] = (2, 3, 4)
-    steps: tuple[int, ...] = (3, 4)
-    relations: int = 7
-    width: int = 5
-    heldout: float = 0.1
+    written: float = 0.3  # share of documents whose working is written out
+    useful: float = 0.5  # share of written workings in the useful style
+    again: float = 0.3  # chance that a working is written once more, and so on
+    lengths: tuple[int, ...] = (3, 4, 5)  # summands of running sums
+    hops: tuple[int, ...] = (2, 3, 4)  # relations that chains follow
+    steps: tuple[int, ...] = (3, 4)  # changes that word problems tell of
+    relations: int = 7  # of a chain, a single cycle
+    width: int = 5  # tokens of a working, and digits of a sum (zeros after its summands)
+    heldout: float = 0.1  # share of all problems that only held-out documents use
 
     def __post_init__(self) -> None:
         self._expect("written", 0 <= self.written <= 1, "a share in [0, 1]")
@@ -101,38 +89,23 @@ class World:
 
 @dataclass(frozen=True)
 class Document:
-    """One text and all that a metric needs to know about it.
+    """One text and all that a metric needs to know about it."""
 
-    Attributes:
-        text: question, newline, perhaps OPEN, a working and CLOSE, then the answer.
-        kind: one of KINDS.
-        difficulty: summands, hops or changes.
-        style: one of STYLES; "none" where the working is left out.
-        question: the text before the newline.
-        answer: one token of the tokenizer of the bundled model, which ends the text.
-        working: what the useful working is, written or not, without its marks.
-        needed: leading tokens of the working that reach the answer; the others repeat it.
-        choices: every answer that this kind of document can have.
-    """
-
-    text: str
-    kind: str
-    difficulty: int
-    style: str
+    text: str  # question, newline, perhaps OPEN, a working and CLOSE, then the answer
+    kind: str  # of KINDS
+    difficulty: int  # summands, hops or changes
+    style: str  # of STYLES; "none" where the working is left out
     question: str
-    answer: str
-    working: str
-    needed: int
-    choices: tuple[str, ...]
+    answer: str  # one token of the tokenizer of the bundled model
+    working: str  # what the useful working is, written or not, without its marks
+    needed: int  # leading tokens of the working that reach the answer; the others repeat it
+    choices: tuple[str, ...]  # every answer that this kind of document can have
 
 
 def documents(world: World, seed: int, split: Split) -> Iterator[Document]:
     """Documents without end; same world, seed and split, same documents.
 
-    Args:
-        world: kinds, styles, difficulties and their shares.
-        seed: any integer.
-        split: "train" or "heldout"; their problems are disjoint whatever the seeds.
+    Problems of the two splits are disjoint whatever the seeds.
 
     Raises:
         ValueError: if the split is unknown, or holds no problem of a drawn difficulty.
@@ -147,30 +120,26 @@ def documents(world: World, seed: int, split: Split) -> Iterator[Document]:
         times = 1
         while style != "none" and rng.random() < world.again:
             times += 1
-        yield _write_down(_draw(rng, world, kind, split), style, world.width, times)
-
-
-def _write_down(problem: SyntheticProblem, style: str, width: int, times: int) -> Document:
-    """A problem as text, the working in one of STYLES and so many times."""
-    working = _fill(problem.stops, width)
-    spelt = {
-        "useful": working,
-        "repeat": _fill((REPEAT, *problem.operands), width),
-        "reverse": _fill((REVERSE, *problem.operands[::-1]), width),
-    }
-    written = "" if style == "none" else f"{OPEN}{spelt[style]}{CLOSE}" * times
-    answer = problem.stops[-1]
-    return Document(
-        text=f"{problem.question}\n{written}{answer}",
-        kind=problem.kind,
-        difficulty=problem.difficulty,
-        style=style,
-        question=problem.question,
-        answer=answer,
-        working=working,
-        needed=len(problem.stops),
-        choices=problem.choices,
-    )
+        problem = _draw(rng, world, kind, split)
+        working = _fill(problem.stops, world.width)
+        spelt = {
+            "useful": working,
+            "repeat": _fill((REPEAT, *problem.operands), world.width),
+            "reverse": _fill((REVERSE, *problem.operands[::-1]), world.width),
+        }
+        written = "" if style == "none" else f"{OPEN}{spelt[style]}{CLOSE}" * times
+        answer = problem.stops[-1]
+        yield Document(
+            text=f"{problem.question}\n{written}{answer}",
+            kind=kind,
+            difficulty=problem.difficulty,
+            style=style,
+            question=problem.question,
+            answer=answer,
+            working=working,
+            needed=len(problem.stops),
+            choices=problem.choices,
+        )
 
 
 def _fill(tokens: Sequence[str], width: int) -> str:
@@ -208,17 +177,15 @@ def read_recipe(folder: Path, split: Split) -> list[Document] | None:
 # Problems
 
 
-@dataclass(frozen=True)
-class SyntheticProblem:
-    """A question and its steps; `key` is what makes two problems the same however they are told."""
+class SyntheticProblem(NamedTuple):
+    """A question and the tokens of its steps."""
 
-    kind: str
     difficulty: int
     question: str
     operands: tuple[str, ...]
     stops: tuple[str, ...]
     choices: tuple[str, ...]
-    key: str
+    key: str  # what makes two problems the same, however they are told
 
 
 def _draw(rng: random.Random, world: World, kind: str, split: Split) -> SyntheticProblem:
@@ -243,7 +210,7 @@ def _running_sum(rng: random.Random, length: int, width: int) -> SyntheticProble
     digits = [rng.randint(1, 9) for _ in range(length)]
     question = "".join(map(str, digits + [0] * (width - length)))
     stops = tuple(str(total % 10) for total in itertools.accumulate(digits))
-    return SyntheticProblem("sum", length, question, tuple(question), stops, DIGITS, question)
+    return SyntheticProblem(length, question, tuple(question), stops, DIGITS, question)
 
 
 def _chain(rng: random.Random, hops: int, relations: int) -> SyntheticProblem:
@@ -255,7 +222,7 @@ def _chain(rng: random.Random, hops: int, relations: int) -> SyntheticProblem:
     question = f"{''.join(pairs)}{nodes[0]}{hops}".strip()
     operands = tuple(pair[:2] for pair in pairs)
     stops = tuple(nodes[: hops + 1])
-    return SyntheticProblem("chain", hops, question, operands, stops, NODES, key)
+    return SyntheticProblem(hops, question, operands, stops, NODES, key)
 
 
 def _story(rng: random.Random, steps: int) -> SyntheticProblem:
@@ -273,4 +240,4 @@ def _story(rng: random.Random, steps: int) -> SyntheticProblem:
         key += f"{'+' if gain else '-'}{amount}"
     question = " ".join([*sentences, "Last digit?"])
     stops = tuple(str(count % 10) for count in counts)
-    return SyntheticProblem("story", steps, question, tuple(operands), stops, DIGITS, key)
+    return SyntheticProblem(steps, question, tuple(operands), stops, DIGITS, key)

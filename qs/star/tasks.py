@@ -20,7 +20,7 @@ from qs.config import StarConfig
 from qs.data import arithmetic, prompts, synthetic
 from qs.data.dataset import Split
 from qs.data.prompts import cut
-from qs.data.question_sets import BenchmarkQuestion, parse_stated, question_file, read_questions
+from qs.data.question_sets import BenchmarkQuestion, parse_stated, read_questions
 
 LONGEST = 5  # digits of a sum
 
@@ -206,9 +206,8 @@ def _question_set(config: StarConfig, seed: int) -> Task:
             shown=shown,
         )
 
-    def read(split: str, limit: int) -> list[BenchmarkQuestion]:
-        path = question_file(config.task, split, config.questions)
-        return read_questions(config.task, path, limit or None)
+    def read(split: Split, limit: int) -> list[BenchmarkQuestion]:
+        return read_questions(config.task, split, config.questions, limit or None)
 
     everything = read("train", 0)
 

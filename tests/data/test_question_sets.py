@@ -14,7 +14,6 @@ from qs.data.question_sets import (
     BenchmarkQuestion,
     parse_direct,
     parse_stated,
-    question_file,
     read_questions,
 )
 
@@ -25,9 +24,19 @@ FRUIT = BenchmarkQuestion(
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
-def write(path: Path, *records: object) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+FILE = {"gsm8k": "test.jsonl", "commonsense_qa": "validation.jsonl"}
+
+
+def write(data: Path, task: str, content: bytes) -> Path:
+    """A file of held-out questions in a folder of data."""
+    path = data / task / FILE[task]
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
     return path
+
+
+def lines(*records: object) -> bytes:
+    return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
 def gsm8k(answer: str = "2 + 2 = <<2+2=4>>4\n#### 4", question: str = "How many?") -> dict:
@@ -42,7 +51,8 @@ def choices(labels: str = "AB", key: object = "B", text: str = "some") -> dict:
 # ---- files ---------------------------------------------------------------------------------------
 def test_a_gsm8k_line_gives_question_worked_solution_and_number(tmp_path):
     record = gsm8k("He has 2+2=<<2+2=4>>4.\nSo $<<4*270=1080>>1,080\n#### 1,080", " How many?")
-    (found,) = read_questions("gsm8k", write(tmp_path / "test.jsonl", record))
+    write(tmp_path, "gsm8k", lines(record))
+    (found,) = read_questions("gsm8k", "heldout", tmp_path)
     worked = "He has 2+2=4.\nSo $1,080"
     assert found == BenchmarkQuestion("test-1", " How many?", (), "1080", "1,080", worked)
 
@@ -55,12 +65,9 @@ def test_both_published_forms_of_a_choice_are_read_alike(tmp_path, data):
     listed = [{"label": x, "text": y} for x, y in zip(labels, texts, strict=True)]
     nested = {"stem": stem, "choices": listed, "question_concept": "x"}
     flat = {"question": stem, "choices": {"label": labels, "text": texts}}
-    path = write(
-        tmp_path / "x.jsonl",
-        {"id": name, "answerKey": gold, "question": nested},
-        {"id": name, "answerKey": gold} | flat,
-    )
-    first, second = read_questions("commonsense_qa", path)
+    both = ({"id": name, "answerKey": gold} | form for form in ({"question": nested}, flat))
+    write(tmp_path, "commonsense_qa", lines(*both))
+    first, second = read_questions("commonsense_qa", "heldout", tmp_path)
     assert first == second
     assert first == BenchmarkQuestion(
         name, stem, tuple(zip(labels, texts, strict=True)), gold, gold
@@ -68,10 +75,10 @@ def test_both_published_forms_of_a_choice_are_read_alike(tmp_path, data):
 
 
 def test_empty_lines_count_and_hold_nothing_and_the_limit_is_kept(tmp_path):
-    path = tmp_path / "test.jsonl"
-    path.write_text(f"\n{json.dumps(gsm8k())}\r\n\n{json.dumps(gsm8k())}\nno JSON")
-    assert [q.id for q in read_questions("gsm8k", path, limit=2)] == ["test-2", "test-4"]
-    assert [q.id for q in read_questions("gsm8k", path, limit=1)] == ["test-2"]
+    one = json.dumps(gsm8k()).encode()
+    write(tmp_path, "gsm8k", b"\n%b\r\n\n%b\nno JSON" % (one, one))
+    for limit, names in ((2, ["test-2", "test-4"]), (1, ["test-2"])):
+        assert [q.id for q in read_questions("gsm8k", "heldout", tmp_path, limit)] == names
 
 
 UNEQUAL = {"question": "x", "choices": {"label": ["A", "B"], "text": ["x"]}}
@@ -100,10 +107,10 @@ DAMAGED = {
 def test_a_damaged_line_is_refused_in_one_line_that_names_it(tmp_path, name):
     task, line, message = DAMAGED[name]
     good = json.dumps(gsm8k() if task == "gsm8k" else choices()).encode()
-    path = tmp_path / "train.jsonl"
-    path.write_bytes(good + b"\n" + (line if isinstance(line, bytes) else line.encode()))
-    with pytest.raises(ValueError, match=rf"train\.jsonl, line 2: expected .*{message}") as error:
-        read_questions(task, path)
+    write(tmp_path, task, good + b"\n" + (line if isinstance(line, bytes) else line.encode()))
+    expected = rf"{FILE[task]}, line 2: expected .*{message}"
+    with pytest.raises(ValueError, match=expected) as error:
+        read_questions(task, "heldout", tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -115,29 +122,37 @@ def test_a_damaged_line_is_refused_in_one_line_that_names_it(tmp_path, name):
     ],
 )
 def test_a_missing_file_says_what_to_get_and_where_to_put_it(tmp_path, task, name, origin):
-    path = question_file(task, "heldout", tmp_path)
     with pytest.raises(ValueError, match="No such file") as error:
-        read_questions(task, path)
-    message = str(error.value)
-    assert message.startswith(f"{path}: expected questions of {task}")
-    assert f"put them at data/{task}/train.jsonl and data/{task}/{name}" in message
+        read_questions(task, "heldout", tmp_path)
+    message, folder = str(error.value), tmp_path / task
+    assert message.startswith(f"{folder / name}: expected questions of {task}")
+    assert f"put them at {folder}/train.jsonl and {folder}/{name}" in message
     assert origin in message
     assert "\n" not in message
 
 
 def test_other_tasks_splits_limits_and_empty_files_are_refused(tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_text("\n")
+    write(tmp_path, "gsm8k", b"\n")
     with pytest.raises(ValueError, match="expected a task gsm8k or commonsense_qa, found 'sums'"):
-        read_questions("sums", path)
-    with pytest.raises(ValueError, match="expected a task"):
-        question_file("sums", "train")
+        read_questions("sums", "train", tmp_path)
     with pytest.raises(ValueError, match="expected a split train or heldout, found 'test'"):
-        question_file("gsm8k", "test")
+        read_questions("gsm8k", "test", tmp_path)
     with pytest.raises(ValueError, match="limit of at least 1 question, found 0"):
-        read_questions("gsm8k", path, limit=0)
-    with pytest.raises(ValueError, match=r"x\.jsonl: expected questions .* found an empty file"):
-        read_questions("gsm8k", path)
+        read_questions("gsm8k", "heldout", tmp_path, limit=0)
+    with pytest.raises(ValueError, match=r"test\.jsonl: expected .* found an empty file"):
+        read_questions("gsm8k", "heldout", tmp_path)
+
+
+def test_sums_need_no_file_and_are_of_one_split(tmp_path):
+    heldout, train = (
+        {tuple(sorted(q.id.split("+"))) for q in read_questions("arithmetic", split, tmp_path, 20)}
+        for split in ("heldout", "train")
+    )
+    assert 50 < len(heldout) < len(train) <= 100
+    assert not heldout & train
+    for question in read_questions("arithmetic", "heldout", tmp_path, 20):
+        assert question.text == f"What is {question.id.replace('+', ' + ')}?"
+        assert int(question.gold) == sum(map(int, question.id.split("+")))
 
 
 # ---- answers -------------------------------------------------------------------------------------
@@ -168,8 +183,8 @@ def test_a_stated_answer_is_a_number_or_a_label():
     ],
 )
 def test_every_published_question_is_read_and_its_answer_read_back(task, split, count):
-    path = question_file(task, split, os.environ["QS_DATA"])
-    found = read_questions(task, path)
+    found = read_questions(task, split, os.environ["QS_DATA"])
+    path = Path(os.environ["QS_DATA"], task, "train.jsonl" if split == "train" else FILE[task])
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(found) == len(records) == len({question.id for question in found}) == count
     for question, record in zip(found, records, strict=True):
