@@ -37,12 +37,13 @@ from qs.evaluation.tokens import token_nlls
 from qs.inference.decoding import Decoding, token_line
 from qs.inference.generate import Stream
 from qs.model import weights
-from qs.quietstar.load import ROWS, Opened, choose_placement, open_model
+from qs.quietstar.load import Opened, open_model
 from qs.quietstar.sampler import step_generator
-from qs.studies import compare as models
-from qs.studies import control_runs, star_rounds
-from qs.studies import controls as study
-from qs.studies.plots import draw
+from qs.studies.compare import Comparable, compare_models
+from qs.studies.control_runs import CONTROLS, CONTROLS_PAGE, run_controls
+from qs.studies.controls import keep_comments, study_page
+from qs.studies.plots import draw_rounds, draw_run
+from qs.studies.star_rounds import ABOUT_ROUNDS, read_arms, rounds_table
 from qs.tables import Table, markdown, results_page, terminal
 from qs.training.trainer import PAGE, PAGE_ROWS
 
@@ -156,40 +157,25 @@ def controls(args: argparse.Namespace) -> None:
 
     Written to controls.json and controls.md in the run.
     """
-    run, todo = args.run, control_runs.jobs(args.run, args.seeds)
-    config = files.read_config(run)
-    rows = args.rows or config.run.eval_rows or ROWS
-    control_runs.check(run, todo, rows)
-    here = files.environment(str(choose_placement(config.run)))
-    control_runs.train_all(todo, Path(__file__).with_name("train.py"), args.jobs)
-    tables = control_runs.compare(run, args.seeds, rows)
-    named = {title: [dataclasses.asdict(line) for line in lines] for title, lines in tables.items()}
-    trained = control_runs.trained_by(run, args.seeds)
-    results = {"command": args.line, "environment": here, "trained": trained, "tables": named}
-    files.write_json(run / control_runs.CONTROLS, results)
-    measured = ", ".join(f"{key} {value}" for key, value in here.items())
-    made = {"Measured with": measured, "Trained with": trained}
-    about = study.notes(control_runs.questions(run, rows), config.thought.sample_temperature)
-    page = study.page(tables, args.line, made, about)
-    print("\n" + page)
-    study.keep_comments(run / "controls.md", page)
-    print(f"written to {run / 'controls.md'}")
+    script = Path(__file__).with_name("train.py")
+    page = run_controls(args.run, args.seeds, args.rows, args.jobs, script, args.line)
+    print(f"\n{page}\nwritten to {args.run / CONTROLS_PAGE}")
     write_page(args, page)
 
 
 def rounds(args: argparse.Namespace) -> None:
     """Set runs of STaR side by side, round by round; pictures go to plots/ of the first run."""
-    arms = star_rounds.read_arms(args.runs)
-    page = star_rounds.page(arms, args.line)
-    print(page)
-    for path in star_rounds.draw_arms(arms, args.runs[0] / "plots"):
+    arms = read_arms(args.runs)
+    tables = [rounds_table(arm) for arm in arms]
+    print("\n".join([ABOUT_ROUNDS, *(f"{terminal(table)}\n" for table in tables)]))
+    for path in draw_rounds(arms, args.runs[0] / "plots"):
         print(f"written to {path}")
-    write_page(args, page)
+    write_page(args, study_page("STaR, round by round", args.line, ABOUT_ROUNDS, tables))
 
 
 def compare(args: argparse.Namespace) -> None:
     """Set models side by side on problems whose answers can be worked out."""
-    table = models.compare(args.models, args.on, args.problems, args.device)
+    table = compare_models(args.models, args.on, args.problems, args.device)
     print(f"\n{terminal(table)}")
     write_page(args, markdown(table))
 
@@ -205,9 +191,9 @@ def plot(args: argparse.Namespace) -> None:
         read = heldout_pairs(opened)
         tokens = token_nlls(opened.quiet, read, step_generator(config.run.seed, 0))
         deciles = by_decile(tokens.nll_base, tokens.nll_mix, tokens.documents)
-    for path in draw(run, deciles):
+    for path in draw_run(run, deciles):
         print(f"written to {path}")
-    if not (run / control_runs.CONTROLS).is_file():
+    if not (run / CONTROLS).is_file():
         print(f"no thought-length curve: make it with python evaluate.py controls {run}")
 
 
@@ -237,7 +223,7 @@ def begin_results(args: argparse.Namespace, opened: Opened) -> tuple[Path, dict[
 def write_page(args: argparse.Namespace, page: str) -> None:
     """Write Markdown where --markdown says; what a person added there is kept."""
     if args.markdown:
-        study.keep_comments(Path(args.markdown), page)
+        keep_comments(Path(args.markdown), page)
         print(f"written to {args.markdown}")
 
 
@@ -320,7 +306,7 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run of STaR")
     parser = add(compare, device, page)
     parser.add_argument("models", metavar="MODEL", nargs="+", help="as for score")
-    on = get_args(models.Comparable)
+    on = get_args(Comparable)
     parser.add_argument("--on", choices=on, default="world", help="whose problems [world]")
     add_count(parser, "--problems", 200, "how many [200]; sums: of each length", least=2)
     add(plot, model, device, rows, heldout_text)

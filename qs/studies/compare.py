@@ -7,7 +7,6 @@ is told by its probability among the possible ones; sums are decoded and right o
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,17 +17,18 @@ from tqdm import tqdm
 from qs import files
 from qs.config import ONE_THOUGHT, PRESETS, StarConfig
 from qs.evaluation.heldout import heldout, measured
-from qs.evaluation.statistics import mean_interval
+from qs.evaluation.statistics import mean_estimate
 from qs.evaluation.synthetic import marked
 from qs.inference.decoding import Decoding
 from qs.quietstar.load import Opened, open_model
 from qs.star.round import attempts
 from qs.star.tasks import task_of
+from qs.studies.star_rounds import round_records
 from qs.tables import Table
 
 Comparable = Literal["world", "arithmetic"]
-LIMITS = {"world": 16, "arithmetic": 140}  # tokens of a working, at most
-ANSWER_LIMIT = 12  # tokens of an answer alone, at most
+WORKING_TOKENS = {"world": 16, "arithmetic": 140}  # at most
+ANSWER_TOKENS = 12  # of an answer alone, at most
 
 
 class Cost(NamedTuple):
@@ -38,30 +38,33 @@ class Cost(NamedTuple):
     generated: int
 
 
-def cost(run: Path | None) -> Cost | None:
-    """What a run took; None for a checkpoint that is no run."""
-    if run is None:
-        return None
+def training_cost(run: Path) -> Cost:
+    """What a run took."""
     config = files.read_config(run)
     if config.run.objective == "star":
-        records = [r for r in files.read_log(run) if "round" in r]
-        trained, generated = (
-            sum(r.get(name, 0) for r in records) for name in ("trained_tokens", "generated_tokens")
+        rounds = round_records(run)
+        return Cost(
+            trained=sum(record.get("trained_tokens", 0) for record in rounds),
+            generated=sum(record.get("generated_tokens", 0) for record in rounds),
         )
-        return Cost(trained, generated)
     rows, thought = config.run.steps * config.run.batch, config.thought
     sampled = thought.anchor_count(config.run.seq) * thought.samples * thought.thoughts
     return Cost(rows * config.run.seq, rows * sampled if config.sampled else 0)
 
 
-class Way(NamedTuple):
+class Answers(NamedTuple):
     """How one way of asking went: (Q,) right or its probability, and tokens generated for each."""
 
     right: np.ndarray
     tokens: float
 
+    def __str__(self) -> str:
+        return f"{mean_estimate(100 * self.right):.1f} ({self.tokens:.0f})"
 
-def asked(opened: Opened, task: Comparable, count: int, written: bool, think: bool) -> Way:
+
+def decoded_answers(
+    opened: Opened, task: Comparable, count: int, written: bool, think: bool
+) -> Answers:
     """Answers to held-out problems: decoded greedily, workings sampled at temperature 1.
 
     Args:
@@ -78,20 +81,24 @@ def asked(opened: Opened, task: Comparable, count: int, written: bool, think: bo
         shots=0,
         rationalize=False,
     )
-    found = task_of(config, 0)
     decoding = Decoding(
-        max_tokens=LIMITS[task] if written else ANSWER_LIMIT,
+        max_tokens=WORKING_TOKENS[task] if written else ANSWER_TOKENS,
         think_when="always" if think else "never",
         think_temperature=0.0,
         temperature=1.0 if written else 0.0,
     )
-    batches = attempts(opened.quiet, opened.tokenizer, found, found.heldout, decoding, 0, size=100)
-    made = [a for batch in batches for a in batch]
-    tokens = np.mean([a.tokens for a in made]) * (1 + opened.config.thought.thoughts * think)
-    return Way(np.array([float(a.answer == a.gold) for a in made]), float(tokens))
+    source = task_of(config, 0)
+    batches = attempts(
+        opened.quiet, opened.tokenizer, source, source.heldout, decoding, 0, size=100
+    )
+    made = [attempt for batch in batches for attempt in batch]
+    tokens = np.mean([attempt.tokens for attempt in made])
+    thought_tokens = opened.config.thought.thoughts if think else 0
+    right = np.array([float(attempt.answer == attempt.gold) for attempt in made])
+    return Answers(right, float(tokens * (1 + thought_tokens)))
 
 
-def known(opened: Opened, thinks: bool) -> tuple[Way, Way]:
+def known_answers(opened: Opened, thinks: bool) -> tuple[Answers, Answers]:
     """Probability of the answers in held-out text of the bundled kind, without and with a thought.
 
     Without both times if the model does not think.
@@ -103,13 +110,12 @@ def known(opened: Opened, thinks: bool) -> tuple[Way, Way]:
     text = marked(data.folder, opened.tokenizer, run.seq, run.eval_rows)
     if text is None:
         raise ValueError(f"{data.folder}: expected world.json, which says where the answers are")
-    settings = dataclasses.replace(run, objective=run.objective if thinks else "plain")
-    config = dataclasses.replace(opened.config, run=settings)
-    found = measured(opened.quiet, text, config)
-    return Way(found.gold[:, 0], 1), Way(found.gold[:, 1], 1 + opened.config.thought.thoughts)
+    config = opened.config if thinks else opened.config.changed(objective="plain")
+    gold = measured(opened.quiet, text, config).gold  # (Q, 2)
+    return Answers(gold[:, 0], 1), Answers(gold[:, 1], 1 + opened.config.thought.thoughts)
 
 
-def compare(models: Sequence[str], task: Comparable, count: int, device: str) -> Table:
+def compare_models(models: Sequence[str], task: Comparable, count: int, device: str) -> Table:
     """One table of all models.
 
     Args:
@@ -123,26 +129,23 @@ def compare(models: Sequence[str], task: Comparable, count: int, device: str) ->
     """
     rows = []
     bundled = PRESETS["tiny"].run
+    text = {"data": bundled.data, "seq": bundled.seq, "eval_rows": bundled.eval_rows}
     for model in tqdm(models, task, unit=" models"):
-        run = {"device": device, "compile": False, "data": bundled.data, "seq": bundled.seq}
-        opened = open_model(model, **ONE_THOUGHT, **run, eval_rows=bundled.eval_rows)
+        opened = open_model(model, **ONE_THOUGHT, **text, device=device, compile=False)
         thinks = opened.run is not None and opened.config.run.thinks
         if task == "world":
-            alone, thought = known(opened, thinks)
+            alone, thought = known_answers(opened, thinks)
         else:
-            alone = asked(opened, task, count, written=False, think=False)
-            thought = asked(opened, task, count, written=False, think=True) if thinks else alone
-        written = asked(opened, task, count, written=True, think=False)
-        spent = cost(opened.run)
-        rows.append(
-            (
-                named(opened),
-                *(f"{x:,}" if spent else "-" for x in spent or (0, 0)),
-                cell(alone),
-                cell(thought) if thinks else "-",
-                cell(written),
-            )
-        )
+            alone = thought = decoded_answers(opened, task, count, written=False, think=False)
+            if thinks:
+                thought = decoded_answers(opened, task, count, written=False, think=True)
+        written = decoded_answers(opened, task, count, written=True, think=False)
+        name, cost = f"{opened.folder.name} (untrained)", ("-", "-")
+        if opened.run is not None:
+            own = files.read_config(opened.run).run
+            name = f"{own.objective}, seed {own.seed} ({opened.run.name})"
+            cost = tuple(f"{tokens:,}" for tokens in training_cost(opened.run))
+        rows.append((name, *cost, str(alone), str(thought) if thinks else "-", str(written)))
     metric = "% probability of the answer among the possible ones" if task == "world" else "% right"
     return Table(
         f"{task}: {len(written.right)} problems answered in writing",
@@ -155,19 +158,3 @@ def compare(models: Sequence[str], task: Comparable, count: int, device: str) ->
             "tokens trained, tokens generated: in training, all rounds together",
         ),
     )
-
-
-def named(opened: Opened) -> str:
-    """A model in words."""
-    if opened.run is None:
-        return f"{opened.folder.name} (untrained)"
-    config = opened.config.run
-    seed = files.read_config(opened.run).run.seed
-    return f"{config.objective}, seed {seed} ({opened.run.name})"
-
-
-def cell(way: Way) -> str:
-    """A mean in % with its interval, and what an answer costs."""
-    half = mean_interval(way.right)
-    spread = "" if half is None else f" ± {100 * half:.1f}"
-    return f"{100 * way.right.mean():.1f}{spread} ({way.tokens:.0f})"

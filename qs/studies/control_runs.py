@@ -7,63 +7,81 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from qs import files
-from qs.config import Config
-from qs.data.dataset import TokenDataset, resolve_data
-from qs.evaluation.heldout import measured
+from qs.evaluation.heldout import heldout, measured
 from qs.evaluation.synthetic import Marked, Measured, marked, rewarded
 from qs.model import weights
-from qs.model.tokenizer import Tokenizer
-from qs.quietstar.load import choose_placement, load
+from qs.quietstar.load import Opened, choose_placement, load, open_model
 from qs.studies.controls import (
     BEFORE,
-    EVALUATED,
     OWN,
-    REPLACED,
+    TRAINED,
     UNREWARDED,
-    Replaced,
-    Rival,
-    Row,
-    rivals,
-    row,
-    with_seed,
-    with_thought,
+    Baseline,
+    Control,
+    ControlRow,
+    baselines,
+    control_row,
+    control_tables,
+    controls_notes,
+    controls_table,
+    keep_comments,
+    study_page,
 )
 
-FOLDER, CONTROLS = "controls", "controls.json"  # in the folder of the run
-SAME = "Same weights, other thoughts"
-LENGTH = "Same weights, another thought length at evaluation"
-TRAINED = "Trained on the same rows for the same number of steps"
+FOLDER, CONTROLS, CONTROLS_PAGE = "controls", "controls.json", "controls.md"  # of the run
 
 
-class Job(NamedTuple):
-    """One training: what, with which seed, and in which folder its run folder is made."""
-
-    rival: Rival
-    seed: int
-    out: Path
-
-    @property
-    def config(self) -> Config:
-        """All settings of the training."""
-        config = with_seed(self.rival.config, self.seed)
-        return dataclasses.replace(config, run=dataclasses.replace(config.run, out=str(self.out)))
-
-
-def jobs(run: Path, seeds: int) -> list[Job]:
-    """Everything that has to be trained to compare a run over several seeds.
+def run_controls(
+    run: Path, seeds: int, rows: int | None, at_once: int, script: Path, command: str
+) -> str:
+    """Train what is not trained yet, measure all of it, and write tables into the run.
 
     Args:
-        run: a run that thinks.
+        run: folder of a finished run that thinks.
         seeds: how many; the run's own is the first.
+        rows: of held-out text, at most; None: as many as the run itself reads.
+        at_once: trainings at a time.
+        script: train.py.
+        command: what a person typed.
+
+    Returns:
+        The page that was written.
+
+    Raises:
+        ValueError: the run cannot be compared (see `training_jobs`, `check_jobs` and
+            `text_with_answers`), or a training failed.
+    """
+    jobs = training_jobs(run, seeds)
+    check_jobs(run, jobs)
+    opened = open_model(str(run), reads=True, eval_rows=rows)
+    text, environment = text_with_answers(opened), files.environment(str(opened.placement))
+    trained = train_all(jobs, script, at_once)
+    made_by = trained_by([run, *trained.values()])
+    tables = measure_controls(run, trained, text)
+    named = {title: [dataclasses.asdict(row) for row in table] for title, table in tables.items()}
+    results = {"command": command, "environment": environment, "trained": made_by, "tables": named}
+    files.write_json(run / CONTROLS, results)
+    notes = controls_notes(text, opened.config.thought.sample_temperature)
+    about = f"Measured with {_words(environment)}.\nTrained with {made_by}.\n\n{notes}"
+    shown = [controls_table(title, table) for title, table in tables.items()]
+    page = study_page("Controls", command, about, shown)
+    keep_comments(run / CONTROLS_PAGE, page)
+    return page
+
+
+def training_jobs(run: Path, seeds: int) -> list[Baseline]:
+    """Everything that has to be trained to compare a run over several seeds, its own the first.
+
+    Returns:
+        Baselines whose settings hold the seed and the folder that their run folder is made in.
 
     Raises:
         ValueError: the run does not think, or `seeds` is below 1.
@@ -74,215 +92,163 @@ def jobs(run: Path, seeds: int) -> list[Job]:
             f"controls needs a run trained with --objective quiet and --seeds of 1 or more, got "
             f"{config.run.objective} and {seeds}"
         )
-    settings = dataclasses.replace(config.run, eval_rows=0, save_every=0)
-    config = dataclasses.replace(config, run=settings)
-    found = []
+    own = Baseline(OWN, config.changed(eval_rows=0, save_every=0))
+    jobs = []
     for seed in range(config.run.seed, config.run.seed + seeds):
-        for rival in [Rival(OWN, config), *rivals(config)]:
-            if rival.name != OWN or seed != config.run.seed:
-                name = "".join(c if c.isalnum() else "-" for c in rival.name.lower())
-                found.append(Job(rival, seed, run / FOLDER / f"{name}-seed-{seed}"))
-    return found
+        for baseline in [own, *baselines(own.config)]:
+            if baseline.name != OWN or seed != config.run.seed:
+                slug = "".join(c if c.isalnum() else "-" for c in baseline.name.lower())
+                out = str(run / FOLDER / f"{slug}-seed-{seed}")
+                jobs.append(Baseline(baseline.name, baseline.config.changed(seed=seed, out=out)))
+    return jobs
 
 
-def run_in(out: Path) -> Path | None:
-    """The run folder that a job made, finished or not."""
-    found = sorted(p.parent for p in out.glob(f"*/{files.CONFIG}"))
-    return found[-1] if found else None
+def run_of(job: Baseline) -> Path | None:
+    """The run folder that a training made, finished or not."""
+    folders = sorted(path.parent for path in Path(job.config.run.out).glob(f"*/{files.CONFIG}"))
+    return folders[-1] if folders else None
 
 
-def check(run: Path, todo: Sequence[Job], rows: int) -> None:
+def check_jobs(run: Path, jobs: Sequence[Baseline]) -> None:
     """Refuse what could not be compared, before hours of training.
 
-    Args:
-        run: folder.
-        todo: what `jobs` names.
-        rows: of held-out text, at most.
-
     Raises:
-        ValueError: the run is not finished, its text does not say where its answers are, or a
-            folder holds a training with other settings.
+        ValueError: the run is not finished, or a folder holds a training with other settings.
     """
-    config = files.read_config(run)
     if not files.finished(run):
         raise ValueError(
-            f"{run}: expected a finished run, with the checkpoint of step {config.run.steps}; "
-            f"finish it with python train.py --resume {run}"
+            f"{run}: expected a finished run, with the checkpoint of step "
+            f"{files.read_config(run).run.steps}; finish it with python train.py --resume {run}"
         )
-    questions(run, rows)
-    for job in todo:
-        if (found := run_in(job.out)) is None:
+    for job in jobs:
+        made = run_of(job)
+        if made is None:
             continue
-        wanted, stored = job.config.to_json(), files.read_config(found).to_json()
+        stored = files.read_config(made).to_json()
         wrong = [
             f"{name} {stored[group][name]} instead of {value}"
-            for group, settings in wanted.items()
+            for group, settings in job.config.to_json().items()
             for name, value in settings.items()
             if name != "out" and stored[group][name] != value
         ]
         if wrong:
             raise ValueError(
-                f"{found}: expected the training {job.rival.name}, seed {job.seed}, found "
-                f"{', '.join(wrong)}; move {job.out} away to train it again"
+                f"{made}: expected the training {job.name}, seed {job.config.run.seed}, found "
+                f"{', '.join(wrong)}; move {job.config.run.out} away to train it again"
             )
 
 
-def train_all(todo: Sequence[Job], script: Path, at_once: int) -> None:
+def train_all(jobs: Sequence[Baseline], script: Path, at_once: int) -> dict[Baseline, Path]:
     """Train what is not trained yet, each job in a process of its own; finished ones are kept.
 
     Args:
-        todo: jobs.
+        jobs: trainings.
         script: train.py.
         at_once: processes; each gets its share of the cores, or what OMP_NUM_THREADS says.
+
+    Returns:
+        The run folder of each.
 
     Raises:
         ValueError: a training failed.
     """
-    missing = []
-    for job in todo:
-        found = run_in(job.out)
-        if found is None or not files.finished(found):
-            missing.append(job)
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))} | os.environ
 
-    def train(job: Job) -> None:
+    def train(job: Baseline, made: Path | None) -> None:
         flags = job.config.to_args()
-        found = run_in(job.out)
-        if found is not None and files.saved_steps(found):
-            flags = ["--resume", str(found)]
+        if made is not None and files.saved_steps(made):
+            flags = ["--resume", str(made)]
         command = [sys.executable, str(script), *flags]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise ValueError(f"training {job.rival.name}, seed {job.seed}, failed: {last}")
+        process = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if process.returncode:
+            last = (process.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise ValueError(f"training {job.name}, seed {job.config.run.seed}, failed: {last}")
 
-    with ThreadPoolExecutor(at_once) as pool:
-        waiting = [pool.submit(train, job) for job in missing]
-        try:
-            for done in tqdm(as_completed(waiting), "training", len(waiting), unit=" runs"):
-                done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def trained_by(run: Path, seeds: int) -> str:
-    """What the trainings that are compared were made by and on, as their own logs say."""
-    runs = [run, *(_finished(job) for job in jobs(run, seeds))]
-    first = [files.read_log(folder)[0] for folder in runs]
-    found = Counter(", ".join(f"{key} {value}" for key, value in x.items()) for x in first)
-    return "; ".join(f"{made} ({count} runs)" for made, count in found.items())
+    runs = {job: run_of(job) for job in jobs}
+    missing = [job for job, made in runs.items() if made is None or not files.finished(made)]
+    with ThreadPoolExecutor(at_once) as pool:  # whose map cancels what waits, where one fails
+        trainings = pool.map(lambda job: train(job, runs[job]), missing)
+        list(tqdm(trainings, "training", len(missing), unit=" runs"))
+    return {job: made for job in jobs if (made := run_of(job)) is not None}
 
 
-def seconds(run: Path) -> float:
+def trained_by(runs: Sequence[Path]) -> str:
+    """What trainings were made by and on, as their own logs say."""
+    counts = Counter(_words(files.read_log(run)[0]) for run in runs)
+    return "; ".join(f"{made} ({count} runs)" for made, count in counts.items())
+
+
+def _words(environment: Mapping[str, object]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in environment.items())
+
+
+def training_seconds(run: Path) -> float:
     """How long the steps of a run took, as its log says."""
     config = files.read_config(run).run
     steps = files.read_log(run)[1:]
     return sum(config.batch * config.seq / step["tokens_per_second"] for step in steps)
 
 
-def questions(run: Path, rows: int) -> Marked:
-    """Held-out text of a run's data with its questions.
+def text_with_answers(opened: Opened) -> Marked:
+    """The held-out text of a model, with its questions.
 
     Raises:
-        ValueError: the data does not say where its answers are.
+        ValueError: its data does not say where the answers are, or another tokenizer prepared it.
     """
-    config, tokenizer = files.read_config(run), Tokenizer.load(files.newest_step(run))
-    data = TokenDataset(resolve_data(config.run.data), "heldout")
-    text = marked(data.folder, tokenizer, config.run.seq, rows)
+    run, data = opened.config.run, heldout(opened)
+    text = marked(data.folder, opened.tokenizer, run.seq, run.eval_rows)
     if text is None:
         raise ValueError(
-            f"{data.folder}: expected world.json, which says where the answers are; controls are "
+            f"{data.folder}: expected world.json, which says where the answers are; this is "
             "measured on text that python -m qs.data synthetic made"
         )
     return text
 
 
-def compare(run: Path, seeds: int, rows: int) -> dict[str, list[Row]]:
+def measure_controls(
+    run: Path, trained: Mapping[Baseline, Path], text: Marked
+) -> dict[str, list[ControlRow]]:
     """Measure a run, its thoughts replaced, other lengths of thought, and all that was trained.
 
     Args:
-        run: folder; everything `jobs` names is trained.
-        seeds: how many.
-        rows: of held-out text, at most.
+        run: folder.
+        trained: run folders of what it is compared with.
+        text: held-out text with questions.
 
     Returns:
-        The tables by title.
+        The rows of each table by its title.
     """
-    config, text = files.read_config(run), questions(run, rows)
-    todo: dict[str, list[Job]] = {}
-    for job in jobs(run, seeds):
-        todo.setdefault(job.rival.name, []).append(job)
-    own = [run, *(_finished(job) for job in todo.pop(OWN, []))]
-    settings = [with_seed(config, config.run.seed + i) for i in range(seeds)]
-    lengths = sorted({*EVALUATED, config.thought.thoughts})
-    bar = tqdm(total=1 + len(REPLACED) + len(lengths) + len(todo), desc="measuring", unit=" rows")
+    config = files.read_config(run)
+    steps = {job: files.newest_step(folder) for job, folder in trained.items()}
+    own = [files.newest_step(run), *(step for job, step in steps.items() if job.name == OWN)]
+    others = {job: step for job, step in steps.items() if job.name != OWN}
+    tables = control_tables(config, weights.resolve(config.run.weights), own, others)
+    controls = dict.fromkeys(control for table in tables.values() for control in table)
+    results = {c: _measure(c, text) for c in tqdm(controls, "measuring", unit=" rows")}
+    references = {control.name: results[control] for control in tables[TRAINED]}
 
-    def found(
-        checkpoints: Sequence[Path], configs: Sequence[Config], replaced: Replaced = REPLACED[0]
-    ) -> list[Measured]:
-        some = zip(checkpoints, configs, strict=True)
-        done = [_measured(folder, config, text, replaced) for folder, config in some]
-        bar.update()
-        return done
+    def row(control: Control) -> ControlRow:
+        seconds = rewards = None
+        if control.trained:
+            seconds = float(np.mean([training_seconds(c.parent) for c in control.checkpoints]))
+            settings = control.configs[0]
+            if settings.run.objective == "quiet" and settings.thought.beta > 0:
+                rewards = rewarded(text, settings.thought.ahead)
+        before, unrewarded = references[BEFORE], references.get(UNREWARDED, ())
+        if control.name in (BEFORE, UNREWARDED):  # which are compared with
+            unrewarded = ()
+        if control.name == BEFORE:
+            before = ()
+        return control_row(control, results[control], before, unrewarded, seconds, rewards)
 
-    def cost(runs: Sequence[Path]) -> float:
-        return float(np.mean([seconds(folder) for folder in runs]))
-
-    own_steps = [files.newest_step(folder) for folder in own]
-    before = found([weights.resolve(config.run.weights)] * seeds, settings)
-    trained = {
-        name: found(
-            [files.newest_step(_finished(job)) for job in group],
-            [job.config for job in group],
-        )
-        for name, group in todo.items()
-    }
-    pairs = {"before": before, "unrewarded": trained.get(UNREWARDED, ())}
-
-    same = []
-    for replaced in REPLACED:
-        sampled = replaced.change is None and replaced.fixed_weight != 0.0
-        extra = {}
-        if replaced.name == OWN:
-            extra = {"seconds": cost(own), "rewarded": _rewarded(config, text)}
-        here = found(own_steps, settings, replaced)
-        same.append(row(replaced.name, here, sampled=sampled, **extra, **pairs))
-    curve = []
-    for n in lengths:
-        beta = config.thought.beta if n else 0.0
-        here = found(own_steps, [with_thought(c, thoughts=n, beta=beta) for c in settings])
-        curve.append(row(f"n = {n}", here, sampled=n > 0, **pairs))
-    others = [row(BEFORE, before, sampled=config.sampled), same[0]]
-    for name, group in todo.items():
-        others.append(
-            row(
-                name,
-                trained[name],
-                group[0].rival.thinks,
-                group[0].rival.sampled,
-                cost([_finished(job) for job in group]),
-                rewarded=_rewarded(group[0].config, text),
-                before=before,
-                unrewarded=() if name == UNREWARDED else pairs["unrewarded"],
-            )
-        )
-    bar.close()
-    return {SAME: same, LENGTH: curve, TRAINED: others}
+    return {title: [row(control) for control in table] for title, table in tables.items()}
 
 
-def _measured(folder: Path, config: Config, text: Marked, replaced: Replaced) -> Measured:
-    """Measure a checkpoint on the questions of held-out text, as `config` thinks."""
-    quiet, _ = load(folder, config, choose_placement(config.run))
-    return measured(quiet, text, config, "", replaced.change, replaced.fixed_weight)
-
-
-def _rewarded(config: Config, text: Marked) -> float | None:
-    """Share of the answers whose thoughts earn a reward; None without REINFORCE."""
-    rewards = config.run.objective == "quiet" and config.thought.beta > 0
-    return rewarded(text, config.thought.ahead) if rewards else None
-
-
-def _finished(job: Job) -> Path:
-    found = run_in(job.out)
-    assert found is not None, "train_all went before"
-    return found
+def _measure(control: Control, text: Marked) -> list[Measured]:
+    """One for each seed."""
+    change, fixed_weight = control.intervention.change, control.intervention.fixed_weight
+    results = []
+    for folder, config in zip(control.checkpoints, control.configs, strict=True):
+        quiet, _ = load(folder, config, choose_placement(config.run))
+        results.append(measured(quiet, text, config, "", change, fixed_weight))
+    return results

@@ -1,13 +1,12 @@
 """Controls: what else could have made the difference that is claimed for thinking.
 
-Two sorts. With the weights of a run, its thoughts are replaced (`REPLACED`). With the run's data,
-order of rows, number of steps and seed, something else is trained (`rivals`). All are measured on
-the same held-out text and questions.
+Two sorts. With the weights of a run, its thoughts are replaced (`INTERVENTIONS`). With the run's
+data, order of rows, number of steps and seed, something else is trained (`baselines`). All are
+measured on the same held-out text and questions.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +16,30 @@ import torch
 from torch import Tensor
 
 from qs.config import PADDING, Config
-from qs.evaluation.statistics import mean_interval, ratio_interval
+from qs.evaluation.statistics import Estimate, mean_estimate, mean_interval, ratio_estimate
 from qs.evaluation.synthetic import Change, Marked, Measured
+from qs.files import write_text
 from qs.quietstar.algorithm import PAUSE, QuietStar
+from qs.tables import Table, markdown
 
 LENGTHS = (0, 1, 2, 4, 8, 12)  # n that is trained
 EVALUATED = (0, 1, 2, 3, 4, 6, 7, 8, 10, 12, 14)  # n in evaluation only; the run's own is added
+# names of rows and titles of tables that others refer to
+OWN, BEFORE = "Quiet-STaR", "before training"
+PLAIN, PAUSES, UNREWARDED = "plain training", "pause tokens", "without REINFORCE (beta = 0)"
+SAME = "Same weights, other thoughts"
+LENGTH = "Same weights, another thought length at evaluation"
+TRAINED = "Trained on the same rows for the same number of steps"
 
 
 def shuffled(
     quiet: QuietStar, documents: Tensor, thoughts: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Thoughts (B, T, 1, n) dealt out anew among the positions of the batch, padding left out."""
-    there = (documents != PADDING).flatten().nonzero().flatten()
-    order = torch.randperm(len(there), generator=generator).to(there.device)
-    mixed = thoughts.flatten(0, 1).clone()
-    mixed[there] = mixed[there[order]]
+    inside = (documents != PADDING).flatten().nonzero().flatten()  # of B T positions
+    order = torch.randperm(len(inside), generator=generator).to(inside.device)
+    mixed = thoughts.flatten(0, 1).clone()  # (B T, 1, n)
+    mixed[inside] = mixed[inside[order]]
     return mixed.view_as(thoughts)
 
 
@@ -54,254 +61,171 @@ def pauses(
 
 
 @dataclass(frozen=True)
-class Replaced:
-    """A replacement of the thoughts of a trained model.
+class Intervention:
+    """What is done to the thoughts of a trained model while it is measured."""
 
-    Attributes:
-        name: of the row.
-        change: other thoughts; None: its own.
-        fixed_weight: mixing weight; None: the head's.
-    """
-
-    name: str
-    change: Change | None = None
-    fixed_weight: float | None = None
+    name: str  # of the row
+    change: Change | None = None  # gives other thoughts; None: its own
+    fixed_weight: float | None = None  # mixing weight; None: the head's
 
 
-OWN, BEFORE = "Quiet-STaR", "before training"
-UNREWARDED = "without REINFORCE (beta = 0)"
-REPLACED = (
-    Replaced(OWN),
-    Replaced("thoughts off (weight 0)", fixed_weight=0.0),
-    Replaced("always the thought (weight 1)", fixed_weight=1.0),
-    Replaced("thoughts shuffled between positions", shuffled),
-    Replaced("random tokens as thoughts", random_tokens),
-    Replaced("start token repeated as thoughts", pauses),
+INTERVENTIONS = (
+    Intervention(OWN),
+    Intervention("thoughts off (weight 0)", fixed_weight=0.0),
+    Intervention("always the thought (weight 1)", fixed_weight=1.0),
+    Intervention("thoughts shuffled between positions", shuffled),
+    Intervention("random tokens as thoughts", random_tokens),
+    Intervention("start token repeated as thoughts", pauses),
 )
 
 
 @dataclass(frozen=True)
-class Rival:
-    """Something else to train.
-
-    Attributes:
-        name: of the row, and of the folder it is trained in.
-        config: its settings.
-    """
+class Baseline:
+    """Something else to train; its name is that of its row and of its folder."""
 
     name: str
     config: Config
 
-    @property
-    def thinks(self) -> bool:
-        """Whether there are thoughts (or pauses) to evaluate."""
-        return self.config.run.thinks
 
-    @property
-    def sampled(self) -> bool:
-        """Whether its thoughts are sampled tokens."""
-        return self.config.sampled
-
-
-def rivals(config: Config) -> list[Rival]:
-    """What is trained beside a run: one thing differs from it each time.
-
-    Args:
-        config: of the run.
-    """
-    found = []
-
-    def add(name: str, **changes: object) -> None:
-        groups = {}
-        for group in ("thought", "optim", "run"):
-            settings = getattr(config, group)
-            mine = {k: v for k, v in changes.items() if hasattr(settings, k)}
-            groups[group] = dataclasses.replace(settings, **mine)
-        if Config(**groups) != config:
-            found.append(Rival(name, Config(**groups)))
-
-    add("plain training", objective="plain")
-    add("pause tokens", objective="pause")
-    add(UNREWARDED, beta=0.0)
-    for m in (1, 2, 4):
-        add(f"m = {m}", ahead=m)
-    for K in (2, 4):
-        add(f"K = {K}", samples=K)
-    for n in LENGTHS:
-        add(f"n = {n}", thoughts=n, beta=config.thought.beta if n else 0.0)
-    return found
+def baselines(config: Config) -> list[Baseline]:
+    """What is trained beside a run with these settings: one thing differs from it each time."""
+    candidates = [
+        Baseline(PLAIN, config.changed(objective="plain")),
+        Baseline(PAUSES, config.changed(objective="pause")),
+        Baseline(UNREWARDED, config.changed(beta=0.0)),
+        *(Baseline(f"m = {m}", config.changed(ahead=m)) for m in (1, 2, 4)),
+        *(Baseline(f"K = {K}", config.changed(samples=K)) for K in (2, 4)),
+        *(Baseline(f"n = {n}", with_length(config, n)) for n in LENGTHS),
+    ]
+    return [baseline for baseline in candidates if baseline.config != config]
 
 
-def with_seed(config: Config, seed: int) -> Config:
-    """The same run with another seed."""
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed))
-
-
-def with_thought(config: Config, **changes: object) -> Config:
-    """The same run with other settings of thoughts."""
-    return dataclasses.replace(config, thought=dataclasses.replace(config.thought, **changes))
+def with_length(config: Config, n: int) -> Config:
+    """The same with thoughts of n tokens; without any, REINFORCE has nothing to reward."""
+    return config.changed(thoughts=n, beta=config.thought.beta if n else 0.0)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: means over seeds, 95 % intervals, smallest and largest seed.
+class Control:
+    """What a row of a table measures: checkpoints with settings, one of each for every seed."""
 
-    Attributes:
-        name: of the control.
-        seeds: how many.
-        gold, gold_interval, gold_seeds: gold answer probability; half-width of the interval of its
-            mean, questions as units (each the mean over seeds); smallest and largest of the seeds.
-        nll: NLL in nats at the answers.
-        useful, useful_seeds: share of thoughts that hold the steps; None without sampled thoughts.
-        other, other_interval: NLL in nats of all other tokens; rows of text as units.
-        weight: mean mixing weight at the answers.
-        seconds: of training, mean over seeds; None where nothing was trained.
-        gold_change, gold_unrewarded: gold less that of the model before training, and less that of
-            UNREWARDED, with the half-width of the 95 % interval, paired by question.
-        other_change: other less that of the model before training, paired by row of text.
-        rewarded: share of the answers whose thoughts REINFORCE rewarded in training.
+    name: str
+    checkpoints: tuple[Path, ...]
+    configs: tuple[Config, ...]
+    intervention: Intervention = INTERVENTIONS[0]
+    trained: bool = False  # whether the row tells of their training
+
+
+def control_tables(
+    config: Config, before: Path, own: Sequence[Path], trained: Mapping[Baseline, Path]
+) -> dict[str, list[Control]]:
+    """What is measured in each row of each table, by the table's title.
+
+    Args:
+        config: of the run.
+        before: checkpoint that training begins from.
+        own: last checkpoints of the run and of the same with other seeds.
+        trained: last checkpoints of the baselines, of all seeds.
+    """
+    seeds = tuple(config.changed(seed=config.run.seed + i) for i in range(len(own)))
+    run = Control(OWN, tuple(own), seeds, trained=True)
+    tables = {SAME: [run], LENGTH: [], TRAINED: [Control(BEFORE, (before,) * len(own), seeds), run]}
+    for intervention in INTERVENTIONS[1:]:
+        tables[SAME].append(Control(intervention.name, run.checkpoints, seeds, intervention))
+    for n in sorted({*EVALUATED, config.thought.thoughts}):
+        configs = tuple(with_length(each, n) for each in seeds)
+        tables[LENGTH].append(Control(f"n = {n}", run.checkpoints, configs))
+    for name in dict.fromkeys(baseline.name for baseline in trained):
+        group = {b.config: step for b, step in trained.items() if b.name == name}
+        tables[TRAINED].append(Control(name, tuple(group.values()), tuple(group), trained=True))
+    return tables
+
+
+@dataclass(frozen=True)
+class ControlRow:
+    """A row of a table: means over seeds, with 95 % intervals.
+
+    Intervals have questions (of other tokens: rows of text) as units, each its mean over seeds.
+    Changes are against the model before training, without thoughts, and against UNREWARDED; paired
+    by unit; None: not compared. NLL in nats.
     """
 
     name: str
-    seeds: int
-    gold: float
-    gold_interval: float | None
-    gold_seeds: tuple[float, float]
-    nll: float
-    useful: float | None
+    seeds: int  # how many
+    gold: Estimate  # gold answer probability
+    gold_seeds: tuple[float, float]  # smallest and largest seed
+    gold_change: Estimate | None
+    gold_unrewarded: Estimate | None
+    nll: float  # at the answers
+    useful: float | None  # share of thoughts with the steps; None: no sampled thoughts
     useful_seeds: tuple[float, float] | None
-    other: float
-    other_interval: float | None
-    weight: float | None
-    seconds: float | None = None
-    gold_change: tuple[float, float | None] | None = None
-    gold_unrewarded: tuple[float, float | None] | None = None
-    other_change: tuple[float, float | None] | None = None
-    rewarded: float | None = None
+    weight: float | None  # mean mixing weight at the answers; None: no thoughts
+    other: Estimate  # NLL of all other tokens
+    other_change: Estimate | None
+    seconds: float | None = None  # of training; None where the row tells of none
+    rewarded: float | None = None  # share of the answers whose thoughts REINFORCE rewarded in it
 
 
-def row(
-    name: str,
-    found: Sequence[Measured],
-    thinks: bool = True,
-    sampled: bool = True,
-    seconds: float | None = None,
+def control_row(
+    control: Control,
+    measured: Sequence[Measured],
     before: Sequence[Measured] = (),
     unrewarded: Sequence[Measured] = (),
+    seconds: float | None = None,
     rewarded: float | None = None,
-) -> Row:
-    """A line of the table.
+) -> ControlRow:
+    """Summarise what was measured, once for each seed on the same questions.
 
     Args:
-        name: of the control.
-        found: one for each seed, on the same questions.
-        thinks: whether the second columns mean anything.
-        sampled: whether its thoughts were sampled.
-        seconds: of training.
-        before, unrewarded: to compare with, on the same questions; empty: nothing. The model before
-            training is taken without thoughts.
-        rewarded: share of the answers that were rewarded in training.
+        control: what it was.
+        measured: of it.
+        before, unrewarded: to compare with; empty: nothing.
+        seconds, rewarded: see `ControlRow`.
     """
-    column = 1 if thinks else 0
-    gold = np.stack([f.gold[:, column] for f in found])  # (seeds, Q)
-    useful = np.stack([f.useful for f in found]).mean(1)
-    sums, counts = _other(found, column)
-    others = sums - _other(before, 0)[0] if before else None
-    return Row(
-        name=name,
-        seeds=len(found),
-        gold=float(gold.mean()),
-        gold_interval=mean_interval(gold.mean(0)),
-        gold_seeds=(float(gold.mean(1).min()), float(gold.mean(1).max())),
-        nll=float(np.mean([f.nll[:, column] for f in found])),
-        useful=float(useful.mean()) if thinks and sampled else None,
-        useful_seeds=(float(useful.min()), float(useful.max())) if thinks and sampled else None,
-        other=float(sums.sum() / counts.sum()),
-        other_interval=ratio_interval(sums, counts),
-        weight=float(np.mean([f.weight for f in found])) if thinks else None,
+    config, intervention = control.configs[0], control.intervention
+    thinks = config.run.thinks
+    own = intervention.change is None and intervention.fixed_weight != 0.0
+    gold = _gold(measured, thinks)  # (seeds, Q)
+    useful = np.stack([m.useful for m in measured]).mean(1)  # (seeds,)
+    sums, counts = _other(measured, thinks)
+    return ControlRow(
+        name=control.name,
+        seeds=len(measured),
+        gold=Estimate(float(gold.mean()), mean_interval(gold.mean(0))),
+        gold_seeds=_ends(gold.mean(1)),
+        gold_change=_paired(gold, _gold(before, False)) if before else None,
+        gold_unrewarded=_paired(gold, _gold(unrewarded, True)) if unrewarded else None,
+        nll=float(np.mean([m.nll[:, int(thinks)] for m in measured])),
+        useful=float(useful.mean()) if own and config.sampled else None,
+        useful_seeds=_ends(useful) if own and config.sampled else None,
+        weight=float(np.mean([m.weight for m in measured])) if thinks else None,
+        other=ratio_estimate(sums, counts),
+        other_change=ratio_estimate(sums - _other(before, False)[0], counts) if before else None,
         seconds=seconds,
-        gold_change=_gold_change(found, column, before, 0),
-        gold_unrewarded=_gold_change(found, column, unrewarded, 1),
-        other_change=None
-        if others is None
-        else (float(others.sum() / counts.sum()), ratio_interval(others, counts)),
         rewarded=rewarded,
     )
 
 
-def _other(found: Sequence[Measured], column: int) -> tuple[np.ndarray, np.ndarray]:
+def _gold(measured: Sequence[Measured], thinks: bool) -> np.ndarray:
+    """(seeds, Q) gold answer probability, with or without a thought."""
+    return np.stack([m.gold[:, int(thinks)] for m in measured])
+
+
+def _other(measured: Sequence[Measured], thinks: bool) -> tuple[np.ndarray, np.ndarray]:
     """(R,) sums of NLL and numbers of other tokens in each row of text, means over seeds."""
-    other = np.stack([f.other for f in found]).mean(0)  # (R, 4)
-    return other[:, 1 + column], other[:, 0]
+    other = np.stack([m.other for m in measured]).mean(0)  # (R, 4)
+    return other[:, 1 + int(thinks)], other[:, 0]
 
 
-def _gold_change(
-    found: Sequence[Measured], column: int, others: Sequence[Measured], theirs: int
-) -> tuple[float, float | None] | None:
-    """Mean over questions of the difference of `gold`, each its mean over seeds."""
-    if not others:
-        return None
-    one, two = (
-        np.stack([f.gold[:, which] for f in some]).mean(0)
-        for some, which in ((found, column), (others, theirs))
-    )
-    return float((one - two).mean()), mean_interval(one - two)
+def _paired(gold: np.ndarray, other: np.ndarray) -> Estimate:
+    return mean_estimate(gold.mean(0) - other.mean(0))
 
 
-HEADS = (
-    "control",
-    "seeds",
-    "gold answer probability",
-    "minus before training",
-    "minus beta = 0",
-    "NLL at answers",
-    "thoughts with the steps",
-    "weight at answers",
-    "NLL of other tokens",
-    "minus before training",
-    "training, s",
-)
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
 
 
-def cells(line: Row) -> list[str]:
-    """A row as text, in the order of HEADS."""
-
-    def spread(low_high: tuple[float, float] | None) -> str:
-        if low_high is None or line.seeds < 2:
-            return ""
-        return f" ({low_high[0]:.3f} to {low_high[1]:.3f})"
-
-    def half(value: float | None, digits: int) -> str:
-        return "" if value is None else f" ± {value:.{digits}f}"
-
-    def change(value: tuple[float, float | None] | None, digits: int) -> str:
-        return "-" if value is None else f"{value[0]:+.{digits}f}{half(value[1], digits)}"
-
-    name = line.name
-    if line.rewarded is not None and line.rewarded < 1:
-        name += f" ({100 * (1 - line.rewarded):.0f} % of the answers earn no reward)"
-    return [
-        name,
-        str(line.seeds),
-        f"{line.gold:.3f}{half(line.gold_interval, 3)}{spread(line.gold_seeds)}",
-        change(line.gold_change, 3),
-        change(line.gold_unrewarded, 3),
-        f"{line.nll:.2f}",
-        "-" if line.useful is None else f"{line.useful:.3f}{spread(line.useful_seeds)}",
-        "-" if line.weight is None else f"{line.weight:.2f}",
-        f"{line.other:.4f}{half(line.other_interval, 4)}",
-        change(line.other_change, 4),
-        "-" if line.seconds is None else f"{line.seconds:.0f}",
-    ]
-
-
-def markdown(lines: Sequence[Row]) -> str:
-    """A Markdown table."""
-    table = [HEADS, ["---"] * len(HEADS), *map(cells, lines)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in table) + "\n"
-
-
-COMMENTS = "## What the rows show"
+# ---- the page ------------------------------------------------------------------------------------
 NOTES = """{questions:,} questions and {tokens:,} other tokens in {rows:,} rows of held-out text.
 Means over seeds; ± is half of a 95 % interval over questions (for other tokens: over rows of text),
 each taken as its mean over seeds; in brackets the smallest and the largest seed. Gold answer
@@ -315,16 +239,15 @@ is no fair comparison.
 """
 
 
-def notes(text: Marked, temperature: float) -> str:
+def controls_notes(text: Marked, temperature: float) -> str:
     """What a reader needs to know to read the tables.
 
     Args:
         text: what was measured.
         temperature: that thoughts were sampled at.
     """
-    inside = text.documents != PADDING
     same = text.documents[:, 1:] == text.documents[:, :-1]
-    targets = int((inside[:, 1:] & same).sum())
+    targets = int((same & (text.documents[:, 1:] != PADDING)).sum())
     return NOTES.format(
         questions=len(text.questions),
         tokens=targets - len(text.questions),
@@ -335,19 +258,45 @@ def notes(text: Marked, temperature: float) -> str:
     )
 
 
-def page(tables: dict[str, list[Row]], command: str, made: Mapping[str, object], about: str) -> str:
-    """The tables as a Markdown page that says how they were made.
+def controls_table(title: str, rows: Sequence[ControlRow]) -> Table:
+    """Rows as text."""
+    heads = ("control", "seeds", "gold answer probability", "minus before training")
+    heads += ("minus beta = 0", "NLL at answers", "thoughts with the steps", "weight at answers")
+    heads += ("NLL of other tokens", "minus before training", "training, s")
+    return Table(title, heads, [_cells(row) for row in rows])
 
-    Args:
-        tables: rows by title.
-        command: that made them.
-        made: what "Measured with" and "Trained with" are, ...
-        about: how to read them.
-    """
-    how = "\n".join(f"{key} {value}." for key, value in made.items())
-    parts = [f"# Controls\n\n```sh\n{command}\n```\n\n{how}\n", about]
-    parts += [f"## {title}\n\n{markdown(lines)}" for title, lines in tables.items()]
-    return "\n".join(parts)
+
+def _cells(row: ControlRow) -> tuple[str, ...]:
+    def text(value: Estimate | float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    def seeds(ends: tuple[float, float] | None) -> str:
+        return "" if ends is None or row.seeds < 2 else f" ({ends[0]:.3f} to {ends[1]:.3f})"
+
+    name = row.name
+    if row.rewarded is not None and row.rewarded < 1:
+        name += f" ({100 * (1 - row.rewarded):.0f} % of the answers earn no reward)"
+    return (
+        name,
+        str(row.seeds),
+        text(row.gold, ".3f") + seeds(row.gold_seeds),
+        text(row.gold_change, "+.3f"),
+        text(row.gold_unrewarded, "+.3f"),
+        text(row.nll, ".2f"),
+        text(row.useful, ".3f") + seeds(row.useful_seeds),
+        text(row.weight, ".2f"),
+        text(row.other, ".4f"),
+        text(row.other_change, "+.4f"),
+        text(row.seconds, ".0f"),
+    )
+
+
+COMMENTS = "## What the rows show"  # where a person's own words on a page begin
+
+
+def study_page(title: str, command: str, about: str, tables: Sequence[Table]) -> str:
+    """Tables as a Markdown page that says what made it (`command`) and how to read it (`about`)."""
+    return "\n".join([f"# {title}\n\n```sh\n{command}\n```\n\n{about}", *map(markdown, tables)])
 
 
 def keep_comments(path: Path, text: str) -> None:
@@ -355,4 +304,4 @@ def keep_comments(path: Path, text: str) -> None:
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
     comments = old[old.index(COMMENTS) :] if COMMENTS in old else ""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{text}\n{comments}" if comments else text, encoding="utf-8")
+    write_text(path, f"{text}\n{comments}" if comments else text)

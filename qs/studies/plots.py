@@ -1,4 +1,4 @@
-"""Pictures of a run: its training, thought lengths compared, what thinking does for hard tokens.
+"""Pictures: a run's training, thought lengths, hard tokens; STaR round by round.
 
 Needs matplotlib (pip install -e '.[plot]'), which is imported only when something is drawn. Every
 picture is written as PNG and as SVG; the same numbers give the same bytes.
@@ -6,40 +6,48 @@ picture is written as PNG and as SVG; the same numbers give the same bytes.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from qs import files
 from qs.evaluation.hard_tokens import Decile
-from qs.studies.control_runs import CONTROLS, LENGTH, TRAINED
-from qs.studies.controls import OWN, Row
-from qs.studies.pictures import (
-    BLUE,
-    GREEN,
-    GREY,
-    NOTE,
-    PURPLE,
-    VERMILION,
-    Figure,
-    label,
-    note,
-    paint,
-    panels,
-)
+from qs.studies.control_runs import CONTROLS
+from qs.studies.controls import LENGTH, OWN, PAUSES, PLAIN, TRAINED, ControlRow
+from qs.studies.star_rounds import Arm
 
-PANELS = (  # of training: title, inches high, and for each key of the log its label and colour
+Figure = Axes = Any  # matplotlib's, which may be absent
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#00785A", "#8A4A75"  # told apart by all
+GREY = "#555555"
+WIDTH = 7.0  # inches; 700 pixels in a page that scales the picture to fit
+SMALL = 8  # points, of remarks
+MATPLOTLIB = {
+    "figure.autolayout": True,  # the constrained layout gives other bytes from time to time
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), GREY),
+    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), "black"),
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-3, 5),
+    "savefig.dpi": 150,
+    "svg.hashsalt": "qs",
+}
+PANELS = (  # of training: title, height, and for each key of the log its label and colour
     ("NLL, nats a token", 2.0, {"nll_base": ("without", GREY), "nll_talk": ("with", BLUE)}),
     ("mean reward, nats", 1.2, {"reward": ("", GREEN)}),
     ("mean mixing weight", 1.2, {"weight_mean": ("", PURPLE)}),
 )
-MEASURED = ("step", *(key for _, _, keys in PANELS for key in keys))
+LOGGED = ("step", *(key for _, _, keys in PANELS for key in keys))
 
 
-def draw(run: Path, deciles: Sequence[Decile], out: Path | None = None) -> list[Path]:
+def draw_run(run: Path, deciles: Sequence[Decile], out: Path | None = None) -> list[Path]:
     """Draw a run: `training`, `thought-length` and `hard-tokens`, each as .png and .svg.
 
     `thought-length` is drawn if the run has controls.json, `hard-tokens` if there are deciles.
@@ -59,75 +67,89 @@ def draw(run: Path, deciles: Sequence[Decile], out: Path | None = None) -> list[
     steps = read_steps(run)
     thinking = "pause tokens" if config.run.objective == "pause" else "thoughts"
     pictures: dict[str, Callable[[Figure], None]] = {
-        "training": lambda figure: _training(figure, steps, thinking)
+        "training": lambda figure: _draw_training(figure, steps, thinking)
     }
     if (run / CONTROLS).is_file():
         curves = read_curves(run, config.thought.thoughts)
-        pictures["thought-length"] = lambda figure: _lengths(figure, curves)
+        pictures["thought-length"] = lambda figure: _draw_lengths(figure, curves)
     if deciles:
-        pictures["hard-tokens"] = lambda figure: _hard(figure, deciles, thinking)
-    return paint(pictures, out or run / "plots")
+        pictures["hard-tokens"] = lambda figure: _draw_deciles(figure, deciles, thinking)
+    return _save(pictures, out or run / "plots")
 
 
+def draw_rounds(arms: Sequence[Arm], out: Path) -> list[Path]:
+    """`rounds.png` and `.svg`: accuracy by round, a line for each group, a panel for each arm.
+
+    Lines are means over seeds, bands reach from the smallest to the largest seed.
+
+    Raises:
+        ValueError: matplotlib is missing.
+    """
+    return _save({"rounds": lambda figure: _draw_rounds(figure, arms)}, out)
+
+
+def _save(pictures: Mapping[str, Callable[[Figure], None]], out: Path) -> list[Path]:
+    """Draw pictures by name, each filled by a function, as .png and .svg."""
+    try:
+        import matplotlib
+        import matplotlib.figure
+    except ImportError:
+        raise ValueError(
+            "expected matplotlib to draw pictures, found none; run pip install -e '.[plot]'"
+        ) from None
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a person's own style would change the bytes
+        matplotlib.rcParams.update(MATPLOTLIB)
+        for name, fill in pictures.items():
+            figure = matplotlib.figure.Figure()
+            fill(figure)
+            for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+                written.append(out / f"{name}{suffix}")
+                figure.savefig(written[-1], metadata=metadata)
+    return written
+
+
+# ---- numbers -------------------------------------------------------------------------------------
 def read_steps(run: Path) -> dict[str, np.ndarray]:
     """What the log of a run folder measured.
 
     Returns:
-        (S,) each of `MEASURED` that the log has: losses and reward in nats; NaN where a step does
+        (S,) each of `LOGGED` that the log has: losses and reward in nats; NaN where a step does
         not say, or was not finite.
 
     Raises:
-        ValueError: there is no log, no step in it, or something else in it.
+        ValueError: there is no step in the log, or something else.
     """
-    path = run / files.LOG
+    steps = [record for record in files.read_log(run) if "step" in record]
 
-    def wrong(found: str) -> ValueError:
-        return ValueError(
-            f"{path}: expected the log of a run with step and nll_base in each line after the "
-            f"first, found {found}; is {run} a run folder that has trained?"
+    def damaged(record: Mapping[str, Any]) -> bool:
+        numbers = all(isinstance(record.get(key, 0), int | float | None) for key in LOGGED)
+        return not numbers or record["step"] is None or "nll_base" not in record
+
+    wrong = next((f"{str(record)[:80]}" for record in steps if damaged(record)), None)
+    if wrong or not steps:
+        raise ValueError(
+            f"{run / files.LOG}: expected the log of a run with step and nll_base in each line "
+            f"after the first, found {wrong or 'no step'}; is {run} a run folder that has trained?"
         )
-
-    try:
-        lines, records = len(path.read_text().splitlines()), files.read_log(run)
-    except FileNotFoundError:
-        raise wrong("no such file") from None
-    except UnicodeDecodeError as error:
-        raise wrong(f"no text ({error})") from None
-    if lines > len(records) + 1:  # the last line alone may have been cut short
-        raise wrong(f"line {len(records) + 1} damaged")
-    if not (steps := records[1:]):
-        raise wrong("no step")
-    for number, record in enumerate(steps, 2):
-        numbers = all(isinstance(record.get(k, 0), int | float | None) for k in MEASURED)
-        if not numbers or record.get("step") is None or "nll_base" not in record:
-            raise wrong(f"{str(record)[:80]} in line {number}")
-    there = [key for key in MEASURED if any(key in record for record in steps)]
-    return {key: np.array([record.get(key) for record in steps], dtype=float) for key in there}
+    logged = [key for key in LOGGED if any(key in record for record in steps)]
+    return {key: np.array([record.get(key) for record in steps], float) for key in logged}
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What controls say of the length of thoughts.
+    """What controls say of the length of thoughts: rows by n, or by name."""
 
-    Attributes:
-        own: n of the run.
-        trained: by n: models trained with thoughts of that length.
-        evaluated: by n: the run's own weights, with thoughts of that length in evaluation only.
-        flat: by name: models without sampled thoughts.
-    """
-
-    own: int
-    trained: dict[int, Row]
-    evaluated: dict[int, Row]
-    flat: dict[str, Row]
+    own: int  # n of the run
+    trained: dict[int, ControlRow]  # models trained with thoughts of that length
+    evaluated: dict[int, ControlRow]  # the run's own weights; that length in evaluation only
+    flat: dict[str, ControlRow]  # models without sampled thoughts
 
 
 def read_curves(run: Path, n: int) -> Curves:
-    """Thought lengths compared, from the controls of a run.
-
-    Args:
-        run: folder.
-        n: thought length of the run.
+    """Thought lengths compared, from the controls of a run that thinks n tokens.
 
     Raises:
         ValueError: the controls are damaged or of another version.
@@ -135,7 +157,7 @@ def read_curves(run: Path, n: int) -> Curves:
     path = run / CONTROLS
     try:
         tables = files.read_json(path)["tables"]
-        trained, evaluated = ([Row(**row) for row in tables[title]] for title in (TRAINED, LENGTH))
+        trained, evaluated = ([_row(row) for row in tables[title]] for title in (TRAINED, LENGTH))
         curves = _by_length(trained, n), _by_length(evaluated, n)
         if not all(curves):
             raise TypeError("no row of a length")
@@ -144,18 +166,24 @@ def read_curves(run: Path, n: int) -> Curves:
             f"{path}: expected thought lengths in the tables {TRAINED!r} and {LENGTH!r}, found "
             f"something else ({error!r}); run python evaluate.py controls {run} again"
         ) from None
-    flat = {row.name: row for row in trained if row.name in ("plain training", "pause tokens")}
-    return Curves(n, *curves, flat)
+    return Curves(n, *curves, flat={r.name: r for r in trained if r.name in (PLAIN, PAUSES)})
 
 
-def _by_length(rows: Sequence[Row], own: int) -> dict[int, Row]:
+def _row(values: dict[str, Any]) -> ControlRow:
+    for name in ("gold", "other"):
+        if f"{name}_interval" in values:  # as it was written before there were estimates
+            values[name] = values[name], values.pop(f"{name}_interval")
+    return ControlRow(**values)
+
+
+def _by_length(rows: Sequence[ControlRow], own: int) -> dict[int, ControlRow]:
     """Rows named "n = K", and the run itself, by the length of their thoughts."""
-    found = {}
+    by_length = {}
     for row in rows:
-        named = re.fullmatch(r"n = (\d+)", row.name)
-        if named or row.name == OWN:
-            found[int(named[1]) if named else own] = row
-    return dict(sorted(found.items()))
+        length = re.fullmatch(r"n = (\d+)", row.name)
+        if length or row.name == OWN:
+            by_length[int(length[1]) if length else own] = row
+    return dict(sorted(by_length.items()))
 
 
 def smooth(values: np.ndarray, half: int) -> np.ndarray:
@@ -165,91 +193,101 @@ def smooth(values: np.ndarray, half: int) -> np.ndarray:
         values: (S,); NaN counts as not there.
         half: neighbours on one side.
     """
-    there = ~np.isnan(values)
-    level = values[there][:1].sum()  # a constant stays one to the last bit
-    sums = np.append(0.0, np.where(there, values - level, 0.0).cumsum())
-    counts = np.append(0, there.cumsum())
-    at = np.arange(len(values))
-    low, high = (at - half).clip(0), (at + half + 1).clip(max=len(values))
-    count = counts[high] - counts[low]
-    total = np.where(count > 0, sums[high] - sums[low], np.nan)
-    return level + total / np.maximum(count, 1)
+    means = np.full(len(values), np.nan)
+    for i in range(len(values)):
+        near = values[max(0, i - half) : i + half + 1]
+        near = near[~np.isnan(near)]
+        if near.size:
+            # about its first, so that a constant stays one to the last bit
+            means[i] = near[0] + (near - near[0]).mean()
+    return means
 
 
 def nll_range(decile: Decile) -> str:
     """The NLL of a tenth of the tokens, short enough to stand below its bar."""
-
-    def short(value: float) -> str:
-        return f"{value:.2f}" if value < 9.995 else f"{value:.1f}"
-
-    low, high = short(decile.low), short(decile.high)
+    low, high = (f"{x:.2f}" if x < 9.995 else f"{x:.1f}" for x in (decile.low, decile.high))
     return ("< 0.01" if decile.high < 0.005 else low) if low == high else f"{low}–{high}"
 
 
-def _training(figure: Figure, steps: dict[str, np.ndarray], thinking: str) -> None:
+# ---- pictures ------------------------------------------------------------------------------------
+def _panels(figure: Figure, heights: Sequence[float], margins: float = 0.8) -> list[Axes]:
+    """Panels one below the other with a common x axis; heights and what is around in inches."""
+    figure.set_size_inches(WIDTH, sum(heights) + 0.5 * len(heights) + margins)
+    grid = figure.subplots(len(heights), sharex=True, height_ratios=heights, squeeze=False)
+    for ax in grid[:, 0]:
+        ax.yaxis.get_offset_text().set(ha="right", x=-0.02)  # beside the title
+    return list(grid[:, 0])
+
+
+def _remark(figure: Figure, text: str) -> None:
+    figure.supxlabel(text, x=0.99, ha="right", fontsize=SMALL, color=GREY)
+
+
+def _draw_training(figure: Figure, steps: Mapping[str, np.ndarray], thinking: str) -> None:
     """NLL, reward and mixing weight by step."""
-    x = steps["step"]
-    half = len(x) // 40
+    half = len(steps["step"]) // 40
     shown = [panel for panel in PANELS if not steps.keys().isdisjoint(panel[2])]
-    thinks = "nll_talk" in steps
-    axes = panels(figure, [high for _, high, _ in shown], 1.5 if thinks else 0.2, bottom=0.5)
+    axes = _panels(figure, [height for _, height, _ in shown])
     for ax, (title, _, keys) in zip(axes, shown, strict=True):
-        labels = []
         for key in filter(steps.__contains__, keys):
             text, color = keys[key]
-            smoothed = smooth(steps[key], half)
             if half:
-                ax.plot(x, steps[key], color=color, linewidth=0.6, alpha=0.35, zorder=1)
-            ax.plot(x, smoothed, color=color, linewidth=1.8, marker="" if len(x) > 1 else "o")
-            ends = smoothed[~np.isnan(smoothed)]
-            if thinks and text and len(ends):
-                labels.append((ends[-1], f"{text} {thinking}", color))
+                ax.plot(steps["step"], steps[key], color=color, linewidth=0.6, alpha=0.35, zorder=1)
+            ax.plot(
+                steps["step"],
+                smooth(steps[key], half),
+                color=color,
+                linewidth=1.8,
+                marker="" if len(steps["step"]) > 1 else "o",
+                label=f"{text} {thinking}" if text else None,
+            )
         if "reward" in keys:
             ax.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
+        if "nll_talk" in keys and "nll_talk" in steps:
+            ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
         ax.set_title(title)
         ax.margins(x=0.01)
-        label(ax, labels)
-    if half:
-        note(figure, f"thick: mean over {2 * half + 1} steps")
     axes[-1].set_xlabel("step")
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    if half:
+        _remark(figure, f"thick: mean over {2 * half + 1} steps")
 
 
-def _lengths(figure: Figure, curves: Curves) -> None:
+def _draw_lengths(figure: Figure, curves: Curves) -> None:
     """Gold answer probability by thought length."""
-    (ax,) = panels(figure, [3.2], right=1.6, bottom=0.68)
+    (ax,) = _panels(figure, [3.2])
     series = [
         (curves.trained, "trained with n", BLUE, "o", -1),
         (curves.evaluated, f"trained with n = {curves.own},\nevaluated with n", VERMILION, "s", 1),
     ]
     lengths = sorted({*curves.trained, *curves.evaluated})
     aside = 0.005 * (lengths[-1] - lengths[0])  # so that bars of one n do not hide each other
-    labels, seeds = [], 1
     for rows, text, color, marker, side in series:
-        x, found = [n + side * aside for n in rows], list(rows.values())
-        y, bars = [row.gold for row in found], [row.gold_interval for row in found]
-        ax.errorbar(x, y, np.array(bars, float), fmt="none", elinewidth=8, ecolor=(color, 0.3))
-        ax.plot(x, y, color=color, marker=marker, markersize=3.5, linewidth=1.2)
-        ax.vlines(x, *np.transpose([row.gold_seeds for row in found]), color, linewidth=0.8)
-        labels.append((y[-1], text, color))
-        seeds = max(seeds, *(row.seeds for row in found))
+        x = [n + side * aside for n in rows]
+        gold, intervals = np.array([row.gold for row in rows.values()], float).T
+        low, high = np.transpose([row.gold_seeds for row in rows.values()])
+        ax.errorbar(x, gold, intervals, fmt="none", elinewidth=8, ecolor=(color, 0.3))
+        ax.plot(x, gold, color=color, marker=marker, markersize=3.5, linewidth=1.2, label=text)
+        ax.vlines(x, low, high, color, linewidth=0.8)
     for (name, row), color in zip(curves.flat.items(), (GREY, PURPLE), strict=False):
-        ax.axhline(row.gold, color=color, linewidth=1.2, linestyle=(0, (5, 3)), zorder=0)
-        half = row.gold_interval or 0.0
-        ax.axhspan(row.gold - half, row.gold + half, color=color, alpha=0.12, linewidth=0, zorder=0)
-        labels.append((row.gold, name, color))
+        gold, interval = row.gold[0], row.gold[1] or 0.0
+        dashes = (0, (5, 3))
+        ax.axhline(gold, color=color, linewidth=1.2, linestyle=dashes, zorder=0, label=name)
+        ends = gold - interval, gold + interval
+        ax.axhspan(*ends, color=color, alpha=0.12, linewidth=0, zorder=0)
     ax.set_ylim(0.0, min(1.05, ax.get_ylim()[1]))
     ax.set_xticks(lengths)
     ax.set_title("gold answer probability")
     ax.set_xlabel("n, tokens in a thought")
-    label(ax, labels)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    seeds = max(row.seeds for rows, *_ in series for row in rows.values())
     lines = f"; thin lines: smallest to largest of {seeds} seeds" if seeds > 1 else ""
-    note(figure, f"pale bars and bands: 95 % intervals{lines}")
+    _remark(figure, f"pale bars and bands: 95 % intervals{lines}")
 
 
-def _hard(figure: Figure, deciles: Sequence[Decile], thinking: str) -> None:
+def _draw_deciles(figure: Figure, deciles: Sequence[Decile], thinking: str) -> None:
     """Mean gain by tenth of the tokens."""
-    (ax,) = panels(figure, [2.8], right=0.1, bottom=0.8)
+    (ax,) = _panels(figure, [2.8])
     ax.use_sticky_edges = False  # room above bars that all hang down
     x = range(1, len(deciles) + 1)
     gains, bars = np.array([(d.gain, d.interval) for d in deciles], float).T
@@ -257,9 +295,30 @@ def _hard(figure: Figure, deciles: Sequence[Decile], thinking: str) -> None:
     ax.errorbar(x, gains, bars, fmt="none", ecolor="black", capsize=2)
     ax.axhline(0.0, color=GREY, linewidth=0.8)
     ax.set_xticks(x, [f"{i}\n{nll_range(decile)}" for i, decile in zip(x, deciles, strict=True)])
-    ax.tick_params(axis="x", labelsize=NOTE - 0.5, length=0)
+    ax.tick_params(axis="x", labelsize=SMALL - 0.5, length=0)
     ax.spines["bottom"].set_visible(False)
     ax.margins(x=0.01)
     ax.set_title(f"gain by {thinking}, nats a token")
     ax.set_xlabel(f"tenths of the tokens by NLL without {thinking}, in nats")
-    note(figure, f"{sum(d.tokens for d in deciles):,} tokens; lines: 95 % intervals")
+    _remark(figure, f"{sum(d.tokens for d in deciles):,} tokens; lines: 95 % intervals")
+
+
+def _draw_rounds(figure: Figure, arms: Sequence[Arm]) -> None:
+    """Accuracy by round."""
+    axes = _panels(figure, [1.7] * len(arms))
+    for ax, arm in zip(axes, arms, strict=True):
+        groups = [name for name in arm.groups if name != "all"] or list(arm.groups)
+        colors = itertools.cycle((BLUE, GREEN, PURPLE, VERMILION, GREY))
+        for name, color in zip(groups, colors, strict=False):
+            right = 100 * arm.accuracy[:, :, arm.groups.index(name)]  # (runs, rounds + 1)
+            rounds = range(right.shape[1])
+            ax.plot(rounds, right.mean(0), color=color, linewidth=1.4, label=name)
+            ax.fill_between(rounds, right.min(0), right.max(0), color=color, alpha=0.15)
+        ax.set_ylim(-2, 102)
+        ax.set_title(f"{arm.name}: right, %")
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    axes[-1].set_xlabel("round (0: before)")
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    seeds = max(len(arm.seeds) for arm in arms)
+    if seeds > 1:
+        _remark(figure, f"{seeds} seeds; bands: smallest to largest")

@@ -8,7 +8,7 @@ import evaluate
 from qs import files
 from qs.config import ONE_THOUGHT, Config, OptimConfig, RunConfig, StarConfig, ThoughtConfig
 from qs.quietstar.load import open_model
-from qs.studies.compare import Cost, Way, asked, cell, compare, cost
+from qs.studies.compare import Answers, Cost, compare_models, decoded_answers, training_cost
 
 
 @pytest.fixture(autouse=True)
@@ -19,44 +19,43 @@ def _at_home(monkeypatch):
 def test_the_cost_of_a_run_is_counted_in_tokens(tmp_path):
     run = RunConfig(steps=3, batch=4, seq=10)
     quiet = Config(ThoughtConfig(thoughts=5, samples=2), OptimConfig(), run)
-    assert cost(files.new_run(tmp_path, "quiet", quiet)) == Cost(120, 120 * 2 * 5)
+    assert training_cost(files.new_run(tmp_path, "quiet", quiet)) == Cost(120, 120 * 2 * 5)
     pause = Config(quiet.thought, OptimConfig(), RunConfig("pause", steps=3, batch=4, seq=10))
-    assert cost(files.new_run(tmp_path, "pause", pause)) == Cost(120, 0)
+    assert training_cost(files.new_run(tmp_path, "pause", pause)) == Cost(120, 0)
     star = Config(run=RunConfig(objective="star"), star=StarConfig(rounds=2))
     folder = files.new_run(tmp_path, "star", star)
     log = files.JsonLines(folder / files.LOG)
     for number in range(3):
         tokens = {"trained_tokens": 7, "generated_tokens": 11} if number else {}
         log.append([{"round": number} | tokens])
-    assert cost(folder) == Cost(14, 22)
-    assert cost(None) is None
+    assert training_cost(folder) == Cost(14, 22)
 
 
 def test_the_bundled_model_of_sums_knows_short_ones_in_writing_only():
     opened = open_model("sums", **ONE_THOUGHT, device="cpu", seq=2)
-    written = asked(opened, "arithmetic", 6, written=True, think=False)
+    written = decoded_answers(opened, "arithmetic", 6, written=True, think=False)
     right = written.right.reshape(-1)
     assert len(right) >= 25
     assert right[:6].mean() > 0.8  # sums of one digit come first
     assert right[-12:].mean() < 0.2  # and those of four and five last
-    alone = asked(opened, "arithmetic", 6, written=False, think=False)
+    alone = decoded_answers(opened, "arithmetic", 6, written=False, think=False)
     assert alone.right.mean() < 0.2
     assert written.tokens > alone.tokens
 
 
 def test_a_table_has_a_row_for_each_model_and_says_what_was_measured():
-    table = compare(["tiny"], "world", 4, "cpu")
+    table = compare_models(["tiny"], "world", 4, "cpu")
     assert table.title == "world: 4 problems answered in writing"
     assert len(table.rows) == 1
     assert table.rows[0][:3] == ("tiny (untrained)", "-", "-")
     assert table.rows[0][4] == "-"  # it does not think
     assert table.rows[0][3].startswith("15.")
     with pytest.raises(ValueError, match="tokenizer"):
-        compare(["sums"], "world", 2, "cpu")
+        compare_models(["sums"], "world", 2, "cpu")
 
 
-def test_a_cell_is_a_mean_with_its_interval_and_the_tokens():
-    assert cell(Way(np.array([1.0, 0.0, 1.0, 0.0]), 7.6)) == "50.0 ± 56.6 (8)"
+def test_answers_read_as_their_mean_with_its_interval_and_the_tokens():
+    assert str(Answers(np.array([1.0, 0.0, 1.0, 0.0]), 7.6)) == "50.0 ± 56.6 (8)"
 
 
 def test_the_commands_print_and_write_their_tables(tmp_path, capsys):

@@ -1,26 +1,34 @@
-"""rivals: everything a run is compared with is trained once, and measured as it was trained."""
+"""control_runs: all that a run is compared with is trained once, and measured as it was trained."""
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from tiny import ROOT, make, make_world, run
 
 import evaluate
 from qs import files
+from qs.quietstar.load import open_model
 from qs.studies.control_runs import (
-    LENGTH,
-    SAME,
-    TRAINED,
-    check,
-    compare,
-    jobs,
-    run_in,
+    check_jobs,
+    run_of,
+    text_with_answers,
     train_all,
     trained_by,
+    training_jobs,
 )
-from qs.studies.controls import BEFORE, OWN, REPLACED, UNREWARDED
-from qs.studies.controls import rivals as all_rivals
+from qs.studies.controls import (
+    BEFORE,
+    INTERVENTIONS,
+    LENGTH,
+    OWN,
+    SAME,
+    TRAINED,
+    UNREWARDED,
+    Baseline,
+    baselines,
+)
 
 FLAGS = ["--steps=2", "--batch=2", "--seq=32", "--eval-rows=4", "--thoughts=2", "--samples=2"]
 FLAGS += ["--seed=3", "--lr=1e-2", "--mixer-lr=0.1", "--warmup=0"]  # so that every step shows
@@ -39,47 +47,47 @@ def trained(world, tmp_path_factory):
     return run(out, [*flags, *FLAGS])
 
 
-def test_every_seed_trains_the_same_rivals_in_folders_of_their_own(trained):
-    found = jobs(trained, 3)
-    assert len({job.out for job in found}) == len(found)
-    names = {seed: [j.rival.name for j in found if j.seed == seed] for seed in (3, 4, 5)}
+def test_every_seed_trains_the_same_baselines_in_folders_of_their_own(trained):
+    jobs = training_jobs(trained, 3)
+    assert len({job.config.run.out for job in jobs}) == len(jobs)
+    names = {seed: [j.name for j in jobs if j.config.run.seed == seed] for seed in (3, 4, 5)}
     assert names[4] == names[5] == [OWN, *names[3]]
-    assert all(job.out.is_relative_to(trained) for job in found)
-    assert all(job.rival.config.run.eval_rows == 0 for job in found)
+    assert all(Path(job.config.run.out).is_relative_to(trained) for job in jobs)
+    assert all(job.config.run.eval_rows == 0 for job in jobs)
 
 
 def test_controls_train_what_is_missing_and_write_the_tables(trained, tmp_path, monkeypatch):
     kept = ["plain training", "pause tokens", UNREWARDED, "m = 4", "n = 0"]
     monkeypatch.setattr(
-        "qs.studies.control_runs.rivals",
-        lambda config: [r for r in all_rivals(config) if r.name in kept],
+        "qs.studies.control_runs.baselines",
+        lambda config: [baseline for baseline in baselines(config) if baseline.name in kept],
     )
-    monkeypatch.setattr("qs.studies.control_runs.EVALUATED", (0, 3))
+    monkeypatch.setattr("qs.studies.controls.EVALUATED", (0, 3))
     page = tmp_path / "controls.md"
     command = ["controls", str(trained), "--jobs=2", "--rows=4", f"--markdown={page}"]
     assert evaluate.main(command) == 0
     assert f"python evaluate.py {' '.join(command)}\n" in page.read_text()
-    made = {job.out: run_in(job.out) for job in jobs(trained, 1)}
-    stamps = {path: (path / "results.json").stat().st_mtime_ns for path in made.values()}
-    found = json.loads((trained / "controls.json").read_text())
-    assert found["trained"] == trained_by(trained, 1)
-    found = found["tables"]
-    assert [line["name"] for line in found[SAME]] == [replaced.name for replaced in REPLACED]
-    assert [line["name"] for line in found[LENGTH]] == ["n = 0", "n = 2", "n = 3"]
-    assert [line["name"] for line in found[TRAINED]] == [BEFORE, OWN, *kept]
-    assert found[SAME][0]["gold"] != found[SAME][1]["gold"]
-    rows = {line["name"]: line for line in found[TRAINED]}
+    made = [run_of(job) for job in training_jobs(trained, 1)]
+    stamps = {path: (path / "results.json").stat().st_mtime_ns for path in made}
+    written = json.loads((trained / "controls.json").read_text())
+    assert written["trained"] == trained_by([trained, *made])
+    tables = written["tables"]
+    assert [line["name"] for line in tables[SAME]] == [i.name for i in INTERVENTIONS]
+    assert [line["name"] for line in tables[LENGTH]] == ["n = 0", "n = 2", "n = 3"]
+    assert [line["name"] for line in tables[TRAINED]] == [BEFORE, OWN, *kept]
+    assert tables[SAME][0]["gold"] != tables[SAME][1]["gold"]
+    rows = {line["name"]: line for line in tables[TRAINED]}
     assert rows["plain training"]["useful"] is None
     agrees_with_the_runs_own_table(trained, rows)
     for name, line in rows.items():  # differences are those of the means
         mean, half = line["gold_change"] or (None, 0)
         if name != BEFORE:
-            assert mean == pytest.approx(line["gold"] - rows[BEFORE]["gold"])
+            assert mean == pytest.approx(line["gold"][0] - rows[BEFORE]["gold"][0])
             assert 0 < half < 2
-            change = line["other"] - rows[BEFORE]["other"]
+            change = line["other"][0] - rows[BEFORE]["other"][0]
             assert line["other_change"][0] == pytest.approx(change)
         if name not in (BEFORE, UNREWARDED):
-            change = line["gold"] - rows[UNREWARDED]["gold"]
+            change = line["gold"][0] - rows[UNREWARDED]["gold"][0]
             assert line["gold_unrewarded"][0] == pytest.approx(change)
     assert (rows[OWN]["rewarded"], rows["m = 4"]["rewarded"]) == (1, 0)
     assert rows[UNREWARDED]["rewarded"] is rows["n = 0"]["rewarded"] is None
@@ -87,7 +95,7 @@ def test_controls_train_what_is_missing_and_write_the_tables(trained, tmp_path, 
     for name in set(kept) - {"m = 4"}:
         assert f"| {name} |" in page.read_text()
     assert evaluate.main(command) == 0  # nothing is trained again
-    assert stamps == {path: (path / "results.json").stat().st_mtime_ns for path in made.values()}
+    assert stamps == {path: (path / "results.json").stat().st_mtime_ns for path in made}
 
 
 def agrees_with_the_runs_own_table(trained, rows):
@@ -95,16 +103,18 @@ def agrees_with_the_runs_own_table(trained, rows):
     results = json.loads((trained / "results.json").read_text())
     for name, when in ((BEFORE, "before"), (OWN, "after")):
         answers, row = results[when]["answers"][-1], rows[name]
-        for ours, theirs in (("gold", "gold_mix"), ("nll", "nll_mix"), ("weight", "weight")):
+        assert row["gold"][0] == pytest.approx(answers["gold_mix"], rel=1e-9), name
+        for ours, theirs in (("nll", "nll_mix"), ("weight", "weight")):
             assert row[ours] == pytest.approx(answers[theirs], rel=1e-9), (name, ours)
         assert row["useful"] == answers["useful"]
-        assert row["other"] == pytest.approx(results[when]["other"]["nll_mix"], rel=1e-9)
+        assert row["other"][0] == pytest.approx(results[when]["other"]["nll_mix"], rel=1e-9)
 
 
-def test_a_rival_is_trained_with_the_runs_data_steps_and_seed(trained, monkeypatch):
-    (job,) = [j for j in jobs(trained, 2) if j.rival.name == "plain training" and j.seed == 4]
-    train_all([job], ROOT / "train.py", 1)
-    config = files.read_config(run_in(job.out))
+def test_a_baseline_is_trained_with_the_runs_data_steps_and_seed(trained):
+    jobs = [job for job in training_jobs(trained, 2) if job.config.run.seed == 4]
+    (job,) = [job for job in jobs if job.name == "plain training"]
+    assert train_all([job], ROOT / "train.py", 1) == {job: run_of(job)}
+    config = files.read_config(run_of(job))
     own = files.read_config(trained)
     assert (config.run.objective, config.run.seed) == ("plain", 4)
     for name in ("data", "weights", "steps", "batch", "seq"):
@@ -113,8 +123,14 @@ def test_a_rival_is_trained_with_the_runs_data_steps_and_seed(trained, monkeypat
     assert config.thought == own.thought
 
 
-def test_a_failed_training_is_one_line(trained, monkeypatch, tmp_path):
-    job = jobs(trained, 1)[0]._replace(out=tmp_path / "out")
+def elsewhere(trained, tmp_path) -> Baseline:
+    """A training whose folder is empty."""
+    job = training_jobs(trained, 1)[0]
+    return Baseline(job.name, job.config.changed(out=str(tmp_path / "out")))
+
+
+def test_a_failed_training_is_one_line(trained, tmp_path):
+    job = elsewhere(trained, tmp_path)
     script = tmp_path / "fails.py"
     script.write_text("import sys\nsys.exit('error: no luck')\n")
     with pytest.raises(ValueError, match=r"training .*, seed 3, failed: error: no luck"):
@@ -122,7 +138,7 @@ def test_a_failed_training_is_one_line(trained, monkeypatch, tmp_path):
 
 
 def test_threads_that_a_person_chose_are_kept(trained, monkeypatch, tmp_path):
-    job = jobs(trained, 1)[0]._replace(out=tmp_path / "out")
+    job = elsewhere(trained, tmp_path)
     script = tmp_path / "fails.py"
     script.write_text("import os, sys\nsys.exit(f\"threads {os.environ['OMP_NUM_THREADS']}\")\n")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
@@ -136,11 +152,11 @@ def test_threads_that_a_person_chose_are_kept(trained, monkeypatch, tmp_path):
 
 @pytest.fixture
 def copied(trained, tmp_path):
-    """A run of its own, with one rival that claims to be finished."""
+    """A run of its own, with one baseline that claims to be finished."""
     run = shutil.copytree(trained, tmp_path / trained.name)
     shutil.rmtree(run / "controls", ignore_errors=True)
-    job = jobs(run, 1)[0]
-    made = files.new_run(job.out, "made", job.config)
+    job = training_jobs(run, 1)[0]
+    made = files.new_run(job.config.run.out, "made", job.config)
     shutil.copytree(run / "step_000002", made / "step_000002")
     return run
 
@@ -158,10 +174,10 @@ def refused(run, capsys, message):
     assert untouched() == before
 
 
-def test_a_rival_with_other_settings_is_refused_before_anything_is_trained(copied, capsys):
-    job = jobs(copied, 1)[0]
-    check(copied, [job], 4)
-    path = run_in(job.out) / "config.json"
+def test_a_baseline_with_other_settings_is_refused_before_anything_is_trained(copied, capsys):
+    job = training_jobs(copied, 1)[0]
+    check_jobs(copied, [job])
+    path = run_of(job) / "config.json"
     stored = json.loads(path.read_text())
     stored["run"]["steps"] = 7
     stored["optim"]["lr"] = 0.5
@@ -175,8 +191,8 @@ def test_an_unfinished_run_is_refused_before_anything_is_trained(copied, capsys)
 
 
 def test_results_of_question_sets_do_not_make_a_training_finished(copied):
-    job = jobs(copied, 1)[0]
-    found = run_in(job.out)
+    job = training_jobs(copied, 1)[0]
+    found = run_of(job)
     assert files.finished(found)
     (found / "step_000002").rename(found / "step_000001")
     files.add_results(found, {"exams": {}})
@@ -186,9 +202,10 @@ def test_results_of_question_sets_do_not_make_a_training_finished(copied):
 def test_text_without_answers_and_runs_that_do_not_think_are_refused(tmp_path):
     tiny = make(tmp_path / "tiny")
     found = run(tmp_path / "out", tiny.flags(tmp_path / "out", "--start-text=plus", "--steps=1"))
-    for refuses in (lambda: check(found, [], 4), lambda: compare(found, 1, 4)):
-        with pytest.raises(ValueError, match=r"expected world.json, which says where the answers"):
-            refuses()
+    with pytest.raises(ValueError, match=r"expected world.json, which says where the answers"):
+        text_with_answers(open_model(str(found), reads=True))
+    assert evaluate.main(["controls", str(found)]) == 2
+    assert not (found / "controls").exists()
     plain = run(tmp_path / "plain", tiny.flags(tmp_path / "plain", "--objective=plain"))
     with pytest.raises(ValueError, match="needs a run trained with --objective quiet"):
-        jobs(plain, 1)
+        training_jobs(plain, 1)

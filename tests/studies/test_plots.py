@@ -1,4 +1,4 @@
-"""plot: what is drawn is what was measured, the same bytes each time, and labels do not overlap."""
+"""plots: what is drawn is what was measured, the same bytes each time, and no text overlaps."""
 
 import dataclasses
 import itertools
@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from qs.config import PRESETS
 from qs.evaluation.hard_tokens import Decile
-from qs.studies.control_runs import LENGTH, SAME, TRAINED
-from qs.studies.controls import OWN, Row
-from qs.studies.pictures import spread
-from qs.studies.plots import draw, nll_range, read_curves, read_steps, smooth
+from qs.evaluation.statistics import Estimate
+from qs.studies.controls import LENGTH, OWN, SAME, TRAINED, ControlRow
+from qs.studies.plots import draw_run, nll_range, read_curves, read_steps, smooth
 
 EDGES = [0.0, 0.0004, 0.003, 0.012, 0.05, 0.18, 0.52, 1.1, 2.2, 3.9, 12.84]
 DECILES = [
@@ -27,7 +26,20 @@ finite = st.floats(-1e3, 1e3)
 
 
 def row(name, gold, seeds=3):
-    return Row(name, seeds, gold, 0.01, (gold - 0.04, gold + 0.03), 1.0, None, None, 1.1, None, 0.5)
+    return ControlRow(
+        name=name,
+        seeds=seeds,
+        gold=Estimate(gold, 0.01),
+        gold_seeds=(gold - 0.04, gold + 0.03),
+        gold_change=None,
+        gold_unrewarded=None,
+        nll=1.0,
+        useful=None,
+        useful_seeds=None,
+        weight=0.5,
+        other=Estimate(1.1),
+        other_change=None,
+    )
 
 
 def write_log(run, steps):
@@ -71,7 +83,7 @@ def seen(run, look, monkeypatch, deciles=DECILES):
         patch.setattr(
             module.Figure, "savefig", lambda self, path, **_: found.update({path.stem: look(self)})
         )
-        draw(run, deciles)
+        draw_run(run, deciles)
     return found
 
 
@@ -89,15 +101,16 @@ def bars(figure):
 def texts(figure):
     """(text, box in pixels) of everything written in a figure; first the box of the figure."""
     figure.draw_without_rendering()
-    found = list(figure.texts)
+    found = [*figure.texts, figure._supxlabel]
     for ax in figure.axes:
-        found += [*ax.texts, ax.title, *(axis.label for axis in (ax.xaxis, ax.yaxis))]
-        found += [child for child in ax.get_children() if hasattr(child, "get_text")]
+        legend = ax.get_legend()
+        found += [*ax.texts, ax.title, *(legend.get_texts() if legend else [])]
         for axis in (ax.xaxis, ax.yaxis):
             low, high = axis.get_view_interval()
             ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
-            found += [axis.get_offset_text(), *(tick.label1 for tick in ticks)]
-    found = [text for text in dict.fromkeys(found) if text.get_text() and text.get_visible()]
+            found += [axis.label, axis.get_offset_text(), *(tick.label1 for tick in ticks)]
+    found = [text for text in dict.fromkeys(found) if text and text.get_text()]
+    found = [text for text in found if text.get_visible()]
     return [("", figure.bbox), *((text.get_text(), text.get_window_extent()) for text in found)]
 
 
@@ -106,7 +119,7 @@ def test_pictures_are_written_twice_and_their_names_returned(tmp_path):
     run = make(tmp_path / "run")
     stems = ("training", "thought-length", "hard-tokens")
     expected = [run / "plots" / f"{stem}{end}" for stem in stems for end in (".png", ".svg")]
-    assert draw(run, DECILES) == expected
+    assert draw_run(run, DECILES) == expected
     for path in expected:
         assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"<?xml")
 
@@ -114,9 +127,9 @@ def test_pictures_are_written_twice_and_their_names_returned(tmp_path):
 def test_the_same_run_gives_the_same_bytes_under_any_style_of_a_person(tmp_path):
     matplotlib = pytest.importorskip("matplotlib")
     run = make(tmp_path / "run")
-    first = draw(run, DECILES)
+    first = draw_run(run, DECILES)
     with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30, "svg.hashsalt": "else"}):
-        second = draw(run, DECILES, tmp_path / "a" / "b")
+        second = draw_run(run, DECILES, tmp_path / "a" / "b")
         assert matplotlib.rcParams["font.size"] == 30
     assert [p.parent for p in second] == [tmp_path / "a" / "b"] * 6
     for one, other in zip(first, second, strict=True):
@@ -201,34 +214,45 @@ def test_all_text_is_inside_the_picture_and_none_covers_another(
             assert not box.overlaps(box2), (name, one, other)
 
 
-def test_lines_are_named_where_they_end(tmp_path, monkeypatch):
-    found = seen(make(tmp_path / "run"), texts, monkeypatch)
-    for name, labels in {
-        "training": ["with thoughts", "without thoughts"],
-        "thought-length": [
-            "plain training",
-            "pause tokens",
-            "trained with n = 5,\nevaluated with n",
-            "trained with n",
-        ],
-    }.items():
-        places = {text: box.y0 for text, box in found[name]}
-        assert sorted(labels, key=places.get) == labels
-    assert [text for text, _ in found["training"]].count("40") == 1  # steps, below the last panel
-    pause = dict(seen(make(tmp_path / "pause", "pause"), texts, monkeypatch)["training"])
-    assert {"with pause tokens", "without pause tokens"} <= set(pause)
+def legends(figure):
+    """Label and colour of every entry of the legends of a figure."""
+    entries = []
+    for ax in figure.axes:
+        if ax.get_legend():
+            entries += zip(*ax.get_legend_handles_labels(), strict=True)
+    return [(label, line.get_color()) for line, label in entries]
+
+
+def test_a_legend_names_the_lines(tmp_path, monkeypatch):
+    found = seen(make(tmp_path / "run"), legends, monkeypatch)
+    assert [label for label, _ in found["training"]] == ["without thoughts", "with thoughts"]
+    assert [label for label, _ in found["thought-length"]] == [
+        "trained with n",
+        "trained with n = 5,\nevaluated with n",
+        "plain training",
+        "pause tokens",
+    ]
+    assert len({color for _, color in found["thought-length"]}) == 4
+    pause = seen(make(tmp_path / "pause", "pause"), legends, monkeypatch)["training"]
+    assert [label for label, _ in pause] == ["without pause tokens", "with pause tokens"]
+    assert not seen(make(tmp_path / "plain", "plain"), legends, monkeypatch, [])["training"]
+
+
+def test_the_steps_stand_below_the_last_panel_only(tmp_path, monkeypatch):
+    found = seen(make(tmp_path / "run"), texts, monkeypatch)["training"]
+    assert [text for text, _ in found].count("40") == 1
 
 
 @pytest.mark.parametrize("steps", [2, 3, 41])
 def test_a_short_run_is_drawn(tmp_path, steps):
     pytest.importorskip("matplotlib")
-    assert len(draw(make(tmp_path / "run", steps=steps), DECILES[:1])) == 6
+    assert len(draw_run(make(tmp_path / "run", steps=steps), DECILES[:1])) == 6
 
 
 def test_drawing_without_matplotlib_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ValueError, match=r"found none; run pip install -e '\.\[plot\]'$"):
-        draw(make(tmp_path / "run"), DECILES)
+        draw_run(make(tmp_path / "run"), DECILES)
     assert not (tmp_path / "run" / "plots").exists()
 
 
@@ -244,17 +268,23 @@ def test_steps_are_read_with_gaps_where_nothing_finite_was_measured(tmp_path):
     np.testing.assert_array_equal(found["reward"], [np.nan, 0.0])
 
 
+def test_a_damaged_step_is_named_and_left_out(tmp_path, capsys):
+    step = b'{"step": 2, "nll_base": 1}\n'
+    (tmp_path / "log.jsonl").write_bytes(b'{"torch": "2"}\n{"step"\n' + step)
+    assert read_steps(tmp_path)["step"].tolist() == [2]
+    assert "log.jsonl, line 2: expected a JSON object" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("log", "found"),
     [
-        (None, "no such file"),
+        (None, "no step"),
         (b"", "no step"),
         (b'{"torch": "2"}\n', "no step"),
-        (b"\xff\xfe", "no text"),
-        (b'{"torch": "2"}\n{"step"\n{"step": 2, "nll_base": 1}\n', "line 2 damaged"),
-        (b'{}\n{"step": 1, "nll_base": 1}\n{"step": 2}\n', "{'step': 2} in line 3"),
-        (b'{}\n{"step": null, "nll_base": 1}\n', "{'step': None, 'nll_base': 1} in line 2"),
-        (b'{}\n{"step": 1, "nll_base": "low"}\n', "{'step': 1, 'nll_base': 'low'} in line 2"),
+        (b"\xff\xfe\n", "no step"),
+        (b'{}\n{"step": 1, "nll_base": 1}\n{"step": 2}\n', "{'step': 2}"),
+        (b'{}\n{"step": null, "nll_base": 1}\n', "{'step': None, 'nll_base': 1}"),
+        (b'{}\n{"step": 1, "nll_base": "low"}\n', "{'step': 1, 'nll_base': 'low'}"),
     ],
 )
 def test_another_log_is_refused(tmp_path, log, found):
@@ -269,18 +299,39 @@ def test_another_log_is_refused(tmp_path, log, found):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match=r"config\.json: expected a file .* a run folder\?"):
-        draw(tmp_path, DECILES)
+        draw_run(tmp_path, DECILES)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_run_itself_stands_at_its_own_length(tmp_path):
     curves = read_curves(make(tmp_path / "run"), 5)
-    assert {n: r.gold for n, r in curves.trained.items()} == GOLD
+    assert {n: r.gold[0] for n, r in curves.trained.items()} == GOLD
     assert curves.trained[5].name == OWN
     assert list(curves.trained) == list(curves.evaluated) == sorted(GOLD)
-    assert {name: r.gold for name, r in curves.flat.items()} == {
+    assert {name: r.gold[0] for name, r in curves.flat.items()} == {
         "plain training": 0.132,
         "pause tokens": 0.14,
+    }
+
+
+def test_controls_of_before_estimates_are_read(tmp_path):
+    run = make(tmp_path / "run")
+    new, path = read_curves(run, 5), run / "controls.json"
+    written = json.loads(path.read_text())
+    for table in written["tables"].values():
+        for line in table:
+            for name in ("gold", "other"):
+                line[name], line[f"{name}_interval"] = line[name]
+    path.write_text(json.dumps(written))
+    assert read_curves(run, 5) == dataclasses.replace(
+        new, **{k: as_pairs(getattr(new, k)) for k in ("trained", "evaluated", "flat")}
+    )
+
+
+def as_pairs(rows):
+    return {
+        key: dataclasses.replace(r, gold=tuple(r.gold), other=tuple(r.other))
+        for key, r in rows.items()
     }
 
 
@@ -306,23 +357,6 @@ def test_smoothing_is_the_mean_of_what_is_there_around(values, half):
     for i, found in enumerate(smooth(np.array(values), half)):
         near = [v for v in values[max(0, i - half) : i + half + 1] if not np.isnan(v)]
         assert found == pytest.approx(sum(near) / len(near) if near else np.nan, nan_ok=True)
-
-
-@given(st.lists(st.tuples(finite, st.floats(0.1, 50)), max_size=8))
-def test_spread_labels_keep_their_order_and_do_not_overlap(labels):
-    places, heights = [p for p, _ in labels], [h for _, h in labels]
-    found = spread(places, heights)
-    order = sorted(range(len(found)), key=found.__getitem__)
-    assert [places[i] for i in order] == sorted(places)
-    for one, other in itertools.pairwise(order):
-        assert found[other] - found[one] >= (heights[one] + heights[other]) / 2 - 1e-6
-    assert sum(found) == pytest.approx(sum(places), abs=1e-6)
-
-
-def test_labels_that_have_room_stay_and_others_share_the_way():
-    assert spread([10, 0, 3], [2, 2, 2]) == [10, 0, 3]
-    assert spread([5, 5], [2, 4]) == [3.5, 6.5]
-    assert spread([0, 1, 20], [4, 4, 4]) == [-1.5, 2.5, 20]
 
 
 def test_ranges_are_short():

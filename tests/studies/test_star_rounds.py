@@ -1,4 +1,4 @@
-"""star_report: runs of STaR are grouped into arms, tabulated and drawn."""
+"""star_rounds: runs of STaR are grouped into arms, tabulated and drawn."""
 
 import dataclasses
 
@@ -7,7 +7,8 @@ import pytest
 
 from qs import files
 from qs.config import Config, RunConfig, StarConfig
-from qs.studies.star_rounds import draw_arms, page, read_arms
+from qs.studies.plots import draw_rounds
+from qs.studies.star_rounds import read_arms, rounds_table
 
 SEEDS = {0: (0.5, 0.25, 1.0), 1: (0.5, 0.75, 0.5)}  # of the group "2 digits", by round
 
@@ -38,14 +39,16 @@ def test_runs_that_differ_in_seed_alone_are_one_arm(tmp_path):
     assert answers.name == "answers alone"
 
 
-def test_the_page_has_means_and_the_range_of_seeds(tmp_path):
-    text = page(read_arms([finished(tmp_path, 0), finished(tmp_path, 1)]), "python evaluate.py")
-    assert "Seeds 0, 1; 1.0 minutes a run." in text
-    lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    assert lines[2][1] == "-"
-    assert lines[3][1:4] == ["10", "-", "40"]
-    assert lines[4][5] == "75.0 (50 to 100)"
-    assert "```sh\npython evaluate.py\n```" in text
+def test_the_table_has_means_and_the_range_of_seeds(tmp_path):
+    (arm,) = read_arms([finished(tmp_path, 0), finished(tmp_path, 1)])
+    table = rounds_table(arm)
+    assert table.notes == ["seeds 0, 1; 1.0 minutes a run"]
+    assert table.heads[4:] == ("1 digits", "2 digits", "all")
+    assert table.rows[0][:2] == ("0", "-")
+    assert table.rows[1][1:4] == ("10", "-", "40")
+    assert table.rows[2][5] == "75.0 (50 to 100)"
+    (alone,) = read_arms([finished(tmp_path, 0)])
+    assert rounds_table(alone).rows[1][5] == "25.0"
 
 
 @pytest.mark.parametrize("wrong", ["unfinished", "no star", "twice"])
@@ -69,7 +72,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, wrong):
 def test_a_picture_has_a_panel_for_each_arm_and_a_line_for_each_group(tmp_path):
     pytest.importorskip("matplotlib")
     arms = read_arms([finished(tmp_path, 0), finished(tmp_path, 1, rationalize=False)])
-    png, svg = draw_arms(arms, tmp_path / "plots")
+    png, svg = draw_rounds(arms, tmp_path / "plots")
     assert png.name == "rounds.png"
     assert svg.stat().st_size > 1000
-    assert svg.read_bytes() == draw_arms(arms, tmp_path / "again")[1].read_bytes()
+    assert svg.read_bytes() == draw_rounds(arms, tmp_path / "again")[1].read_bytes()
