@@ -16,7 +16,7 @@ import itertools
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from qs import cli
 from qs.data import arithmetic, synthetic
-from qs.data.dataset import Split
+from qs.data.dataset import SPLITS, Split
 from qs.data.documents import DocumentReader
 from qs.data.prepare import prepare_dataset
 from qs.files import new_folder, write_json
@@ -36,47 +36,48 @@ def _parser() -> cli.Parser:
     parser = cli.Parser("python -m qs.data", __doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    tokenizer = commands.add_parser("tokenizer", help="train a sentencepiece tokenizer")
-    tokenizer.set_defaults(run=_tokenizer)
-    _add_sources(tokenizer)
-    tokenizer.add_argument("--vocab", type=int, default=4096, help="number of tokens [4096]")
-    tokenizer.add_argument(
+    command = commands.add_parser("tokenizer", help="train a sentencepiece tokenizer")
+    command.set_defaults(run=_train_tokenizer)
+    _add_sources(command)
+    command.add_argument("--vocab", type=int, default=4096, help="number of tokens [4096]")
+    command.add_argument(
         "--symbol", action="append", default=[], help="always a token of its own; may be repeated"
     )
 
-    prepare = commands.add_parser("prepare", help="tokenize documents into shards")
-    prepare.set_defaults(run=_prepare)
-    _add_sources(prepare)
-    prepare.add_argument("--tokenizer", required=True, help="folder with tokenizer.model")
-    prepare.add_argument("--heldout", type=float, default=0.01, help="fraction held out [0.01]")
-    prepare.add_argument(
+    command = commands.add_parser("prepare", help="tokenize documents into shards")
+    command.set_defaults(run=prepare_dataset)
+    _add_sources(command)
+    command.add_argument("--tokenizer", required=True, help="folder with tokenizer.model")
+    command.add_argument("--heldout", type=float, default=0.01, help="fraction held out [0.01]")
+    command.add_argument(
         "--heldout-source",
+        dest="heldout_sources",
         action="append",
         default=[],
         metavar="SOURCE",
         help="held out instead of a fraction; may be repeated",
     )
-    prepare.add_argument("--workers", type=int, help="processes [one a core]")
-    prepare.add_argument("--shard-tokens", type=int, default=100_000_000, help="at most [10^8]")
-    prepare.add_argument("--seed", type=int, default=0, help="of the held-out draw [0]")
-    prepare.add_argument("--overwrite", action="store_true", help="replace a dataset")
+    command.add_argument("--workers", type=int, help="processes [one a core]")
+    command.add_argument("--shard-tokens", type=int, default=100_000_000, help="at most [10^8]")
+    command.add_argument("--seed", type=int, default=0, help="of the held-out draw [0]")
+    command.add_argument("--overwrite", action="store_true", help="replace a dataset")
 
-    text = commands.add_parser("synthetic", help="write text whose reasoning is often left out")
-    text.set_defaults(run=_synthetic)
-    text.add_argument("--out", type=Path, required=True, help="folder to make")
-    _add_counts(text, tests=3_000)
-    text.add_argument("--written", type=float, default=0.3, help="share with a working [0.3]")
-    text.add_argument("--useful", type=float, default=0.5, help="share of these that help [0.5]")
-    text.add_argument("--stories", type=float, default=1.0, help="weight of word problems [1]")
+    command = commands.add_parser("synthetic", help="write text whose reasoning is often left out")
+    command.set_defaults(run=_write_synthetic)
+    command.add_argument("--out", type=Path, required=True, help="folder to make")
+    _add_counts(command, tests=3_000)
+    command.add_argument("--written", type=float, default=0.3, help="share with a working [0.3]")
+    command.add_argument("--useful", type=float, default=0.5, help="share of these that help [0.5]")
+    command.add_argument("--stories", type=float, default=1.0, help="weight of word problems [1]")
 
-    sums = commands.add_parser("arithmetic", help="write sums with scratchpads")
-    sums.set_defaults(run=_arithmetic)
-    what = sums.add_mutually_exclusive_group(required=True)
+    command = commands.add_parser("arithmetic", help="write sums with scratchpads")
+    command.set_defaults(run=_write_arithmetic)
+    what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="folder to make")
     what.add_argument("--symbols", action="store_true", help="print flags for `tokenizer` instead")
-    _add_counts(sums, tests=500)
-    sums.add_argument("--digits", type=int, default=arithmetic.KNOWN, help="of sums, at most [2]")
-    sums.add_argument("--written", type=float, default=1.0, help="share that has its steps [1]")
+    _add_counts(command, tests=500)
+    command.add_argument("--digits", type=int, default=2, help="of sums, at most [2]")
+    command.add_argument("--written", type=float, default=1.0, help="share that has its steps [1]")
     return parser
 
 
@@ -85,7 +86,9 @@ def _add_sources(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", required=True, help="folder to make")
     command.add_argument(
         "--field",
+        dest="fields",
         action="append",
+        metavar="FIELD",
         help="field with the text [text]; a+b joins two; repeat for alternatives",
     )
 
@@ -96,80 +99,65 @@ def _add_counts(command: argparse.ArgumentParser, tests: int) -> None:
     command.add_argument("--seed", type=int, default=0, help="same seed, same text [0]")
 
 
-def _tokenizer(args: argparse.Namespace) -> None:
-    texts = DocumentReader(args.sources, args.field or ["text"])
-    model = train_tokenizer(texts, args.out, args.vocab, symbols=args.symbol)
-    print(f"{model.vocab_size:,} tokens\n{args.out}")
+def _train_tokenizer(
+    sources: list[str], out: str, fields: list[str] | None, vocab: int, symbol: list[str]
+) -> None:
+    model = train_tokenizer(DocumentReader(sources, fields), out, vocab, symbols=symbol)
+    print(f"{model.vocab_size:,} tokens\n{out}")
 
 
-def _prepare(args: argparse.Namespace) -> None:
-    prepare_dataset(
-        args.sources,
-        args.out,
-        args.tokenizer,
-        args.field or ["text"],
-        args.heldout,
-        args.workers,
-        args.shard_tokens,
-        args.seed,
-        args.overwrite,
-        args.heldout_source,
-    )
+def _write_synthetic(out: Path, documents: int, tests: int, seed: int, **settings: float) -> None:
+    world, counts = synthetic.World(**settings), {"train": documents, "heldout": tests}
+    drawn = {split: map(asdict, synthetic.documents(world, seed, split)) for split in SPLITS}
+    recipe = {"world": asdict(world), "seed": seed, "documents": counts}
+    _write_texts(out, drawn, counts, recipe)
 
 
-def _synthetic(args: argparse.Namespace) -> None:
-    world = synthetic.World(stories=args.stories, written=args.written, useful=args.useful)
-
-    def records(split: Split) -> Iterator[dict[str, Any]]:
-        return map(asdict, synthetic.documents(world, args.seed, split))
-
-    _write_texts(args, records, {"world": asdict(world), "seed": args.seed})
-
-
-def _arithmetic(args: argparse.Namespace) -> None:
-    if args.symbols:
+def _write_arithmetic(
+    out: Path, symbols: bool, documents: int, tests: int, seed: int, digits: int, written: float
+) -> None:
+    if symbols:
         print(" ".join(f"--symbol={symbol}" for symbol in arithmetic.SYMBOLS))
         return
-    if args.digits < 1 or not 0 <= args.written <= 1:
+    if digits < 1 or not 0 <= written <= 1:
         raise ValueError(
             "expected --digits of at least 1 and --written to be a share in [0, 1], found "
-            f"{args.digits} and {args.written}"
+            f"{digits} and {written}"
         )
-
-    def records(split: Split) -> Iterator[dict[str, Any]]:
-        for text in arithmetic.operation_texts(args.seed, split, args.digits, args.written):
-            yield {"text": text}
-
-    _write_texts(args, records)
+    drawn = {
+        split: ({"text": text} for text in arithmetic.operation_texts(seed, split, digits, written))
+        for split in SPLITS
+    }
+    _write_texts(out, drawn, {"train": documents, "heldout": tests})
 
 
 def _write_texts(
-    args: argparse.Namespace,
-    records: Callable[[Split], Iterator[dict[str, Any]]],
+    out: Path,
+    drawn: dict[Split, Iterator[dict[str, Any]]],
+    counts: dict[Split, int],
     recipe: dict[str, Any] | None = None,
 ) -> None:
-    """A folder with both splits as JSON lines, and perhaps what they were drawn from."""
-    counts = {"train": args.documents, "heldout": args.tests}
+    """Write the first records of each split as JSON lines, and perhaps what they are made of."""
     if min(counts.values()) < 1:
         raise ValueError(f"expected --documents and --tests of at least 1, found {counts}")
-    with new_folder(args.out) as folder:
+    with new_folder(out) as folder:
         for split, count in counts.items():
+            records = itertools.islice(drawn[split], count)
             with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
-                some = itertools.islice(records(split), count)
-                for record in tqdm(some, split, count, unit=" documents"):
+                for record in tqdm(records, split, count, unit=" documents"):
                     file.write(json.dumps(record) + "\n")
-        if recipe is not None:
-            write_json(folder / synthetic.RECIPE, recipe | {"documents": counts})
+        if recipe:
+            write_json(folder / synthetic.RECIPE, recipe)
 
 
-def _command(argv: list[str]) -> None:
-    args = _parser().parse_args(argv)
-    args.run(args)
+def _run(argv: list[str]) -> None:
+    args = vars(_parser().parse_args(argv))
+    args.pop("run")(**args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return cli.main(_command, argv, "interrupted; nothing was kept")
+    return cli.main(_run, argv, "interrupted; nothing was kept")
 
 
 if __name__ == "__main__":

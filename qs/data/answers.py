@@ -29,7 +29,7 @@ SAID = re.compile(rf"(?m)^[ \t]*####{SENTENCE}|\banswer(?:\s+is\b:?|:){SENTENCE}
 WORDS = r"(?:(?!\b(?:not|no|never|either|neither|n?or|than|except|is|isn't|wrong)\b)[^()\n])*"
 
 
-def canonical(whole: str, decimals: str = "", negative: bool = False) -> str:
+def _canonical(whole: str, decimals: str = "", negative: bool = False) -> str:
     """Canonical form of a number given as digits: ("007", "50") is "7.5", and -0 is "0"."""
     whole, decimals = whole.lstrip("0") or "0", decimals.rstrip("0")
     number = f"{whole}.{decimals}" if decimals else whole
@@ -52,7 +52,7 @@ def parse_number(text: str) -> str | None:
     if not match or (match["sign"] and match["inner"]) or NOT_UNIT.search(match["unit"] or ""):
         return None
     negative = (match["sign"] or match["inner"]) in ("-", "−")
-    return canonical(match["whole"].replace(",", ""), match["decimals"] or "", negative)
+    return _canonical(match["whole"].replace(",", ""), match["decimals"] or "", negative)
 
 
 def final_number(text: str) -> str | None:
@@ -64,7 +64,7 @@ def final_number(text: str) -> str | None:
     Source: ezelikman/quiet-star, zero-shotcot-eval.py, extract_first_integer.
     """
     match = re.search("[0-9]+", text.replace(",", ""))
-    return canonical(match[0]) if match else None
+    return _canonical(match[0]) if match else None
 
 
 def _statements(text: str) -> list[str]:

@@ -83,17 +83,14 @@ class Sum:
 def split_of(problem: Sum) -> Split:
     """The only split that a sum is ever drawn for: a hash of its numbers, in either order, decides.
 
-    Holds for one digit as for any other number: of the 100 ordered sums, 10 are held out and 90 are
-    trained on. (Their columns still occur in longer sums of the training split.)
+    So of the 100 sums of one digit 10 are held out. (Their columns occur in longer training sums.)
     """
     low, high = sorted((problem.a, problem.b))
     return split_by_hash(f"addition {low} {high}".encode(), HELDOUT)
 
 
 def sums(seed: int | str, split: Split, digits: int) -> Iterator[Sum]:
-    """Sums without end; same seed, split and digits, same sums.
-
-    Drawn evenly from all of the split, so that they come again; see `split_of` for one digit.
+    """Sums without end, drawn evenly, so that they come again; same arguments, same sums.
 
     Args:
         seed: any integer or text.
@@ -101,7 +98,7 @@ def sums(seed: int | str, split: Split, digits: int) -> Iterator[Sum]:
         digits: d of both numbers; the first digit is 0 only where d is 1.
 
     Raises:
-        ValueError: an unknown split, or digits below 1; when the first sum is asked for.
+        ValueError: with the first sum, for an unknown split or digits below 1.
     """
     check_split(split)
     if digits < 1:
@@ -182,7 +179,7 @@ def operation_texts(
 
     Args:
         seed: same seed and split, same texts.
-        split: of the sums; "train" and "heldout" share none.
+        split: of the sums.
         digits: of sums, at most.
         written: share of the documents that have their steps.
     """

@@ -16,26 +16,18 @@ if TYPE_CHECKING:  # as in dataset: the room is imported without torch
 
 
 class CompletionBatch(NamedTuple):
-    """Rows of whole examples, as `training.step.train_step` takes them.
+    """Rows of whole examples, as `training.step.train_step` takes them."""
 
-    Attributes:
-        tokens, documents: (B, T); documents are PADDING behind the last example of a row.
-        counted: (B, T) whether a token is a target: completions and the ends of texts are.
-    """
-
-    tokens: Tensor
-    documents: Tensor
-    counted: Tensor
+    tokens: Tensor  # (B, T) ids
+    documents: Tensor  # (B, T) number within the row; PADDING behind the last example
+    counted: Tensor  # (B, T) whether a token is a target: completions and the ends of texts are
 
 
 class EncodedExample(NamedTuple):
-    """Ids of a prompt and its completion, BOS and EOS included.
+    """A prompt with its completion."""
 
-    The first `prompt` ids are no targets.
-    """
-
-    ids: list[int]
-    prompt: int
+    ids: list[int]  # BOS and EOS included
+    prompt: int  # how many of them are the prompt's, and no targets
 
 
 def encoded(tokenizer: Tokenizer, prompt: str, completion: str) -> EncodedExample:

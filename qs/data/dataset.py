@@ -28,9 +28,9 @@ META = "meta.json"
 DTYPES = {"uint16": np.uint16, "uint32": np.uint32}
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-DOWNLOADS = {  # repository and files of the data sets of the paper
-    "owm": ("open-web-math/open-web-math", "data/*"),
-    "c4": ("allenai/c4", "en/c4-train.0000*.json.gz"),
+DOWNLOADS = {  # of the paper's data
+    "owm": "hf download open-web-math/open-web-math --repo-type dataset --include 'data/*'",
+    "c4": "hf download allenai/c4 --repo-type dataset --include 'en/c4-train.0000*.json.gz'",
 }
 
 
@@ -272,11 +272,8 @@ def resolve_data(name_or_folder: str, root: str = "data") -> Path:
             return folder
     name, source, commands = Path(name_or_folder).name, "SOURCE", []
     if name in DOWNLOADS:
-        repository, files = DOWNLOADS[name]
         source = f"{root}/raw/{name}"
-        commands.append(
-            f"hf download {repository} --repo-type dataset --include '{files}' --local-dir {source}"
-        )
+        commands.append(f"{DOWNLOADS[name]} --local-dir {source}")
     commands.append(
         f"python -m qs.data prepare {source} --out {root}/{name} --tokenizer weights/mistral-7b"
     )

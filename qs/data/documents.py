@@ -51,7 +51,8 @@ class DocumentReader:
     Args:
         sources: .jsonl, .json (both JSON lines), either with .gz, .txt (one document a file),
             .parquet, or folders of them.
-        fields: where a record has its text, the first that fits; `a+b` joins two with a newline.
+        fields: where a record has its text, the first that fits; `a+b` joins two with a newline;
+            None: "text".
 
     Attributes:
         files: what is read.
@@ -62,8 +63,8 @@ class DocumentReader:
         ValueError: if a source cannot be read or more than 1 % of the records are malformed.
     """
 
-    def __init__(self, sources: Iterable[str | Path], fields: Sequence[str] = ("text",)) -> None:
-        self.files, self.fields = source_files(sources), fields
+    def __init__(self, sources: Iterable[str | Path], fields: Sequence[str] | None = None) -> None:
+        self.files, self.fields = source_files(sources), fields or ["text"]
         self.read = self.documents = self.malformed = 0
 
     def __iter__(self) -> Iterator[str]:

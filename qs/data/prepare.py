@@ -90,7 +90,7 @@ def prepare_dataset(
     sources: Sequence[str | Path],
     out: str | Path,
     tokenizer: str | Path,
-    fields: Sequence[str] = ("text",),
+    fields: Sequence[str] | None = None,
     heldout: float = 0.01,
     workers: int | None = None,
     shard_tokens: int = 100_000_000,
@@ -126,14 +126,7 @@ def prepare_dataset(
             "expected heldout from 0 to 1, workers and shard tokens 1 or more, seed 0 or more, "
             f"found {heldout}, {workers}, {shard_tokens}, {seed}; change what is out of range"
         )
-    if out.exists() and not (overwrite and (out / META).is_file()):
-        hint = ", this is no dataset" if overwrite else " or give --overwrite to replace a dataset"
-        raise ValueError(f"{out}: expected a new folder, found this one; choose another name{hint}")
     model = Tokenizer.load(tokenizer)
-    if model.bos_id is None or model.eos_id is None:
-        raise ValueError(
-            f"{tokenizer}: expected BOS and EOS ids, found none; use another tokenizer"
-        )
     jobs = [(DocumentReader(sources, fields), heldout)]
     if heldout_sources:
         jobs = [(jobs[0][0], 0.0), (DocumentReader(heldout_sources, fields), 1.0)]
@@ -146,12 +139,13 @@ def prepare_dataset(
         "eos_id": model.eos_id,
         "dtype": "uint16" if model.vocab_size <= 65536 else "uint32",
         "sources": [str(source) for source in sources],
-        "fields": list(fields),
+        "fields": list(jobs[0][0].fields),
         "heldout": heldout,
         "heldout_sources": [str(source) for source in heldout_sources],
         "seed": seed,
     }
-    new = out.with_name(f"{out.name}.new-{os.getpid()}") if out.exists() else out
+    replace = overwrite and (out / META).is_file()  # any other folder is refused by new_folder
+    new = out.with_name(f"{out.name}.new-{os.getpid()}") if replace else out
     with new_folder(new) as folder:
         writers = {split: ShardWriter(folder, split, shard_tokens) for split in SPLITS}
         try:
@@ -166,7 +160,7 @@ def prepare_dataset(
         meta["malformed"] = sum(reader.malformed for reader, _ in jobs)
         meta["splits"] = {split: writer.summary() for split, writer in writers.items()}
         write_json(folder / META, meta)
-    if new != out:
+    if replace:
         old = out.with_name(f"{out.name}.old-{os.getpid()}")
         out.rename(old)
         new.rename(out)
@@ -274,10 +268,9 @@ def _tokenizer(folder: str, expected_hash: str) -> Tokenizer:
 
 
 def _report(meta: dict[str, Any], out: Path, seconds: float) -> None:
-    splits = meta["splits"].items()
-    counts = [f"{name} {s['documents']:,} documents {s['tokens']:,} tokens" for name, s in splits]
-    tokens, size = (sum(s[key] for _, s in splits) for key in ("tokens", "bytes"))
-    print(f"{', '.join(counts)}; {meta['malformed']:,} malformed records left out")
+    tokens = size = 0
+    for split, part in meta["splits"].items():
+        print(f"{split:8} {part['documents']:,} documents, {part['tokens']:,} tokens")
+        tokens, size = tokens + part["tokens"], size + part["bytes"]
     rate = f"{tokens / seconds:,.0f} tokens and {size / 1e6 / seconds:.2f} MB of text a second"
-    print(f"{size / 1e6:.1f} MB of text in {seconds:.1f} s: {rate}")
-    print(f"{out}")
+    print(f"{meta['malformed']:,} malformed records left out; {rate}\n{out}")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from qs.data.question_sets import (
@@ -95,52 +95,37 @@ def closing(question: BenchmarkQuestion) -> str:
 
 
 def example_text(question: BenchmarkQuestion, rationale: str) -> tuple[str, str]:
-    """What is stored and trained on: the prompt, never hinted nor few-shot, and the completion.
+    """What is trained on: a prompt, never hinted nor few-shot, and its completion.
 
     Args:
         question: the question at hand.
         rationale: as generated, with its closing statement, with or without the hint.
-
-    Returns:
-        prompt and completion; the training text is both and the end of text, the loss is on the
-        completion and the end of text.
     """
     return question_prompt(question), f" {rationale.strip()}"
 
 
-@dataclass(frozen=True)
-class WorkedExample:
-    """A question and the rationale that is shown for it, closing statement included."""
+def few_shot_prefix(examples: Sequence[BenchmarkQuestion], hint: bool = False) -> str:
+    """Questions with their rationales, all with the hint or none; the one at hand follows.
 
-    question: BenchmarkQuestion
-    rationale: str
-
-
-def few_shot_prefix(examples: Sequence[WorkedExample], hint: bool = False) -> str:
-    """Worked examples, all with the hint or none; `question_prompt` of the one at hand follows.
-
-    The rationale that is generated after both ends at end of text or before one of STOPS.
+    The rationale that is generated after its `question_prompt` ends at end of text or before one of
+    STOPS.
     """
-    return "".join(f"{question_prompt(e.question, hint)} {e.rationale}\n\n" for e in examples)
+    return "".join(f"{question_prompt(e, hint)} {e.rationale}\n\n" for e in examples)
 
 
-def few_shot(name: QuestionSet, path: str | Path | None = None) -> list[WorkedExample]:
-    """The worked examples of a question set, in the order of their file.
+def few_shot(name: QuestionSet, folder: Path = PROMPTS) -> list[BenchmarkQuestion]:
+    """Worked examples of a question set, in the order of their file `folder/<name>.txt`.
 
     Blocks of lines parted by blank lines: `Q: ` and the question, for commonsense_qa a line
     `(a) text` for each choice, `A: ` and the rationale, of one or more lines, whose closing
     statement is the answer. Lines that begin with `#` are comments.
-
-    Args:
-        name: one of QUESTION_SETS.
-        path: the file; None for the one that comes with the program, `qs/data/few_shot/<name>.txt`.
 
     Raises:
         ValueError: an unknown set, no readable file, no example, or a block of another form (says
             which and why).
     """
     check_question_set(name)
-    path = PROMPTS / f"{name}.txt" if path is None else Path(path)
+    path = folder / f"{name}.txt"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -161,7 +146,7 @@ def few_shot(name: QuestionSet, path: str | Path | None = None) -> list[WorkedEx
     return examples
 
 
-def _parse_example(name: QuestionSet, block: str, question_id: str) -> WorkedExample:
+def _parse_example(name: QuestionSet, block: str, question_id: str) -> BenchmarkQuestion:
     form = re.fullmatch(r"Q: (?P<question>.+?)\nA: (?P<rationale>.+)", block, re.DOTALL)
     if not form:
         raise ValueError("no lines 'Q: ' and 'A: '")
@@ -173,8 +158,8 @@ def _parse_example(name: QuestionSet, block: str, question_id: str) -> WorkedExa
     labels = [label for label, _ in choices]
     if len(set(labels)) < len(labels):
         raise ValueError(f"choices labelled {labels}")
-    question = BenchmarkQuestion(question_id, text, choices, "", "")
-    gold = parse_stated(question, form["rationale"])
+    question = BenchmarkQuestion(question_id, text, choices, "", "", form["rationale"])
+    gold = parse_stated(question, question.rationale)
     if gold is None:
         raise ValueError("no answer stated")
-    return WorkedExample(replace(question, gold=gold, written=gold), form["rationale"])
+    return replace(question, gold=gold, written=gold)

@@ -37,7 +37,7 @@ class BenchmarkQuestion:
     choices: tuple[tuple[str, str], ...]  # (label, text) of each; none if the answer is a number
     gold: str  # the answer: a label, or a number in canonical form
     written: str  # the answer as published ("1,080"), which the official metric scores
-    rationale: str = ""  # published worked solution without its <<48/2=24>> annotations
+    rationale: str = ""  # worked solution; a published one without its <<48/2=24>> annotations
 
     @property
     def labels(self) -> tuple[str, ...]:

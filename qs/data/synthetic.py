@@ -151,8 +151,8 @@ def read_recipe(folder: Path, split: Split) -> list[Document] | None:
     """The documents that a folder's text was made of; None for text that is not of this kind.
 
     Args:
-        folder: holds the `world.json` that `python -m qs.data synthetic` writes.
-        split: "train" or "heldout".
+        folder: of data, with the `world.json` that `python -m qs.data synthetic` writes.
+        split: whose documents.
 
     Raises:
         ValueError: the file is damaged.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qs.config import StarConfig
 from qs.data import arithmetic, prompts, synthetic
@@ -188,9 +188,7 @@ def _world(config: StarConfig, seed: int) -> Task:
 def _question_set(config: StarConfig, seed: int) -> Task:
     examples = prompts.few_shot(config.task)[: config.shots]
     if config.learn == "answers":
-        examples = [
-            prompts.WorkedExample(e.question, prompts.closing(e.question)) for e in examples
-        ]
+        examples = [replace(e, rationale=prompts.closing(e)) for e in examples]
     shown = prompts.few_shot_prefix(examples), prompts.few_shot_prefix(examples, hint=True)
 
     def problem(one: BenchmarkQuestion) -> Problem:

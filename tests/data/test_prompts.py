@@ -81,7 +81,7 @@ def test_all_examples_of_a_prompt_are_hinted_or_none(task, hint):
     prompt = few_shot_prefix(examples, hint) + question_prompt(asked, hint)
     *blocks, last = prompt.split("\n\n")
     assert last == question_prompt(asked, hint)
-    assert blocks == [f"{question_prompt(e.question, hint)} {e.rationale}" for e in examples]
+    assert blocks == [f"{question_prompt(e, hint)} {e.rationale}" for e in examples]
     hints = len(re.findall(r" \(CORRECT\)\n|\nHint: \d+\nA:", prompt))
     assert hints == hint * (len(examples) + 1)
     assert asked.rationale not in prompt or not asked.rationale
@@ -121,22 +121,22 @@ def test_without_examples_nothing_is_put_before_a_question():
 def test_examples_state_their_answers_and_a_continued_prompt_is_cut_behind_one(task):
     examples = few_shot(task)
     assert len(examples) == 10
-    assert len({e.question.text for e in examples}) == 10
-    whole = few_shot_prefix(examples) + question_prompt(examples[0].question)
+    assert len({e.text for e in examples}) == 10
+    whole = few_shot_prefix(examples) + question_prompt(examples[0])
     for e in examples:
-        _, completion = example_text(e.question, e.rationale)
-        assert parse_stated(e.question, completion) == e.question.gold
-        _, start, after = whole.partition(question_prompt(e.question))
+        _, completion = example_text(e, e.rationale)
+        assert parse_stated(e, completion) == e.gold
+        _, start, after = whole.partition(question_prompt(e))
         assert start
         assert cut(after, STOPS) == completion
 
 
 def test_correct_choices_are_spread_evenly_over_the_labels():
     examples = few_shot("commonsense_qa")
-    assert sorted(e.question.gold for e in examples) == sorted("ABCDE" * 2)
-    assert {e.question.labels for e in examples} == {tuple("ABCDE")}
+    assert sorted(e.gold for e in examples) == sorted("ABCDE" * 2)
+    assert {e.labels for e in examples} == {tuple("ABCDE")}
     for e in examples:
-        assert e.rationale.endswith(f" Therefore, the answer is ({e.question.gold.lower()}).")
+        assert e.rationale.endswith(f" Therefore, the answer is ({e.gold.lower()}).")
 
 
 def test_every_calculation_of_the_number_examples_is_right():
@@ -153,19 +153,20 @@ def test_every_calculation_of_the_number_examples_is_right():
         found = re.findall(r"(\d+(?: [-+*/] \d+)+) = (\d+)", e.rationale)
         assert len(found) == e.rationale.count("=") >= 2
         assert all(value(left) == int(right) for left, right in found), e.rationale
-        assert found[-1][1] == e.question.gold
-        assert e.rationale.endswith(f" The answer is {e.question.gold}.")
+        assert found[-1][1] == e.gold
+        assert e.rationale.endswith(f" The answer is {e.gold}.")
 
 
 def test_an_edited_file_is_read(tmp_path):
-    path = tmp_path / "own.txt"
+    path = tmp_path / "commonsense_qa.txt"
     path.write_text(
         "# mine\r\n\n\nQ: Which?\n(a) this\n# not this\n(b) that \nA: That.\nThe answer is (b).\n"
     )
-    (found,) = few_shot("commonsense_qa", path)
+    (found,) = few_shot("commonsense_qa", tmp_path)
     choices = (("A", "this"), ("B", "that"))
-    assert found.question == BenchmarkQuestion("own-1", "Which?", choices, "B", "B")
-    assert found.rationale == "That.\nThe answer is (b)."
+    assert found == BenchmarkQuestion(
+        "commonsense_qa-1", "Which?", choices, "B", "B", "That.\nThe answer is (b)."
+    )
 
 
 REFUSED = {
@@ -184,18 +185,20 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_file_of_another_form_is_refused_in_one_line(tmp_path, name):
     task, text, message = REFUSED[name]
-    (tmp_path / "own.txt").write_text(text)
-    with pytest.raises(ValueError, match=rf"own\.txt: expected .*{message}") as error:
-        few_shot(task, tmp_path / "own.txt")
+    (tmp_path / f"{task}.txt").write_text(text)
+    with pytest.raises(ValueError, match=rf"{task}\.txt: expected .*{message}") as error:
+        few_shot(task, tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_unreadable_files_and_unknown_tasks_are_refused(tmp_path):
-    (tmp_path / "own.txt").write_bytes(b"Q: \xff")
-    with pytest.raises(ValueError, match="own.txt: expected worked examples, found: bytes that"):
-        few_shot("gsm8k", tmp_path / "own.txt")
-    with pytest.raises(ValueError, match="none.txt: expected worked examples, found: No such file"):
-        few_shot("gsm8k", tmp_path / "none.txt")
+    (tmp_path / "gsm8k.txt").write_bytes(b"Q: \xff")
+    with pytest.raises(ValueError, match="gsm8k.txt: expected worked examples, found: bytes"):
+        few_shot("gsm8k", tmp_path)
+    with pytest.raises(
+        ValueError, match="none/gsm8k.txt: expected worked examples, found: No such file"
+    ):
+        few_shot("gsm8k", tmp_path / "none")
     with pytest.raises(ValueError, match="expected a task gsm8k or commonsense_qa, found 'sums'"):
         few_shot("sums")
 

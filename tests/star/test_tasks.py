@@ -222,7 +222,7 @@ def test_every_published_training_problem_is_asked_and_its_answer_read_back(task
     assert not {p.question for p in problems} & {p.question for p in found.heldout}
     examples = prompts.few_shot(task)
     for p in problems:
-        assert p.prompt.startswith(prompts.question_prompt(examples[0].question))
+        assert p.prompt.startswith(prompts.question_prompt(examples[0]))
         assert p.prompt.count("\nA:") >= 11
         assert p.prompt.endswith(f"\n\n{p.question}")
         assert p.hinted.endswith(f"\n\n{p.hint}")
