@@ -43,7 +43,7 @@ from qs.studies.compare import Comparable, compare_models
 from qs.studies.control_runs import CONTROLS, CONTROLS_PAGE, run_controls
 from qs.studies.controls import keep_comments, study_page
 from qs.studies.plots import draw_rounds, draw_run
-from qs.studies.star_rounds import ABOUT_ROUNDS, read_arms, rounds_table
+from qs.studies.star_rounds import ABOUT_ROUNDS, arm_table, read_arms
 from qs.tables import Table, markdown, results_page, terminal
 from qs.training.trainer import PAGE, PAGE_ROWS
 
@@ -166,7 +166,7 @@ def controls(args: argparse.Namespace) -> None:
 def rounds(args: argparse.Namespace) -> None:
     """Set runs of STaR side by side, round by round; pictures go to plots/ of the first run."""
     arms = read_arms(args.runs)
-    tables = [rounds_table(arm) for arm in arms]
+    tables = [arm_table(arm) for arm in arms]
     print("\n".join([ABOUT_ROUNDS, *(f"{terminal(table)}\n" for table in tables)]))
     for path in draw_rounds(arms, args.runs[0] / "plots"):
         print(f"written to {path}")

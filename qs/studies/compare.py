@@ -16,19 +16,19 @@ from tqdm import tqdm
 
 from qs import files
 from qs.config import ONE_THOUGHT, PRESETS, StarConfig
-from qs.evaluation.heldout import heldout, measured
+from qs.evaluation.heldout import measured
 from qs.evaluation.statistics import mean_estimate
-from qs.evaluation.synthetic import marked
 from qs.inference.decoding import Decoding
 from qs.quietstar.load import Opened, open_model
 from qs.star.round import attempts
 from qs.star.tasks import task_of
+from qs.studies.control_runs import text_with_answers
 from qs.studies.star_rounds import round_records
 from qs.tables import Table
 
 Comparable = Literal["world", "arithmetic"]
 WORKING_TOKENS = {"world": 16, "arithmetic": 140}  # at most
-ANSWER_TOKENS = 12  # of an answer alone, at most
+ANSWER_ALONE_TOKENS = 12  # of an answer alone, at most
 
 
 class Cost(NamedTuple):
@@ -65,13 +65,13 @@ class Answers(NamedTuple):
 def decoded_answers(
     opened: Opened, task: Comparable, count: int, written: bool, think: bool
 ) -> Answers:
-    """Answers to held-out problems: decoded greedily, workings sampled at temperature 1.
+    """Answers to held-out problems of a task: greedy, or `written` after a sampled working.
 
     Args:
         opened: the model.
         task: whose problems.
         count: of problems; of arithmetic, of each length.
-        written: ask for a working that ends in the answer.
+        written: ask for a working that ends in the answer, at temperature 1.
         think: a thought before every token.
     """
     config = StarConfig(
@@ -82,7 +82,7 @@ def decoded_answers(
         rationalize=False,
     )
     decoding = Decoding(
-        max_tokens=WORKING_TOKENS[task] if written else ANSWER_TOKENS,
+        max_tokens=WORKING_TOKENS[task] if written else ANSWER_ALONE_TOKENS,
         think_when="always" if think else "never",
         think_temperature=0.0,
         temperature=1.0 if written else 0.0,
@@ -106,12 +106,8 @@ def known_answers(opened: Opened, thinks: bool) -> tuple[Answers, Answers]:
     Raises:
         ValueError: another tokenizer prepared the text.
     """
-    run, data = opened.config.run, heldout(opened)
-    text = marked(data.folder, opened.tokenizer, run.seq, run.eval_rows)
-    if text is None:
-        raise ValueError(f"{data.folder}: expected world.json, which says where the answers are")
     config = opened.config if thinks else opened.config.changed(objective="plain")
-    gold = measured(opened.quiet, text, config).gold  # (Q, 2)
+    gold = measured(opened.quiet, text_with_answers(opened), config).gold  # (Q, 2)
     return Answers(gold[:, 0], 1), Answers(gold[:, 1], 1 + opened.config.thought.thoughts)
 
 

@@ -24,7 +24,7 @@ from qs.studies.controls import (
     OWN,
     TRAINED,
     UNREWARDED,
-    Baseline,
+    BaselineRun,
     Control,
     ControlRow,
     baselines,
@@ -42,22 +42,20 @@ FOLDER, CONTROLS, CONTROLS_PAGE = "controls", "controls.json", "controls.md"  # 
 def run_controls(
     run: Path, seeds: int, rows: int | None, at_once: int, script: Path, command: str
 ) -> str:
-    """Train what is not trained yet, measure all of it, and write tables into the run.
+    """Train what a run is compared with (what is trained already stays), and measure all of it.
 
     Args:
-        run: folder of a finished run that thinks.
+        run: folder of a finished run that thinks; tables are written into it.
         seeds: how many; the run's own is the first.
         rows: of held-out text, at most; None: as many as the run itself reads.
         at_once: trainings at a time.
-        script: train.py.
-        command: what a person typed.
+        script, command: train.py, and what a person typed.
 
     Returns:
         The page that was written.
 
     Raises:
-        ValueError: the run cannot be compared (see `training_jobs`, `check_jobs` and
-            `text_with_answers`), or a training failed.
+        ValueError: the run cannot be compared, or a training failed.
     """
     jobs = training_jobs(run, seeds)
     check_jobs(run, jobs)
@@ -77,7 +75,7 @@ def run_controls(
     return page
 
 
-def training_jobs(run: Path, seeds: int) -> list[Baseline]:
+def training_jobs(run: Path, seeds: int) -> list[BaselineRun]:
     """Everything that has to be trained to compare a run over several seeds, its own the first.
 
     Returns:
@@ -92,24 +90,24 @@ def training_jobs(run: Path, seeds: int) -> list[Baseline]:
             f"controls needs a run trained with --objective quiet and --seeds of 1 or more, got "
             f"{config.run.objective} and {seeds}"
         )
-    own = Baseline(OWN, config.changed(eval_rows=0, save_every=0))
+    own = BaselineRun(OWN, config.changed(eval_rows=0, save_every=0))
     jobs = []
     for seed in range(config.run.seed, config.run.seed + seeds):
         for baseline in [own, *baselines(own.config)]:
             if baseline.name != OWN or seed != config.run.seed:
                 slug = "".join(c if c.isalnum() else "-" for c in baseline.name.lower())
                 out = str(run / FOLDER / f"{slug}-seed-{seed}")
-                jobs.append(Baseline(baseline.name, baseline.config.changed(seed=seed, out=out)))
+                jobs.append(BaselineRun(baseline.name, baseline.config.changed(seed=seed, out=out)))
     return jobs
 
 
-def run_of(job: Baseline) -> Path | None:
+def run_of(job: BaselineRun) -> Path | None:
     """The run folder that a training made, finished or not."""
     folders = sorted(path.parent for path in Path(job.config.run.out).glob(f"*/{files.CONFIG}"))
     return folders[-1] if folders else None
 
 
-def check_jobs(run: Path, jobs: Sequence[Baseline]) -> None:
+def check_jobs(run: Path, jobs: Sequence[BaselineRun]) -> None:
     """Refuse what could not be compared, before hours of training.
 
     Raises:
@@ -121,40 +119,30 @@ def check_jobs(run: Path, jobs: Sequence[Baseline]) -> None:
             f"{files.read_config(run).run.steps}; finish it with python train.py --resume {run}"
         )
     for job in jobs:
-        made = run_of(job)
-        if made is None:
-            continue
-        stored = files.read_config(made).to_json()
-        wrong = [
-            f"{name} {stored[group][name]} instead of {value}"
-            for group, settings in job.config.to_json().items()
-            for name, value in settings.items()
-            if name != "out" and stored[group][name] != value
-        ]
-        if wrong:
+        made, out = run_of(job), job.config.run.out
+        stored = job.config if made is None else files.read_config(made).changed(out=out)
+        if stored != job.config:
+            wrong = [flag for flag in stored.to_args() if flag not in job.config.to_args()]
             raise ValueError(
-                f"{made}: expected the training {job.name}, seed {job.config.run.seed}, found "
-                f"{', '.join(wrong)}; move {job.config.run.out} away to train it again"
+                f"{made}: expected the training {job.name}, seed {job.config.run.seed}, found it "
+                f"with {' '.join(wrong)}; move {out} away to train it again"
             )
 
 
-def train_all(jobs: Sequence[Baseline], script: Path, at_once: int) -> dict[Baseline, Path]:
-    """Train what is not trained yet, each job in a process of its own; finished ones are kept.
+def train_all(jobs: Sequence[BaselineRun], script: Path, at_once: int) -> dict[BaselineRun, Path]:
+    """Train what is not trained yet by a `script`, each job in a process of its own.
 
-    Args:
-        jobs: trainings.
-        script: train.py.
-        at_once: processes; each gets its share of the cores, or what OMP_NUM_THREADS says.
+    At most `at_once` processes; each gets its share of the cores, or what OMP_NUM_THREADS says.
 
     Returns:
-        The run folder of each.
+        The run folder of each job.
 
     Raises:
         ValueError: a training failed.
     """
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))} | os.environ
 
-    def train(job: Baseline, made: Path | None) -> None:
+    def train(job: BaselineRun, made: Path | None) -> None:
         flags = job.config.to_args()
         if made is not None and files.saved_steps(made):
             flags = ["--resume", str(made)]
@@ -206,17 +194,14 @@ def text_with_answers(opened: Opened) -> Marked:
 
 
 def measure_controls(
-    run: Path, trained: Mapping[Baseline, Path], text: Marked
+    run: Path, trained: Mapping[BaselineRun, Path], text: Marked
 ) -> dict[str, list[ControlRow]]:
-    """Measure a run, its thoughts replaced, other lengths of thought, and all that was trained.
+    """Rows of tables, by title: a run, its thoughts replaced, other lengths, and what was trained.
 
     Args:
         run: folder.
         trained: run folders of what it is compared with.
         text: held-out text with questions.
-
-    Returns:
-        The rows of each table by its title.
     """
     config = files.read_config(run)
     steps = {job: files.newest_step(folder) for job, folder in trained.items()}
@@ -227,19 +212,23 @@ def measure_controls(
     results = {c: _measure(c, text) for c in tqdm(controls, "measuring", unit=" rows")}
     references = {control.name: results[control] for control in tables[TRAINED]}
 
+    before, unrewarded = references[BEFORE], references.get(UNREWARDED, ())
+
     def row(control: Control) -> ControlRow:
         seconds = rewards = None
         if control.trained:
+            config = control.configs[0]
             seconds = float(np.mean([training_seconds(c.parent) for c in control.checkpoints]))
-            settings = control.configs[0]
-            if settings.run.objective == "quiet" and settings.thought.beta > 0:
-                rewards = rewarded(text, settings.thought.ahead)
-        before, unrewarded = references[BEFORE], references.get(UNREWARDED, ())
-        if control.name in (BEFORE, UNREWARDED):  # which are compared with
-            unrewarded = ()
-        if control.name == BEFORE:
-            before = ()
-        return control_row(control, results[control], before, unrewarded, seconds, rewards)
+            if config.run.objective == "quiet" and config.thought.beta > 0:
+                rewards = rewarded(text, config.thought.ahead)
+        return control_row(
+            control,
+            results[control],
+            before=() if control.name == BEFORE else before,
+            unrewarded=() if control.name in (BEFORE, UNREWARDED) else unrewarded,
+            seconds=seconds,
+            rewarded=rewards,
+        )
 
     return {title: [row(control) for control in table] for title, table in tables.items()}
 

@@ -80,22 +80,22 @@ INTERVENTIONS = (
 
 
 @dataclass(frozen=True)
-class Baseline:
+class BaselineRun:
     """Something else to train; its name is that of its row and of its folder."""
 
     name: str
     config: Config
 
 
-def baselines(config: Config) -> list[Baseline]:
+def baselines(config: Config) -> list[BaselineRun]:
     """What is trained beside a run with these settings: one thing differs from it each time."""
     candidates = [
-        Baseline(PLAIN, config.changed(objective="plain")),
-        Baseline(PAUSES, config.changed(objective="pause")),
-        Baseline(UNREWARDED, config.changed(beta=0.0)),
-        *(Baseline(f"m = {m}", config.changed(ahead=m)) for m in (1, 2, 4)),
-        *(Baseline(f"K = {K}", config.changed(samples=K)) for K in (2, 4)),
-        *(Baseline(f"n = {n}", with_length(config, n)) for n in LENGTHS),
+        BaselineRun(PLAIN, config.changed(objective="plain")),
+        BaselineRun(PAUSES, config.changed(objective="pause")),
+        BaselineRun(UNREWARDED, config.changed(beta=0.0)),
+        *(BaselineRun(f"m = {m}", config.changed(ahead=m)) for m in (1, 2, 4)),
+        *(BaselineRun(f"K = {K}", config.changed(samples=K)) for K in (2, 4)),
+        *(BaselineRun(f"n = {n}", with_length(config, n)) for n in LENGTHS),
     ]
     return [baseline for baseline in candidates if baseline.config != config]
 
@@ -117,15 +117,14 @@ class Control:
 
 
 def control_tables(
-    config: Config, before: Path, own: Sequence[Path], trained: Mapping[Baseline, Path]
+    config: Config, before: Path, own: Sequence[Path], trained: Mapping[BaselineRun, Path]
 ) -> dict[str, list[Control]]:
     """What is measured in each row of each table, by the table's title.
 
     Args:
         config: of the run.
         before: checkpoint that training begins from.
-        own: last checkpoints of the run and of the same with other seeds.
-        trained: last checkpoints of the baselines, of all seeds.
+        own, trained: last checkpoints of the run with each seed, and of the baselines of all seeds.
     """
     seeds = tuple(config.changed(seed=config.run.seed + i) for i in range(len(own)))
     run = Control(OWN, tuple(own), seeds, trained=True)
@@ -174,17 +173,14 @@ def control_row(
     seconds: float | None = None,
     rewarded: float | None = None,
 ) -> ControlRow:
-    """Summarise what was measured, once for each seed on the same questions.
+    """Summarise what was measured of a control, once for each seed on the same questions.
 
-    Args:
-        control: what it was.
-        measured: of it.
-        before, unrewarded: to compare with; empty: nothing.
-        seconds, rewarded: see `ControlRow`.
+    `before` and `unrewarded` are what it is compared with, if anything.
     """
     config, intervention = control.configs[0], control.intervention
     thinks = config.run.thinks
-    own = intervention.change is None and intervention.fixed_weight != 0.0
+    # of thoughts that are not mixed in, or not its own, nothing is told
+    sampled = intervention.change is None and intervention.fixed_weight != 0.0 and config.sampled
     gold = _gold(measured, thinks)  # (seeds, Q)
     useful = np.stack([m.useful for m in measured]).mean(1)  # (seeds,)
     sums, counts = _other(measured, thinks)
@@ -196,8 +192,8 @@ def control_row(
         gold_change=_paired(gold, _gold(before, False)) if before else None,
         gold_unrewarded=_paired(gold, _gold(unrewarded, True)) if unrewarded else None,
         nll=float(np.mean([m.nll[:, int(thinks)] for m in measured])),
-        useful=float(useful.mean()) if own and config.sampled else None,
-        useful_seeds=_ends(useful) if own and config.sampled else None,
+        useful=float(useful.mean()) if sampled else None,
+        useful_seeds=_ends(useful) if sampled else None,
         weight=float(np.mean([m.weight for m in measured])) if thinks else None,
         other=ratio_estimate(sums, counts),
         other_change=ratio_estimate(sums - _other(before, False)[0], counts) if before else None,
@@ -226,36 +222,24 @@ def _ends(values: np.ndarray) -> tuple[float, float]:
 
 
 # ---- the page ------------------------------------------------------------------------------------
-NOTES = """{questions:,} questions and {tokens:,} other tokens in {rows:,} rows of held-out text.
+def controls_notes(text: Marked, temperature: float) -> str:
+    """What a reader of the tables needs to know of a text and the temperature of thoughts."""
+    same = text.documents[:, 1:] == text.documents[:, :-1]
+    targets = int((same & (text.documents[:, 1:] != PADDING)).sum())
+    questions, rows = len(text.questions), len(text.tokens)
+    how = f"at temperature {temperature:g}" if temperature else "greedily"
+    counts = f"{questions:,} questions and {targets - questions:,} other tokens in {rows:,} rows"
+    return f"""{counts} of held-out text.
 Means over seeds; ± is half of a 95 % interval over questions (for other tokens: over rows of text),
 each taken as its mean over seeds; in brackets the smallest and the largest seed. Gold answer
 probability is renormalised over possible answers, on questions whose working is left out, one
 thought sampled {how} before every token. "minus" is the paired difference on the same
 questions or rows of text: from the model before training, without thoughts, and from the row
-`{unrewarded}`. The row `{before}` thinks with the start and end
+`{UNREWARDED}`. The row `{BEFORE}` thinks with the start and end
 vectors that training begins from. A thought earns a reward only if its m tokens are left in the
 document: where a row says that answers earn none, REINFORCE never saw their thoughts, and the row
 is no fair comparison.
 """
-
-
-def controls_notes(text: Marked, temperature: float) -> str:
-    """What a reader needs to know to read the tables.
-
-    Args:
-        text: what was measured.
-        temperature: that thoughts were sampled at.
-    """
-    same = text.documents[:, 1:] == text.documents[:, :-1]
-    targets = int((same & (text.documents[:, 1:] != PADDING)).sum())
-    return NOTES.format(
-        questions=len(text.questions),
-        tokens=targets - len(text.questions),
-        rows=len(text.tokens),
-        how=f"at temperature {temperature:g}" if temperature else "greedily",
-        unrewarded=UNREWARDED,
-        before=BEFORE,
-    )
 
 
 def controls_table(title: str, rows: Sequence[ControlRow]) -> Table:

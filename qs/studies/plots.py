@@ -39,12 +39,12 @@ MATPLOTLIB = {
     "savefig.dpi": 150,
     "svg.hashsalt": "qs",
 }
-PANELS = (  # of training: title, height, and for each key of the log its label and colour
-    ("NLL, nats a token", 2.0, {"nll_base": ("without", GREY), "nll_talk": ("with", BLUE)}),
-    ("mean reward, nats", 1.2, {"reward": ("", GREEN)}),
-    ("mean mixing weight", 1.2, {"weight_mean": ("", PURPLE)}),
-)
-LOGGED = ("step", *(key for _, _, keys in PANELS for key in keys))
+PANELS = {  # of training: keys of the log by title
+    "NLL, nats a token": ("nll_base", "nll_talk"),
+    "mean reward, nats": ("reward",),
+    "mean mixing weight": ("weight_mean",),
+}
+COLORS = {"nll_base": GREY, "nll_talk": BLUE, "reward": GREEN, "weight_mean": PURPLE}
 
 
 def draw_run(run: Path, deciles: Sequence[Decile], out: Path | None = None) -> list[Path]:
@@ -116,26 +116,27 @@ def read_steps(run: Path) -> dict[str, np.ndarray]:
     """What the log of a run folder measured.
 
     Returns:
-        (S,) each of `LOGGED` that the log has: losses and reward in nats; NaN where a step does
-        not say, or was not finite.
+        (S,) "step" and each key of `COLORS` that the log has: losses and reward in nats; NaN where
+        a step does not say, or was not finite.
 
     Raises:
         ValueError: there is no step in the log, or something else.
     """
     steps = [record for record in files.read_log(run) if "step" in record]
-
-    def damaged(record: Mapping[str, Any]) -> bool:
-        numbers = all(isinstance(record.get(key, 0), int | float | None) for key in LOGGED)
-        return not numbers or record["step"] is None or "nll_base" not in record
-
-    wrong = next((f"{str(record)[:80]}" for record in steps if damaged(record)), None)
+    wrong = [str(record)[:80] for record in steps if not _is_step(record)]
     if wrong or not steps:
         raise ValueError(
             f"{run / files.LOG}: expected the log of a run with step and nll_base in each line "
-            f"after the first, found {wrong or 'no step'}; is {run} a run folder that has trained?"
+            f"after the first, found {(wrong or ['no step'])[0]}; is {run} a run folder that has "
+            "trained?"
         )
-    logged = [key for key in LOGGED if any(key in record for record in steps)]
+    logged = [key for key in ("step", *COLORS) if any(key in record for record in steps)]
     return {key: np.array([record.get(key) for record in steps], float) for key in logged}
+
+
+def _is_step(record: Mapping[str, Any]) -> bool:
+    numbers = all(isinstance(record.get(key, 0), int | float | None) for key in COLORS)
+    return numbers and isinstance(record["step"], int) and "nll_base" in record
 
 
 @dataclass(frozen=True)
@@ -210,9 +211,9 @@ def nll_range(decile: Decile) -> str:
 
 
 # ---- pictures ------------------------------------------------------------------------------------
-def _panels(figure: Figure, heights: Sequence[float], margins: float = 0.8) -> list[Axes]:
-    """Panels one below the other with a common x axis; heights and what is around in inches."""
-    figure.set_size_inches(WIDTH, sum(heights) + 0.5 * len(heights) + margins)
+def _panels(figure: Figure, heights: Sequence[float]) -> list[Axes]:
+    """Panels one below the other with a common x axis, `heights` inches high."""
+    figure.set_size_inches(WIDTH, sum(heights) + 0.5 * len(heights) + 0.8)
     grid = figure.subplots(len(heights), sharex=True, height_ratios=heights, squeeze=False)
     for ax in grid[:, 0]:
         ax.yaxis.get_offset_text().set(ha="right", x=-0.02)  # beside the title
@@ -225,25 +226,27 @@ def _remark(figure: Figure, text: str) -> None:
 
 def _draw_training(figure: Figure, steps: Mapping[str, np.ndarray], thinking: str) -> None:
     """NLL, reward and mixing weight by step."""
-    half = len(steps["step"]) // 40
-    shown = [panel for panel in PANELS if not steps.keys().isdisjoint(panel[2])]
-    axes = _panels(figure, [height for _, height, _ in shown])
-    for ax, (title, _, keys) in zip(axes, shown, strict=True):
-        for key in filter(steps.__contains__, keys):
-            text, color = keys[key]
+    x = steps["step"]
+    half = len(x) // 40
+    labels = {"nll_base": f"without {thinking}", "nll_talk": f"with {thinking}"}
+    shown = {title: [k for k in keys if k in steps] for title, keys in PANELS.items()}
+    shown = {title: keys for title, keys in shown.items() if keys}
+    axes = _panels(figure, [2.0, 1.2, 1.2][: len(shown)])
+    for ax, (title, keys) in zip(axes, shown.items(), strict=True):
+        for key in keys:
             if half:
-                ax.plot(steps["step"], steps[key], color=color, linewidth=0.6, alpha=0.35, zorder=1)
+                ax.plot(x, steps[key], color=COLORS[key], linewidth=0.6, alpha=0.35, zorder=1)
             ax.plot(
-                steps["step"],
+                x,
                 smooth(steps[key], half),
-                color=color,
+                color=COLORS[key],
                 linewidth=1.8,
-                marker="" if len(steps["step"]) > 1 else "o",
-                label=f"{text} {thinking}" if text else None,
+                marker="" if len(x) > 1 else "o",
+                label=labels.get(key),
             )
         if "reward" in keys:
             ax.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
-        if "nll_talk" in keys and "nll_talk" in steps:
+        if "nll_talk" in keys:
             ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
         ax.set_title(title)
         ax.margins(x=0.01)

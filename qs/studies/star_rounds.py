@@ -81,7 +81,7 @@ def _read_arm(runs: Sequence[Path]) -> Arm:
     return Arm(configs[0], seeds, groups, np.array(accuracy), records)
 
 
-def rounds_table(arm: Arm) -> Table:
+def arm_table(arm: Arm) -> Table:
     """Accuracy by round and group in %: mean over seeds (smallest to largest)."""
 
     def logged(name: str, number: int) -> str:

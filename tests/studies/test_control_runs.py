@@ -26,7 +26,7 @@ from qs.studies.controls import (
     SAME,
     TRAINED,
     UNREWARDED,
-    Baseline,
+    BaselineRun,
     baselines,
 )
 
@@ -123,10 +123,10 @@ def test_a_baseline_is_trained_with_the_runs_data_steps_and_seed(trained):
     assert config.thought == own.thought
 
 
-def elsewhere(trained, tmp_path) -> Baseline:
+def elsewhere(trained, tmp_path) -> BaselineRun:
     """A training whose folder is empty."""
     job = training_jobs(trained, 1)[0]
-    return Baseline(job.name, job.config.changed(out=str(tmp_path / "out")))
+    return BaselineRun(job.name, job.config.changed(out=str(tmp_path / "out")))
 
 
 def test_a_failed_training_is_one_line(trained, tmp_path):
@@ -182,7 +182,7 @@ def test_a_baseline_with_other_settings_is_refused_before_anything_is_trained(co
     stored["run"]["steps"] = 7
     stored["optim"]["lr"] = 0.5
     path.write_text(json.dumps(stored))
-    refused(copied, capsys, "seed 3, found lr 0.5 instead of 0.01, steps 7 instead of 2; move ")
+    refused(copied, capsys, "seed 3, found it with --lr=0.5 --steps=7; move ")
 
 
 def test_an_unfinished_run_is_refused_before_anything_is_trained(copied, capsys):

@@ -24,7 +24,7 @@ from qs.studies.controls import (
     OWN,
     SAME,
     TRAINED,
-    Baseline,
+    BaselineRun,
     Control,
     Intervention,
     baselines,
@@ -76,7 +76,7 @@ def test_the_run_itself_is_no_baseline_of_its_own():
 
 def test_the_tables_measure_every_seed_as_it_was_trained():
     trained = {
-        Baseline(b.name, b.config.changed(seed=seed)): Path(f"{b.name} {seed}")
+        BaselineRun(b.name, b.config.changed(seed=seed)): Path(f"{b.name} {seed}")
         for seed in (0, 1)
         for b in baselines(TINY)
     }

@@ -8,7 +8,7 @@ import pytest
 from qs import files
 from qs.config import Config, RunConfig, StarConfig
 from qs.studies.plots import draw_rounds
-from qs.studies.star_rounds import read_arms, rounds_table
+from qs.studies.star_rounds import arm_table, read_arms
 
 SEEDS = {0: (0.5, 0.25, 1.0), 1: (0.5, 0.75, 0.5)}  # of the group "2 digits", by round
 
@@ -41,14 +41,14 @@ def test_runs_that_differ_in_seed_alone_are_one_arm(tmp_path):
 
 def test_the_table_has_means_and_the_range_of_seeds(tmp_path):
     (arm,) = read_arms([finished(tmp_path, 0), finished(tmp_path, 1)])
-    table = rounds_table(arm)
+    table = arm_table(arm)
     assert table.notes == ["seeds 0, 1; 1.0 minutes a run"]
     assert table.heads[4:] == ("1 digits", "2 digits", "all")
     assert table.rows[0][:2] == ("0", "-")
     assert table.rows[1][1:4] == ("10", "-", "40")
     assert table.rows[2][5] == "75.0 (50 to 100)"
     (alone,) = read_arms([finished(tmp_path, 0)])
-    assert rounds_table(alone).rows[1][5] == "25.0"
+    assert arm_table(alone).rows[1][5] == "25.0"
 
 
 @pytest.mark.parametrize("wrong", ["unfinished", "no star", "twice"])
