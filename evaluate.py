@@ -249,7 +249,8 @@ def task_list(names: str) -> list[str]:
     """Names of question sets, split at commas, each once."""
     tasks = list(dict.fromkeys(names.split(",")))
     if unknown := [name for name in tasks if name not in SETS]:
-        raise argparse.ArgumentTypeError(f"expected some of {','.join(SETS)}; got {unknown[0]!r}")
+        known = ",".join(SETS)
+        raise argparse.ArgumentTypeError(f"expected some of {known}; got {unknown[0]!r}")
     return tasks
 
 
@@ -313,16 +314,6 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     return top, commands.choices
 
 
-BEFORE = {  # flags that were commands once
-    "--tasks": "tasks MODEL LIST, or text MODEL",
-    "--generate": "generate MODEL PROMPT",
-    "--controls": "controls RUN",
-    "--rounds": "rounds RUN ...",
-    "--compare": "compare MODEL ...",
-    "--plot": "plot RUN",
-}
-
-
 def evaluate(argv: list[str]) -> None:
     """Run a command; a model alone is scored.
 
@@ -331,16 +322,15 @@ def evaluate(argv: list[str]) -> None:
     """
     top, commands = command_line()
     line = shlex.join(["python", "evaluate.py", *argv])
-    if argv and argv[0] not in commands:
-        for flag in (arg.partition("=")[0] for arg in argv):
-            if flag in BEFORE:
-                raise ValueError(f"{flag} is a command now: python evaluate.py {BEFORE[flag]}")
-        if not argv[0].startswith("-"):
-            try:
-                weights.resolve(argv[0])
-            except ValueError as error:
-                raise ValueError(f"{error}; or a command: {', '.join(commands)}") from None
-            argv = ["score", *argv]
+    for flag in (arg.partition("=")[0] for arg in argv):  # once, flags chose what to do
+        if flag.startswith("--") and flag[2:] in commands:
+            raise ValueError(f"{flag} is a command now: see python evaluate.py {flag[2:]} --help")
+    if argv and argv[0] not in commands and not argv[0].startswith("-"):
+        try:
+            weights.resolve(argv[0])
+        except ValueError as error:
+            raise ValueError(f"{error}; or a command: {', '.join(commands)}") from None
+        argv = ["score", *argv]
     if argv and argv[0] in commands:  # its own parser complains in its own name
         args = commands[argv[0]].parse_args(argv[1:])
     else:

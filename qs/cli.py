@@ -143,8 +143,19 @@ def add_settings(
                 f"--{f.name.replace('_', '-')}",
                 default=argparse.SUPPRESS,
                 help=f"{f.metadata['help']} [{shown or f.default}]".replace("%", "%%"),
-                **argument(hints[f.name]),
+                **_read_as(hints[f.name]),
             )
+
+
+def _read_as(hint: Any) -> dict[str, Any]:
+    """argparse's keywords for a field of this type."""
+    if get_origin(hint) in (types.UnionType, typing.Union):
+        hint = next(part for part in get_args(hint) if part is not type(None))
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(hint) is Literal:
+        return {"choices": get_args(hint)}
+    return {"type": hint, "metavar": {int: "N", float: "X", str: "TEXT"}[hint]}
 
 
 def add_count(
@@ -165,14 +176,3 @@ def chosen(args: argparse.Namespace, *groups: type) -> dict[str, Any]:
     """The settings of some dataclasses that a command line gives."""
     names = [f.name for group in groups for f in dataclasses.fields(group)]
     return {name: getattr(args, name) for name in names if name in args}
-
-
-def argument(hint: Any) -> dict[str, Any]:
-    """argparse's keywords for a field of this type."""
-    if get_origin(hint) in (types.UnionType, typing.Union):
-        hint = next(part for part in get_args(hint) if part is not type(None))
-    if hint is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if get_origin(hint) is Literal:
-        return {"choices": get_args(hint)}
-    return {"type": hint, "metavar": {int: "N", float: "X", str: "TEXT"}[hint]}

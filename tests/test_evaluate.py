@@ -470,13 +470,13 @@ def test_a_model_alone_is_scored_and_a_wrong_command_is_told_which_there_are(cal
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("R --tasks gsm8k --votes 3", "--tasks is a command now: python evaluate.py tasks MODEL"),
-        ("R --tasks=text", "or text MODEL"),
-        ("R --generate 1 --data D", "python evaluate.py generate MODEL PROMPT"),
-        ("--controls R --thoughts 3", "python evaluate.py controls RUN"),
-        ("--rounds R R", "python evaluate.py rounds RUN ..."),
-        ("--compare M M --votes 3", "python evaluate.py compare MODEL ..."),
-        ("--plot R --show 1", "python evaluate.py plot RUN"),
+        ("R --tasks gsm8k --votes 3", "--tasks is a command now: see python evaluate.py tasks --h"),
+        ("R --tasks=text", "see python evaluate.py tasks --help"),
+        ("R --generate 1 --data D", "see python evaluate.py generate --help"),
+        ("--controls R --thoughts 3", "see python evaluate.py controls --help"),
+        ("--rounds R R", "see python evaluate.py rounds --help"),
+        ("--compare M M --votes 3", "see python evaluate.py compare --help"),
+        ("--plot R --show 1", "see python evaluate.py plot --help"),
     ],
 )
 def test_a_command_line_of_old_is_told_the_new_one_in_one_line(flags, message, called, capsys):
