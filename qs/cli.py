@@ -15,7 +15,8 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from qs.config import GROUPS, PRESETS, Config
+from qs.config import GROUPS, Config
+from qs.presets import PRESETS
 
 OUT_OF_MEMORY = (
     "out of memory: lower --micro-batch (the batch stays the same), --seq, --thoughts or --samples,"

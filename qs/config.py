@@ -1,6 +1,6 @@
 """Every setting, once: frozen dataclasses from which flags, presets and JSON are derived.
 
-A field carries its help sentence; `qs/cli.py` turns the fields into command-line flags, and
+A field carries its help sentence and limits; `qs/cli.py` turns the fields into flags, and
 `Config.to_json` / `from_json` write and read the run folder's `config.json`. Symbols are those of
 the paper: n thought tokens, m true tokens ahead, K thoughts per position.
 """
@@ -14,9 +14,19 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
 
-def setting(default: Any, help: str) -> Any:
-    """A field with its help sentence."""
-    return field(default=default, metadata={"help": help})
+def setting(default: Any, help: str, **limits: float) -> Any:
+    """A field with its help sentence and limits: `least` (that or more), `above` (more)."""
+    return field(default=default, metadata={"help": help, **limits})
+
+
+def check_limits(config: Any) -> None:
+    """Raise ValueError naming the first flag beyond its limits (or not a number)."""
+    for f in dataclasses.fields(config):
+        value, flag = getattr(config, f.name), f.name.replace("_", "-")
+        if "least" in f.metadata and value is not None and not value >= f.metadata["least"]:
+            raise ValueError(f"--{flag} must be at least {f.metadata['least']}, got {value}")
+        if "above" in f.metadata and value is not None and not value > f.metadata["above"]:
+            raise ValueError(f"--{flag} must be above {f.metadata['above']}, got {value}")
 
 
 def at_least(config: Any, **limits: float) -> None:
@@ -43,10 +53,11 @@ class ThoughtConfig:
         9,
         "n: sampled tokens in one thought, start and end not counted; with 0, text is predicted "
         "after start and end alone, while decoding and question sets do not think",
+        least=0,
     )
-    ahead: int = setting(4, "m: true tokens ahead that a thought is judged on")
-    samples: int = setting(2, "K: thoughts sampled at each position")
-    beta: float = setting(1e6, "weight of the policy loss")
+    ahead: int = setting(4, "m: true tokens ahead that a thought is judged on", least=1)
+    samples: int = setting(2, "K: thoughts sampled at each position", least=1)
+    beta: float = setting(1e6, "weight of the policy loss", least=0)
     base_weight: float = setting(
         0.5, "share of the base NLL in the likelihood loss; the rest is talk"
     )
@@ -54,8 +65,10 @@ class ThoughtConfig:
         "mean", "REINFORCE baseline: the mean reward of a position's own K thoughts, or none"
     )
     keep_negative: bool = setting(False, "also push down thoughts that are below the baseline")
-    sample_temperature: float = setting(1.0, "temperature thoughts are sampled at; 0 is greedy")
-    policy_temperature: float = setting(3.0, "temperature of log p in the policy loss")
+    sample_temperature: float = setting(
+        1.0, "temperature thoughts are sampled at; 0 is greedy", least=0
+    )
+    policy_temperature: float = setting(3.0, "temperature of log p in the policy loss", above=0)
     mix_weight: Literal["linear", "sigmoid"] = setting(
         "linear", "mixing weight: unbounded and 0 at the start, or bounded to (0, 1)"
     )
@@ -63,22 +76,23 @@ class ThoughtConfig:
         "output", "mix outputs (equals mixing logits) or probabilities (needs sigmoid)"
     )
     embedding_scale: float = setting(
-        100.0, "start and end vectors are stored divided by this, so that Adam moves them faster"
+        100.0,
+        "start and end vectors are stored divided by this, so that Adam moves them faster",
+        above=0,
     )
     start_text: str = setting("---", "text whose embedding the start vector begins from")
     end_text: str = setting("---", "text whose embedding the end vector begins from")
     anchors: Literal["all", "random", "uncertain"] = setting(
         "all", "positions that think: all, a random share, or where the base model is least sure"
     )
-    anchor_share: float = setting(1.0, "share of a row's positions that think")
+    anchor_share: float = setting(1.0, "share of a row's positions that think", above=0)
 
     def anchor_count(self, seq: int) -> int:
         """A: positions that think in a row of `seq` tokens."""
         return max(1, round(seq * self.anchor_share))
 
     def __post_init__(self) -> None:
-        at_least(self, thoughts=0, ahead=1, samples=1, beta=0, sample_temperature=0)
-        above(self, policy_temperature=0, embedding_scale=0, anchor_share=0)
+        check_limits(self)
         if not 0 <= self.base_weight <= 1:
             raise ValueError(f"--base-weight is a share in [0, 1], got {self.base_weight}")
         if self.anchor_share > 1:
@@ -107,18 +121,17 @@ class ThoughtConfig:
 class OptimConfig:
     """AdamW and its schedule."""
 
-    lr: float = setting(1e-6, "learning rate of the language model")
-    mixer_lr: float = setting(1e-6, "learning rate of the mixing head")
-    thought_lr: float = setting(1e-6, "learning rate of the stored start and end vectors")
-    warmup: int = setting(20, "steps over which the learning rates rise from 0")
+    lr: float = setting(1e-6, "learning rate of the language model", least=0)
+    mixer_lr: float = setting(1e-6, "learning rate of the mixing head", least=0)
+    thought_lr: float = setting(1e-6, "learning rate of the stored start and end vectors", least=0)
+    warmup: int = setting(20, "steps over which the learning rates rise from 0", least=0)
     decay: Literal["constant", "cosine"] = setting("constant", "learning rate after the warm-up")
     beta2: float = setting(0.999, "AdamW's second moment: how slowly it forgets")
-    weight_decay: float = setting(0.001, "AdamW weight decay of matrices")
-    clip: float = setting(1.0, "largest global gradient norm")
+    weight_decay: float = setting(0.001, "AdamW weight decay of matrices", least=0)
+    clip: float = setting(1.0, "largest global gradient norm", above=0)
 
     def __post_init__(self) -> None:
-        at_least(self, lr=0, mixer_lr=0, thought_lr=0, warmup=0, weight_decay=0)
-        above(self, clip=0)
+        check_limits(self)
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"--beta2 must be in [0, 1), got {self.beta2}")
 
@@ -134,27 +147,28 @@ class RunConfig:
     )
     data: str = setting("owm", "folder made by `python -m qs.data prepare`, or its name in data/")
     weights: str = setting("mistral-7b", "folder of a checkpoint or a run, or its name in weights/")
-    seq: int = setting(256, "T: tokens in a row")
-    batch: int = setting(8, "rows in one optimiser step")
-    micro_batch: int = setting(0, "rows computed at a time (0: all); changes memory, not results")
-    steps: int = setting(100, "optimiser steps")
-    seed: int = setting(0, "seed of data order, thoughts and new parameters")
+    seq: int = setting(256, "T: tokens in a row", least=2)
+    batch: int = setting(8, "rows in one optimiser step", least=1)
+    micro_batch: int = setting(
+        0, "rows computed at a time (0: all); changes memory, not results", least=0
+    )
+    steps: int = setting(100, "optimiser steps", least=1)
+    seed: int = setting(0, "seed of data order, thoughts and new parameters", least=0)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "arithmetic; auto: bfloat16 on CUDA, float32 on CPU. Weights are kept in float32"
     )
     compile: bool | None = setting(None, "torch.compile every layer; by default on CUDA only")
     recompute: bool = setting(False, "recompute layers in the backward pass to save memory")
-    save_every: int = setting(0, "steps between checkpoints (0: only at the end)")
+    save_every: int = setting(0, "steps between checkpoints (0: only at the end)", least=0)
     grad_norms_every: int = setting(
-        1, "steps between measurements of each loss term's gradient norm (0: never)"
+        1, "steps between measurements of each loss term's gradient norm (0: never)", least=0
     )
-    eval_rows: int = setting(32, "held-out rows evaluated before and after (0: none)")
+    eval_rows: int = setting(32, "held-out rows evaluated before and after (0: none)", least=0)
     out: str = setting("runs", "folder that run folders are made in")
 
     def __post_init__(self) -> None:
-        at_least(self, seq=2, batch=1, micro_batch=0, steps=1, save_every=0)
-        at_least(self, grad_norms_every=0, eval_rows=0, seed=0)
+        check_limits(self)
         if self.micro_batch and self.batch % self.micro_batch:
             raise ValueError(
                 f"--micro-batch {self.micro_batch} does not divide --batch {self.batch}"
@@ -174,24 +188,29 @@ class StarConfig:
         "arithmetic", "questions; arithmetic and world (the bundled kind of text) are generated"
     )
     questions: str = setting("data", "folder of the question sets")
-    rounds: int = setting(16, "rounds: rationales from the last model, training of the first one")
-    growth: float = setting(1.2, "steps of a round, relative to those of the round before")
-    problems: int = setting(1000, "problems in a round, drawn anew each time (0: the whole set)")
+    rounds: int = setting(
+        16, "rounds: rationales from the last model, training of the first one", least=1
+    )
+    growth: float = setting(1.2, "steps of a round, relative to those of the round before", least=1)
+    problems: int = setting(
+        1000, "problems in a round, drawn anew each time (0: the whole set)", least=0
+    )
     test_problems: int = setting(
-        100, "held-out problems after each round (0: the whole set); arithmetic: of each length"
+        100,
+        "held-out problems after each round (0: the whole set); arithmetic: of each length",
+        least=0,
     )
     rationalize: bool = setting(True, "where the answer is wrong, ask again with it as a hint")
     learn: Literal["rationales", "answers"] = setting(
         "rationales", "what is trained on; answers: the control without rationales"
     )
-    shots: int = setting(10, "worked examples in a prompt, at most")
-    rationale_temperature: float = setting(0.0, "of rationales; 0 is greedy")
-    rationale_tokens: int = setting(256, "tokens of a rationale, at most")
-    rationale_batch: int = setting(32, "rationales generated at a time")
+    shots: int = setting(10, "worked examples in a prompt, at most", least=0)
+    rationale_temperature: float = setting(0.0, "of rationales; 0 is greedy", least=0)
+    rationale_tokens: int = setting(256, "tokens of a rationale, at most", least=1)
+    rationale_batch: int = setting(32, "rationales generated at a time", least=1)
 
     def __post_init__(self) -> None:
-        at_least(self, rounds=1, growth=1, problems=0, test_problems=0, shots=0)
-        at_least(self, rationale_temperature=0, rationale_tokens=1, rationale_batch=1)
+        check_limits(self)
         if self.task in ("arithmetic", "world") and not (self.problems and self.test_problems):
             raise ValueError(
                 f"--task {self.task} is generated without end: give --problems and --test-problems"
@@ -313,51 +332,6 @@ def check_names(where: str, found: typing.Iterable[str], expected: typing.Iterab
 
 
 PADDING = -1  # the document number of padding
-
-
-PRESETS = {
-    "tiny": Config(  # the bundled model and text, in minutes on a CPU
-        ThoughtConfig(
-            thoughts=5,
-            ahead=1,
-            samples=4,
-            beta=100.0,
-            keep_negative=True,
-            policy_temperature=1.0,
-            embedding_scale=1.0,
-            start_text=":",
-            end_text=";",
-        ),
-        OptimConfig(lr=3e-5, mixer_lr=3e-3, thought_lr=3e-3, warmup=10, decay="cosine"),
-        RunConfig(
-            data="tiny",
-            weights="tiny",
-            seq=64,
-            batch=4,
-            steps=240,
-            grad_norms_every=10,
-            eval_rows=192,
-        ),
-    ),
-    "published": Config(),  # the released run: 100 steps of 8 rows of 256 tokens
-    "sums": Config(  # STaR on the bundled model of sums, in minutes on a CPU
-        optim=OptimConfig(lr=1e-3, warmup=10, decay="cosine", weight_decay=0.1, beta2=0.98),
-        run=RunConfig(objective="star", weights="sums", seq=256, batch=16, steps=50),
-        star=StarConfig(
-            rounds=10,
-            problems=1500,
-            shots=0,
-            rationale_temperature=0.7,
-            rationale_tokens=140,
-            rationale_batch=250,
-        ),
-    ),
-    "star": Config(  # the published rounds: 40 steps, 1.2 times more in each, all questions
-        optim=OptimConfig(lr=1e-6, warmup=100, weight_decay=0.0),
-        run=RunConfig(objective="star", seq=1024, batch=8, steps=40),
-        star=StarConfig(task="commonsense_qa", problems=0, test_problems=0),
-    ),
-}
 
 
 ONE_THOUGHT = {  # everywhere, judged on the next token

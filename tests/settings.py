@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from hypothesis import strategies as st
 
-from qs.config import GROUPS, PRESETS, Config, OptimConfig, RunConfig, ThoughtConfig
+from qs.config import GROUPS, Config, OptimConfig, RunConfig, ThoughtConfig
+from qs.presets import PRESETS
 
 SETTINGS = [
     (name, f, typing.get_type_hints(group)[f.name])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import ROOT, run
 
-from qs.config import PRESETS, Config, RunConfig
+from qs.config import Config, RunConfig
 from qs.data import dataset, synthetic
 from qs.data.dataset import TokenDataset
 from qs.data.synthetic import KINDS
@@ -16,6 +16,7 @@ from qs.evaluation.synthetic import marked, measure
 from qs.model import weights
 from qs.model.config import read_config
 from qs.model.tokenizer import Tokenizer
+from qs.presets import PRESETS
 from qs.quietstar.load import check_fits, choose_placement, load
 from qs.quietstar.sampler import prefill
 

@@ -14,7 +14,8 @@ from settings import OUT_OF_RANGE, SETTINGS, configs
 
 from qs import cli
 from qs.cli import add_count, add_settings, chosen, parse
-from qs.config import PRESETS, Config, RunConfig, StarConfig, ThoughtConfig
+from qs.config import Config, RunConfig, StarConfig, ThoughtConfig
+from qs.presets import PRESETS
 
 
 def parser() -> argparse.ArgumentParser:

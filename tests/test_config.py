@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from settings import OUT_OF_RANGE, SETTINGS, configs
 
-from qs.config import GROUPS, PRESETS, Config, RunConfig, ThoughtConfig, check_names
+from qs.config import GROUPS, Config, RunConfig, ThoughtConfig, check_names
 from qs.model.config import ModelConfig
+from qs.presets import PRESETS
 
 
 @given(config=configs())

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qs import files
-from qs.config import PRESETS, Config, OptimConfig, RunConfig, ThoughtConfig
+from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
 from qs.files import (
     LOG,
     RESULTS,
@@ -25,6 +25,7 @@ from qs.files import (
     saved_steps,
     write_json,
 )
+from qs.presets import PRESETS
 
 QUIET = Config(ThoughtConfig(thoughts=2, ahead=2), OptimConfig(lr=0.1), RunConfig(seq=7))
 RECORDS = st.lists(st.fixed_dictionaries({"text": st.text(max_size=4)}), max_size=5)

@@ -20,7 +20,7 @@ ROOMS = {  # each room: the rooms it may import, besides the modules everybody m
     "evaluation": "inference data quietstar model",
     "studies": "evaluation star training inference data quietstar model",
 }
-EVERYBODY = {"config", "cli", "files", "tables"}
+EVERYBODY = {"config", "presets", "cli", "files", "tables"}
 RUNTIME = {"torch", "numpy", "sentencepiece", "safetensors", "tqdm"} | set(sys.stdlib_module_names)
 EXTRAS = {"pyarrow", "matplotlib", "lm_eval"}  # inside functions only: optional
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -15,10 +15,11 @@ import numpy as np
 from tqdm import tqdm
 
 from qs import files
-from qs.config import ONE_THOUGHT, PRESETS, StarConfig
+from qs.config import ONE_THOUGHT, StarConfig
 from qs.evaluation.heldout import measured
 from qs.evaluation.statistics import mean_estimate
 from qs.inference.decoding import Decoding
+from qs.presets import PRESETS
 from qs.quietstar.load import Opened, open_model
 from qs.star.round import attempts
 from qs.star.tasks import task_of

@@ -16,10 +16,11 @@ import evaluate
 import qs.star.round
 import qs.star.run
 from qs import files
-from qs.config import PRESETS, Config, RunConfig, StarConfig
+from qs.config import Config, RunConfig, StarConfig
 from qs.data import arithmetic
 from qs.data.completions import Completions
 from qs.model.tokenizer import train_tokenizer
+from qs.presets import PRESETS
 from qs.quietstar.load import choose_placement, load
 from qs.star.run import StarRun, rounds_table
 from qs.training.step import make_optimizer, train_step

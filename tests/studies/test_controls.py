@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import batch, module
 
-from qs.config import PRESETS, Config, ThoughtConfig
+from qs.config import Config, ThoughtConfig
 from qs.evaluation.statistics import mean_interval, ratio_interval
 from qs.evaluation.synthetic import Marked, Measured, Question
+from qs.presets import PRESETS
 from qs.quietstar.algorithm import PAUSE
 from qs.studies.controls import (
     BEFORE,

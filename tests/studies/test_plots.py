@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qs.config import PRESETS
 from qs.evaluation.hard_tokens import Decile
 from qs.evaluation.statistics import Estimate
+from qs.presets import PRESETS
 from qs.studies.controls import LENGTH, OWN, SAME, TRAINED, ControlRow
 from qs.studies.plots import draw_run, nll_range, read_curves, read_steps, smooth
 
