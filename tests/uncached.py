@@ -14,13 +14,12 @@ from torch import Tensor
 
 from qs.config import ONE_THOUGHT
 from qs.inference.cache import text_slots
-from qs.inference.decoding import Decoding
-from qs.inference.generate import generate
+from qs.inference.decoding import Decoding, sayable_ids
+from qs.inference.generate import generate, predict_next
 from qs.quietstar.algorithm import QuietStar
-from qs.quietstar.attention import Prefill, new_cache
+from qs.quietstar.attention import CachedText, new_cache
 from qs.quietstar.load import open_model
 from qs.quietstar.masks import dense_mask
-from qs.quietstar.mixer import mixed_log_p
 from qs.quietstar.sampler import allowed_ids
 
 
@@ -29,7 +28,9 @@ def whole_row(quiet: QuietStar, x: Tensor) -> Tensor:
     shape, positions = quiet.model.config, torch.arange(x.shape[1], device=x.device)[None]
     cache = new_cache(shape.layers, tuple(x.shape[:2]), shape.kv_heads, shape.head_dim, x)
     slots = text_slots(positions)
-    return quiet.model(x, positions, Prefill(dense_mask(slots, slots, shape.window)), cache)
+    return quiet.model(
+        x, positions, CachedText(positions, dense_mask(slots, slots, shape.window)), cache
+    )
 
 
 @torch.no_grad()
@@ -39,10 +40,9 @@ def uncached(quiet: QuietStar, prompts: Sequence[Sequence[int]], tokens: int) ->
     A thought is fed as if it were text; nothing is kept from one pass to the next.
     """
     model, shape = quiet.model, quiet.model.config
-    scale = quiet.config.embedding_scale
-    start, end = ((v * scale).to(model.compute_dtype)[None, None] for v in (quiet.start, quiet.end))
+    start, end = (v.to(model.compute_dtype)[None, None] for v in quiet.vectors)
     thinkable = allowed_ids(shape.vocab_size, set(shape.forbidden), start.device)
-    sayable = allowed_ids(shape.vocab_size, set(shape.forbidden) - {shape.eos_id}, start.device)
+    sayable = sayable_ids(shape, start.device)
     text = torch.tensor(prompts, device=start.device)
     for _ in range(tokens):
         row = torch.cat([model.embed(text), start.expand(len(text), -1, -1)], 1)
@@ -52,10 +52,7 @@ def uncached(quiet: QuietStar, prompts: Sequence[Sequence[int]], tokens: int) ->
             row = torch.cat([row, model.embed(likeliest)[:, None]], 1)
         outputs = whole_row(quiet, torch.cat([row, end.expand(len(text), -1, -1)], 1))
         base, after = outputs[:, text.shape[1] - 1], outputs[:, -1]
-        anchors = torch.zeros((len(text), 1), dtype=torch.int64, device=text.device)
-        with quiet.with_settings(ahead=1):
-            mixed = quiet.mix(anchors, base[:, None], after[:, None, None, None], None)
-        log_p = mixed_log_p(mixed, model.head, quiet.config.mix_space)[1].flatten(0, 3)
+        log_p = predict_next(quiet, base, after)[1]
         text = torch.cat([text, sayable[log_p[:, sayable].argmax(1)][:, None]], 1)
     return text[:, len(prompts[0]) :].tolist()
 

@@ -18,7 +18,7 @@ from qs.config import ONE_THOUGHT, PADDING
 from qs.data.prompts import direct_answer, direct_prompt
 from qs.data.question_sets import BenchmarkQuestion
 from qs.inference.decoding import uniforms
-from qs.inference.loglikelihood import seed_of, think
+from qs.inference.loglikelihood import seed_of
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.sampler import prefill
@@ -153,7 +153,7 @@ def score(
     if n:
         drawn = uniforms(seed, [seed_of(x.tokens) for x in items], most, samples * n)[1]
         drawn = drawn.view(len(items), most, samples, n)
-        thoughts = think(quiet, documents, anchors, drawn, cache, temperature)
+        thoughts = quiet.sample(documents, anchors, cache, drawn, temperature)
         with quiet.with_settings(**ONE_THOUGHT):
             mix = quiet.predict(tokens, documents, anchors, thoughts)[1][:, :, :, 0]  # (B, A, K, V)
     per_anchor = samples * (2 * n + 2) if n else 0  # n sampled, then n + 2 scored

@@ -24,6 +24,7 @@ from qs.files import JsonLines
 from qs.inference.decoding import Decoding
 from qs.inference.generate import generate
 from qs.inference.loglikelihood import seed_of
+from qs.inference.write import write
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
 from qs.tables import Table, between, number
@@ -274,27 +275,11 @@ def _continue(
         max_tokens=tokens, temperature=exam.temperature, think_when=when, think_temperature=0.0
     )
 
-    most = quiet.model.config.max_positions - exam.thoughts - 2
-    after = len(tokenizer.encode(cot_final_prompt(""))) + NUMBER_TOKENS  # what is asked next
-    room = [most - len(x) - (after if tokens > NUMBER_TOKENS else 0) for x in ids]
-
-    def ended(row: int, said: list[int]) -> bool:
-        full = len(said) >= room[kept[row]]
-        return full or any(stop in tokenizer.decode(said[-8:]) for stop in COT_STOPS)
-
-    kept = [i for i, tokens_left in enumerate(room) if tokens_left > 0]  # else nothing is said
-    results = generate(
-        quiet,
-        [ids[i] for i in kept],
-        decoding,
-        exam.seed,
-        stop=ended,
-        numbers=[numbers[i] for i in kept],
-    )
-    texts = [""] * len(prompts)
-    for i, result in zip(kept, results, strict=True):
-        texts[i] = tokenizer.decode(result.text_ids)
-    return texts
+    longest = quiet.model.config.max_positions - exam.thoughts - 2
+    if tokens > NUMBER_TOKENS:  # leave room for what is asked next
+        longest -= len(tokenizer.encode(cot_final_prompt(""))) + NUMBER_TOKENS
+    written = write(quiet, tokenizer, ids, decoding, exam.seed, COT_STOPS, longest, numbers)
+    return ["" if found is None else found.text.removeprefix(" ") for found in written]
 
 
 def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from qs.config import above, at_least, setting
+from qs.model.config import ModelConfig
 from qs.model.tokenizer import Tokenizer
+from qs.quietstar.sampler import allowed_ids
 
 Reason = Literal["eos", "stop_id", "stop", "length"]
 
@@ -84,7 +86,7 @@ class Decoding:
         ThinkWhen.parse(self.think_when)
 
 
-class Token(NamedTuple):
+class OutputToken(NamedTuple):
     """One output token.
 
     Attributes:
@@ -113,7 +115,7 @@ class Generated:
         slots: that the model computed for it, prompt included, padding not.
     """
 
-    tokens: tuple[Token, ...]
+    tokens: tuple[OutputToken, ...]
     reason: Reason | None
     slots: int
 
@@ -127,11 +129,6 @@ class Generated:
         """Output ids without the EOS or stop id that ended the row."""
         return self.ids[:-1] if self.reason in ("eos", "stop_id") else self.ids
 
-    @property
-    def thought_tokens(self) -> int:
-        """Tokens (or pauses) thought."""
-        return sum(len(token.thought or ()) for token in self.tokens)
-
 
 @dataclass
 class Counts:
@@ -141,15 +138,18 @@ class Counts:
         passes: forward passes, each of any number of rows.
         slots: positions in them, padding of shorter prompts not counted.
         tokens: output tokens.
-        thoughts: thoughts.
-        thought_tokens: tokens (or pauses) thought.
+        thoughts: thoughts, of n tokens (or pauses) each.
     """
 
     passes: int = 0
     slots: int = 0
     tokens: int = 0
     thoughts: int = 0
-    thought_tokens: int = 0
+
+
+def sayable_ids(shape: ModelConfig, device: torch.device) -> Tensor:
+    """Rising ids that text may hold: what a thought may hold, and EOS."""
+    return allowed_ids(shape.vocab_size, set(shape.forbidden) - {shape.eos_id}, device)
 
 
 def uniforms(seed: int, numbers: Sequence[int], tokens: int, n: int) -> list[Tensor]:
@@ -170,7 +170,7 @@ def uniforms(seed: int, numbers: Sequence[int], tokens: int, n: int) -> list[Ten
     return drawn
 
 
-def token_line(token: Token, tokenizer: Tokenizer) -> str:
+def token_line(token: OutputToken, tokenizer: Tokenizer) -> str:
     """One output token, and what was thought before it."""
     line = f"{tokenizer.piece(token.id)!r:16} entropy {token.entropy:5.2f} nats"
     if token.thought is None:

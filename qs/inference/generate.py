@@ -19,19 +19,47 @@ Source: Quiet-STaR (arXiv:2403.09629), section 4.3; thinking only where it may p
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from qs.inference.cache import Rows
-from qs.inference.decoding import Counts, Decoding, Generated, Reason, ThinkWhen, Token, uniforms
-from qs.quietstar.algorithm import PAUSE, QuietStar
+from qs.inference.cache import Reading, Rows, read
+from qs.inference.decoding import (
+    Counts,
+    Decoding,
+    Generated,
+    OutputToken,
+    Reason,
+    ThinkWhen,
+    sayable_ids,
+    uniforms,
+)
+from qs.quietstar.algorithm import QuietStar, pauses
 from qs.quietstar.losses import entropy
 from qs.quietstar.mixer import mixed_log_p
 from qs.quietstar.sampler import allowed_ids, choose
 
 Stop = Callable[[int, list[int]], bool]
 """(row, all its output ids so far) -> whether to end it."""
+
+
+class Prediction(NamedTuple):
+    """What follows R rows, W of which thought about it.
+
+    Attributes:
+        log_p: (R, V) in nats, mixed where a row thought.
+        entropy: (R,) of the prediction without a thought, in nats.
+        thinkers: the W rows.
+        thoughts: (W, n) tokens, or PAUSE.
+        weights: (W,) of the mixing.
+    """
+
+    log_p: Tensor
+    entropy: Tensor
+    thinkers: Sequence[int]
+    thoughts: Tensor
+    weights: Tensor
 
 
 def generate(
@@ -42,16 +70,17 @@ def generate(
     stop_ids: Collection[int] = (),
     stop: Stop | None = None,
     numbers: Sequence[int] | None = None,
+    reading: Reading | None = None,
 ) -> list[Generated]:
     """What follows each prompt. Arguments and errors are those of `Stream`."""
-    stream = Stream(quiet, prompts, decoding, seed, stop_ids, stop, numbers)
+    stream = Stream(quiet, prompts, decoding, seed, stop_ids, stop, numbers, reading)
     for _ in stream:
         pass
     return stream.results()
 
 
 class Stream:
-    """Decoding in progress: iterate for the tokens of each step, a list of (row, Token).
+    """Decoding in progress: iterate for the tokens of each step, a list of (row, OutputToken).
 
     A row is an index into `prompts`. Every row that has not ended gives one token a step. A row
     ends at EOS, where it is told to stop, after `max_tokens`, or when another token, or the thought
@@ -66,6 +95,7 @@ class Stream:
         stop: asked after each token that has not ended its row.
         numbers: of the rows, by default 0, 1, ..: rows of the same number and seed draw by the
             same numbers. Give them where a larger batch is split.
+        reading: the prompts, if they were read already; it is used up.
 
     Attributes:
         tokens: of each row, so far.
@@ -86,6 +116,7 @@ class Stream:
         stop_ids: Collection[int] = (),
         stop: Stop | None = None,
         numbers: Sequence[int] | None = None,
+        reading: Reading | None = None,
     ):
         shape, device = quiet.model.config, quiet.start.device
         self.quiet, self.prompts, self.decoding = quiet, prompts, decoding
@@ -94,21 +125,21 @@ class Stream:
         self.when = ThinkWhen.parse(decoding.think_when if self.n else "never")
         self.branch = 0 if self.when.never else self.n + 2  # slots of a thought
         self.most = self._check(numbers)
-        self.tokens: list[list[Token]] = [[] for _ in prompts]
+        self.tokens: list[list[OutputToken]] = [[] for _ in prompts]
         self.reasons: list[Reason | None] = [None] * len(prompts)
         self.counts = Counts()
 
-        forbidden = set(shape.forbidden)
-        self._thinkable = allowed_ids(shape.vocab_size, forbidden, device)
-        self._sayable = allowed_ids(shape.vocab_size, forbidden - {shape.eos_id}, device)
+        self._thinkable = allowed_ids(shape.vocab_size, set(shape.forbidden), device)
+        self._sayable = sayable_ids(shape, device)
         self._going = list(range(len(prompts)))
         drawn = uniforms(
             seed, self._going if numbers is None else numbers, max(self.most, default=0), self.n
         )
         self._uniforms = [x.to(device) for x in drawn]  # of the rows that go on
         self._step = 0
-        self._text: Rows | None = None
-        self._base: Tensor | None = None  # (R, D) outputs at the last tokens; None: not read yet
+        self._text = None if reading is None else reading.rows
+        # (R, D) outputs at the last tokens; None: not read yet
+        self._base = None if reading is None else reading.last
         self._unread: Tensor | None = None  # (R, 1, D) embeddings of the last tokens
 
     def _check(self, numbers: Sequence[int] | None) -> list[int]:
@@ -132,46 +163,50 @@ class Stream:
             raise ValueError(f"expected {len(self.prompts)} numbers of rows, got {len(numbers)}")
         return most
 
-    def __iter__(self) -> Iterator[list[tuple[int, Token]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, OutputToken]]]:
         while self._going:
             yield self._next()
 
     def results(self) -> list[Generated]:
         """What followed each prompt, so far."""
-        found = []
+        results = []
         for prompt, tokens, reason in zip(self.prompts, self.tokens, self.reasons, strict=True):
             thoughts = sum(token.thought is not None for token in tokens)
-            read = len(prompt) + len(tokens) - 1 if tokens else 0  # the last one is not
-            found.append(Generated(tuple(tokens), reason, read + self.branch * thoughts))
-        return found
+            fed = len(prompt) + len(tokens) - 1 if tokens else 0  # the last one is not
+            results.append(Generated(tuple(tokens), reason, fed + self.branch * thoughts))
+        return results
 
     @torch.no_grad()
-    def _next(self) -> list[tuple[int, Token]]:
+    def _next(self) -> list[tuple[int, OutputToken]]:
         """Draw the next token of every row that goes on."""
         if self._text is None:
             limit = max(len(p) + most for p, most in zip(self.prompts, self.most, strict=True))
-            self._text, self._base = Rows.read(self.quiet.model, self.prompts, limit + self.branch)
+            reading = read(self.quiet.model, self.prompts, limit + self.branch)
+            self._text, self._base = reading.rows, reading.last
             self._count(sum(map(len, self.prompts)))
-        said, thought = (x[:, self._step] for x in self._uniforms)
-        who, thoughts, weight, nats, log_p = self._predict(thought)
-        drawn = choose(log_p, said, self._sayable, self.decoding.temperature, self.decoding.top_p)
-        drawn = drawn[:, None]
-        columns = (drawn, log_p.gather(1, drawn), nats[:, None], weight[:, None], thoughts)
-        table = torch.cat([x.double() for x in columns], 1).tolist()  # one wait for all of it
+        said, thinking = (x[:, self._step] for x in self._uniforms)
+        prediction = self._predict(thinking)
+        log_p, decoding = prediction.log_p, self.decoding
+        drawn = choose(log_p, said, self._sayable, decoding.temperature, decoding.top_p)
+        # the first of these waits for the device; then the others are ready
+        ids, chosen = drawn.tolist(), log_p.gather(1, drawn[:, None]).squeeze(1).tolist()
+        nats, thoughts, weights = (
+            x.tolist() for x in (prediction.entropy, prediction.thoughts, prediction.weights)
+        )
+        thinkers = {i: at for at, i in enumerate(prediction.thinkers)}
 
         step = []
-        for i, (row, (token, chosen, nats, w, *thought)) in enumerate(
-            zip(self._going, table, strict=True)
-        ):
-            thinks = (tuple(map(int, thought)), w) if i in who else (None, None)
-            step.append((row, Token(int(token), *thinks, nats, chosen)))
-            self.tokens[row].append(step[-1][1])
+        for i, row in enumerate(self._going):
+            at = thinkers.get(i)
+            thought, weight = (None, None) if at is None else (tuple(thoughts[at]), weights[at])
+            token = OutputToken(ids[i], thought, weight, nats[i], chosen[i])
+            step.append((row, token))
+            self.tokens[row].append(token)
             self.reasons[row] = self._reason(row)
         self.counts.tokens += len(step)
-        self.counts.thoughts += len(who)
-        self.counts.thought_tokens += self.n * len(who)
+        self.counts.thoughts += len(thinkers)
         self._step += 1
-        self._go_on(drawn)
+        self._go_on(drawn[:, None])
         return step
 
     def _go_on(self, drawn: Tensor) -> None:
@@ -195,75 +230,51 @@ class Stream:
             return "stop"
         return "length" if len(tokens) == self.most[row] else None
 
-    def _predict(self, numbers: Tensor) -> tuple[Collection[int], Tensor, Tensor, Tensor, Tensor]:
-        """Read the last tokens, think where it may pay, mix.
-
-        Args:
-            numbers: (R, n) that thoughts are drawn by.
-
-        Returns:
-            which of the R rows thought; their thoughts (R, n) and weights (R,), arbitrary for the
-            others; entropy (R,) of the base prediction; log-probabilities (R, V).
-        """
-        text, R = self._text, len(self._going)
+    def _predict(self, numbers: Tensor) -> Prediction:
+        """Read the last tokens, think by (R, n) numbers where it may pay, mix."""
+        text, R, weight = self._text, len(self._going), self.decoding.fixed_weight
         if self.when.always:
             thoughts, after = self._think(text, numbers)
-            plain, log_p, weight = self._mix(self._base, after)
-            return range(R), thoughts, weight, entropy(plain), log_p
+            base, log_p, weights = predict_next(self.quiet, self._base, after, weight)
+            return Prediction(log_p, entropy(base), range(R), thoughts, weights)
         if self._base is None:
             self._base = self._feed(text, self._unread)[:, 0]
         log_p = self.quiet.model.logits(self._base).log_softmax(-1)
-        nats, weight = entropy(log_p), torch.zeros_like(log_p[:, 0])
-        thoughts = torch.full(numbers.shape, PAUSE, device=log_p.device)
-        if self.when.never:
-            return (), thoughts, weight, nats, log_p
-        who = (nats > self.when.above).nonzero().squeeze(1).tolist()
-        if who:
-            at = torch.tensor(who, device=log_p.device)
-            rows = text if len(who) == R else text.some(who, self.branch)
-            thoughts[at], after = self._think(rows, numbers[at])
-            _, log_p[at], weight[at] = self._mix(self._base[at], after)
-        return who, thoughts, weight, nats, log_p
+        nats, thinkers = entropy(log_p), []
+        if not self.when.never:
+            thinkers = (nats > self.when.above).nonzero().squeeze(1).tolist()
+        if not thinkers:
+            return Prediction(log_p, nats, (), numbers[:0], nats[:0])
+        at = torch.tensor(thinkers, device=log_p.device)
+        rows = text if len(thinkers) == R else text.copy(thinkers, self.branch)
+        thoughts, after = self._think(rows, numbers[at])
+        _, log_p[at], weights = predict_next(self.quiet, self._base[at], after, weight)
+        return Prediction(log_p, nats, thinkers, thoughts, weights)
 
     def _think(self, rows: Rows, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """A thought after each of some rows: tokens (R, n) and outputs (R, D) at <end>.
+        """A thought after each of W rows: tokens (W, n) and outputs (W, D) at <end>.
 
         Last tokens that are not read yet are read on the way.
         """
-        quiet, R = self.quiet, len(numbers)
-        start, end = (
-            (vector * quiet.config.embedding_scale).to(quiet.model.compute_dtype).expand(R, 1, -1)
-            for vector in (quiet.start, quiet.end)
-        )
-        unread = self._base is None
-        waiting = [self._unread, start] if unread else [start]
-        outputs, thought = [], []
-        for j in range(self.n):
-            if quiet.pause:
-                waiting.append(start)
-                continue
-            outputs.append(self._feed(rows, torch.cat(waiting, 1)))
-            logits = quiet.model.logits(outputs[-1][:, -1])
-            token = choose(logits, numbers[:, j], self._thinkable, self.decoding.think_temperature)
-            thought.append(token)
-            waiting = [quiet.model.embed(token)[:, None]]
-        outputs.append(self._feed(rows, torch.cat([*waiting, end], 1)))
-        rows.forget(self.branch)
-        if unread:
-            self._base = outputs[0][:, 0]
+        quiet, model, (W, n) = self.quiet, self.quiet.model, numbers.shape
+        start, end = (v.to(model.compute_dtype).expand(W, 1, -1) for v in quiet.vectors)
+        x = start if self._base is not None else torch.cat([self._unread, start], 1)
+        thought = pauses((W, n), x.device)
         if quiet.pause:
-            return torch.full(numbers.shape, PAUSE, device=numbers.device), outputs[-1][:, -1]
-        return torch.stack(thought, 1), outputs[-1][:, -1]
-
-    def _mix(self, base: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs (R, D) -> log-probabilities (R, V) without and with thoughts, weights (R,)."""
-        anchors = torch.zeros((len(base), 1), dtype=torch.int64, device=base.device)
-        with self.quiet.with_settings(ahead=1):
-            mixed = self.quiet.mix(
-                anchors, base[:, None], after[:, None, None, None], self.decoding.fixed_weight
+            x = torch.cat([x, start.expand(W, n, -1)], 1)
+        outputs = []
+        for j in range(0 if quiet.pause else n):
+            outputs.append(self._feed(rows, x))
+            logits = model.logits(outputs[-1][:, -1])
+            thought[:, j] = choose(
+                logits, numbers[:, j], self._thinkable, self.decoding.think_temperature
             )
-        plain, log_p = mixed_log_p(mixed, self.quiet.model.head, self.quiet.config.mix_space)
-        return plain.flatten(0, 3), log_p.flatten(0, 3), mixed.weight.flatten()
+            x = model.embed(thought[:, j, None])
+        outputs.append(self._feed(rows, torch.cat([x, end], 1)))
+        rows.forget(self.branch)
+        if self._base is None:
+            self._base = outputs[0][:, 0]
+        return thought, outputs[-1][:, -1]
 
     def _feed(self, rows: Rows, x: Tensor) -> Tensor:
         self._count(x.shape[0] * x.shape[1])
@@ -278,3 +289,24 @@ def _check_ids(what: str, ids: Collection[int], vocabulary: int) -> None:
     wrong = [i for i in ids if not 0 <= i < vocabulary]
     if wrong:
         raise ValueError(f"{what}: expected ids in [0, {vocabulary}), got {wrong[0]}")
+
+
+def predict_next(
+    quiet: QuietStar, base: Tensor, after: Tensor, fixed_weight: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix two predictions of the next token.
+
+    Args:
+        quiet: the module.
+        base: (N, D) outputs at the last token.
+        after: (N, D) outputs at <end> of the thought after it.
+        fixed_weight: mixing weight to use instead of the head's.
+
+    Returns:
+        log-probabilities (N, V) without and with the thought, and mixing weights (N,).
+    """
+    anchors = torch.zeros((len(base), 1), dtype=torch.int64, device=base.device)
+    with quiet.with_settings(ahead=1):
+        mixed = quiet.mix(anchors, base[:, None], after[:, None, None, None], fixed_weight)
+    plain, log_p = mixed_log_p(mixed, quiet.model.head, quiet.config.mix_space)
+    return plain.flatten(0, 3), log_p.flatten(0, 3), mixed.weight.flatten()

@@ -16,10 +16,9 @@ from torch import Tensor
 from qs.config import ONE_THOUGHT, PADDING
 from qs.inference.decoding import ThinkWhen, uniforms
 from qs.model.tokenizer import Tokenizer
-from qs.quietstar.algorithm import PAUSE, QuietStar
+from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.losses import entropy
-from qs.quietstar.masks import Layout
-from qs.quietstar.sampler import allowed_ids, prefill, sample
+from qs.quietstar.sampler import allowed_ids, prefill
 
 SLOTS_AT_ONCE = 1024  # of thoughts, for each row of a batch, or as many as its text if that is more
 LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
@@ -151,7 +150,7 @@ def score(quiet: QuietStar, rows: Sequence[Row], thinking: Thinking) -> list[Sco
         at = order[:, first : min(first + columns, busy)]
         places, some = anchors.gather(1, at), at.cpu()[..., None, None].expand(-1, -1, K, n)
         numbers = drawn.gather(1, some)
-        thoughts = think(quiet, documents, places, numbers, cache, thinking.temperature)
+        thoughts = quiet.sample(documents, places, cache, numbers, thinking.temperature)
         read = slice(0, int(places.max()) + 1)
         with quiet.with_settings(**ONE_THOUGHT):
             mixed = quiet.predict(tokens[:, read], documents[:, read], places, thoughts)[1]
@@ -176,25 +175,3 @@ def _judge(quiet: QuietStar, log_p: Tensor, targets: Tensor) -> tuple[Tensor, Te
     sayable = allowed_ids(shape.vocab_size, set(shape.forbidden) - {shape.eos_id}, log_p.device)
     likeliest = sayable[log_p[..., sayable].argmax(-1)]
     return log_p.gather(-1, targets[..., None]).squeeze(-1), likeliest == targets
-
-
-def think(
-    quiet: QuietStar,
-    documents: Tensor,
-    anchors: Tensor,
-    numbers: Tensor,
-    cache: list,
-    temperature: float,
-) -> Tensor:
-    """Thoughts at (B, A) positions of a text that was read, drawn by (B, A, K, n) numbers."""
-    if quiet.pause:
-        return torch.full(numbers.shape, PAUSE, device=documents.device)
-    return sample(
-        quiet.model,
-        quiet.start * quiet.config.embedding_scale,
-        Layout(documents, anchors, *numbers.shape[2:]),
-        cache,
-        numbers,
-        temperature,
-        quiet.model.config.forbidden,
-    )

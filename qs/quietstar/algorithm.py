@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,11 @@ from qs.quietstar.mixer import Mixed, MixingHead, mixed_log_p, mixed_nll, mixing
 from qs.quietstar.sampler import prefill, sample
 
 PAUSE = -1  # in place of a thought's token: the start vector once more (Goyal et al. 2023)
+
+
+def pauses(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Thoughts of pauses, of any shape."""
+    return torch.full(tuple(shape), PAUSE, device=device)
 
 
 class QuietStar(nn.Module):
@@ -156,18 +161,30 @@ class QuietStar(nn.Module):
         if anchors is None:
             uncertainties = uncertainty(self.model, outputs) if unsure else None
             anchors = choose_anchors(config.anchors, documents, numbers, uncertainties)
+        temperature = config.sample_temperature
+        return anchors, self.sample(documents, anchors, cache, numbers.uniforms, temperature)
+
+    def sample(
+        self,
+        documents: Tensor,
+        anchors: Tensor,
+        cache: list | None,
+        uniforms: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        """Thoughts (B, A, K, n) after (B, A) anchors, or pauses.
+
+        Args:
+            documents, anchors: (B, T) and (B, A).
+            cache: of the text, as `base` returns it; pauses need none.
+            uniforms: (B, A, K, n) numbers in [0, 1) to draw by, float64.
+            temperature: 0 is greedy.
+        """
         if self.pause:
-            return anchors, torch.full(numbers.uniforms.shape, PAUSE, device=tokens.device)
-        thoughts = sample(
-            self.model,
-            self.vectors[0],
-            Layout(documents, anchors, config.samples, config.thoughts),
-            cache,
-            numbers.uniforms,
-            config.sample_temperature,
-            self.model.config.forbidden,
-        )
-        return anchors, thoughts
+            return pauses(uniforms.shape, documents.device)
+        layout = Layout(documents, anchors, *uniforms.shape[2:])
+        never = self.model.config.forbidden
+        return sample(self.model, self.vectors[0], layout, cache, uniforms, temperature, never)
 
     # Stage 3
 
@@ -182,23 +199,28 @@ class QuietStar(nn.Module):
             base (B, T, D) outputs of the text, branch (B, A, K, n + m + 1, D) outputs of the
             branches: the one at `<end>` predicts x[t+1], the one at x[t+i] predicts x[t+i+1].
         """
-        (B, A, K, n), T, m = thoughts.shape, tokens.shape[1], self.config.ahead
+        (A, K, n), T, m = thoughts.shape[1:], tokens.shape[1], self.config.ahead
         layout = Layout(documents, anchors, K, n + m + 1)
         text = self.model.embed(tokens)  # (B, T, D)
-        start, end = (
-            vector.to(text.dtype).expand(B, A, K, 1, -1) for vector in self.vectors
-        )  # (B, A, K, 1, D) each
+        branches = self.embed_branches(tokens, anchors, thoughts)
+        x = torch.cat([text, branches.flatten(1, 3)], 1)  # (B, S, D)
+        attend = packed_attention(self.attention, layout, self.model.config.window)
+        outputs = self.model(x, layout.packed.position, attend)  # (B, S, D)
+        return outputs[:, :T], outputs[:, T:].unflatten(1, (A, K, n + m + 1))
+
+    def embed_branches(self, tokens: Tensor, anchors: Tensor, thoughts: Tensor) -> Tensor:
+        """(B, A, K, n + m + 1, D) embeddings of the branches; arguments as of `score`."""
+        (B, A, K), T, m = thoughts.shape[:3], tokens.shape[1], self.config.ahead
         inner = self.model.embed(thoughts.clamp(min=0))  # (B, A, K, n, D)
+        start, end = (
+            vector.to(inner.dtype).expand(B, A, K, 1, -1) for vector in self.vectors
+        )  # (B, A, K, 1, D) each
         inner = torch.where((thoughts == PAUSE)[..., None], start, inner)
         ahead = anchors[:, :, None] + torch.arange(1, m, device=tokens.device)  # (B, A, m - 1)
         # past the end of the row: any token, since no target there is valid
         forced = tokens.gather(1, ahead.clamp(max=T - 1).flatten(1)).view(B, A, 1, m - 1)
         forced = self.model.embed(forced.expand(-1, -1, K, -1))  # (B, A, K, m - 1, D)
-        branches = torch.cat([start, inner, end, forced], 3)  # (B, A, K, n + m + 1, D)
-        x = torch.cat([text, branches.flatten(1, 3)], 1)  # (B, S, D)
-        attend = packed_attention(self.attention, layout, self.model.config.window)
-        outputs = self.model(x, layout.packed.position, attend)  # (B, S, D)
-        return outputs[:, :T], outputs[:, T:].unflatten(1, (A, K, n + m + 1))
+        return torch.cat([start, inner, end, forced], 3)
 
     # Stage 4
 

@@ -2,13 +2,15 @@
 
 `Dense` takes any boolean mask; `Structured` joins attention over the shared text with attention
 over a branch's own few slots in one softmax and never builds an S x S matrix; `Flex` is
-FlexAttention with the same rule as a BlockMask. `Prefill` and `BranchStep` are the two halves of
-decoding with a static cache. All take grouped queries: q (B, S, H, d), k and v (B, S, G, d).
+FlexAttention with the same rule as a BlockMask. `CachedText` keeps text in a static cache, after
+which `CachedBranches` go on, a slot of every branch at a time or all at once. All take grouped
+queries: q (B, S, H, d), k and v (B, S, G, d).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -157,35 +159,68 @@ def new_cache(layers: int, rows: tuple[int, ...], heads: int, dim: int, like: Te
 
 
 @dataclass(frozen=True)
-class Prefill:
-    """A plain pass over text (mask (B, T, T)) that keeps its keys and values (B, T, G, d)."""
+class CachedText:
+    """Text whose keys and values are kept in the cache: read at once, or gone on from.
 
+    Attributes:
+        positions: (B, Q) of its slots in the cache (B, S or more, G, d).
+        mask: (B, Q, S) True where seen; what stands in the cache counts, and the slots themselves.
+        attention: `masked_attention`, or one that computes the same.
+    """
+
+    positions: Tensor
     mask: Tensor
+    attention: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = masked_attention
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, ...] | None) -> Tensor:
         assert cache is not None
-        cache[0].copy_(k)
-        cache[1].copy_(v)
-        return masked_attention(q, k, v, self.mask)
+        rows = torch.arange(len(q), device=q.device)[:, None]
+        for kept, new in zip(cache, (k, v), strict=True):
+            kept[rows, self.positions] = new
+        keys, values = (kept[:, : self.mask.shape[2]] for kept in cache)
+        return self.attention(q, keys, values, self.mask)
 
 
 @dataclass(frozen=True)
-class BranchStep:
-    """One slot of every branch (B, A * K), at a depth given as data.
+class CachedBranches:
+    """Q slots of every branch (B, A * K * Q) after text that was read, at depths given as data.
 
     Its cache is (text keys, text values, own keys, own values), own ones of (B, A, K, L, G, d).
+
+    Attributes:
+        depths: (Q,) from 1 on.
+        text_mask: (B, A, Q, T), as of `masks.over_text`.
+        own_mask: (B, A, 1, Q, L), as of `masks.over_own`.
     """
 
-    depth: Tensor
+    depths: Tensor
     text_mask: Tensor
     own_mask: Tensor
+
+    @staticmethod
+    def of(layout: Layout, window: int | None) -> CachedBranches:
+        """All slots of the branches of a layout."""
+        branches = layout.branches
+        one = branches.map(lambda x: x[:, :, :1])  # all K thoughts of an anchor look alike
+        return CachedBranches(
+            depths=torch.arange(1, layout.length + 1, device=layout.anchors.device),
+            text_mask=over_text(branches, layout.text, window),
+            own_mask=over_own(one, one, window),
+        )
+
+    def at(self, index: int) -> CachedBranches:
+        """One slot of every branch."""
+        one = slice(index, index + 1)
+        return CachedBranches(
+            self.depths[one], self.text_mask[:, :, one], self.own_mask[:, :, :, one]
+        )
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, ...] | None) -> Tensor:
         assert cache is not None
         text_k, text_v, own_k, own_v = cache
-        branches = (*own_k.shape[1:3], 1)
-        own_k.index_copy_(3, self.depth - 1, k.unflatten(1, branches))
-        own_v.index_copy_(3, self.depth - 1, v.unflatten(1, branches))
+        branches = (*own_k.shape[1:3], len(self.depths))
+        own_k.index_copy_(3, self.depths - 1, k.unflatten(1, branches))
+        own_v.index_copy_(3, self.depths - 1, v.unflatten(1, branches))
         out = joined_attention(
             q.unflatten(1, branches),
             (text_k, text_v),

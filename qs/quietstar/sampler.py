@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from qs.model.mistral import Mistral
-from qs.quietstar.attention import BranchStep, Prefill, new_cache
+from qs.quietstar.attention import CachedBranches, CachedText, new_cache
 from qs.quietstar.losses import LOGITS_AT_ONCE
-from qs.quietstar.masks import Layout, dense_mask, over_own, over_text
+from qs.quietstar.masks import Layout, dense_mask
 
 
 def prefill(model: Mistral, tokens: Tensor, documents: Tensor) -> tuple[Tensor, list]:
@@ -39,7 +39,8 @@ def prefill(model: Mistral, tokens: Tensor, documents: Tensor) -> tuple[Tensor, 
     text = Layout(documents, documents[:, :0], 1, 0).text
     x = model.embed(tokens)
     cache = new_cache(config.layers, tuple(tokens.shape), config.kv_heads, config.head_dim, x)
-    return model(x, text.position, Prefill(dense_mask(text, text, config.window)), cache), cache
+    attend = CachedText(text.position, dense_mask(text, text, config.window))
+    return model(x, text.position, attend, cache), cache
 
 
 @torch.no_grad()
@@ -70,10 +71,9 @@ def sample(
     if n == 0:
         return torch.empty((B, A, K, 0), dtype=torch.int64, device=start.device)
     config = model.config
-    text, branches = layout.text, Layout(layout.documents, layout.anchors, K, n).branches
-    text_masks = over_text(branches, text, config.window)  # (B, A, n, T)
-    one = branches.map(lambda x: x[:, :, :1])
-    own_masks = over_own(one, one, config.window)  # (B, A, 1, n, n)
+    layout = Layout(layout.documents, layout.anchors, K, n)
+    positions = layout.branches.position.view(B, A * K, n)
+    attend = CachedBranches.of(layout, config.window)
     own = new_cache(config.layers, (B, A, K, n), config.kv_heads, config.head_dim, cache[0][0])
     both = [(*text_entry, *own_entry) for text_entry, own_entry in zip(cache, own, strict=True)]
 
@@ -81,17 +81,11 @@ def sample(
     rows = max(1, LOGITS_AT_ONCE // config.vocab_size)
     ids = allowed_ids(config.vocab_size, set(forbidden), start.device)
     x = start.to(model.compute_dtype).expand(B, A * K, -1)
-    depths = torch.arange(1, n + 1, device=start.device)
     drawn = []
     for depth in range(n):
-        at = slice(depth, depth + 1)
-        attend = BranchStep(
-            depth=depths[at],
-            text_mask=text_masks[:, :, at],
-            own_mask=own_masks[:, :, :, at],
-        )
-        positions = branches.position[..., depth].reshape(B, A * K)
-        outputs = model(x, positions, attend, both).flatten(0, 1)  # (B A K, D)
+        outputs = model(x, positions[..., depth], attend.at(depth), both).flatten(
+            0, 1
+        )  # (B A K, D)
         numbers = uniforms[..., depth].flatten()
         pieces = zip(outputs.split(rows), numbers.split(rows), strict=True)
         tokens = torch.cat([choose(model.logits(o), u, ids, temperature) for o, u in pieces])

@@ -13,7 +13,7 @@ from torch import Tensor
 from uncached import uncached
 
 from qs.config import ThoughtConfig
-from qs.inference.cache import Rows, folded_attention
+from qs.inference.cache import Rows, folded_attention, read
 from qs.inference.decoding import Decoding
 from qs.inference.generate import generate
 from qs.model.config import ModelConfig
@@ -40,8 +40,9 @@ def test_rows_go_on_as_if_read_again(shape: ModelConfig, seed: int, data):
     tokens = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=4)
     texts = data.draw(st.lists(tokens, min_size=1, max_size=3))
     model, fed = model_of(shape, seed), 0
-    rows, last = Rows.read(model, texts, limit=24)
-    close(last, torch.stack([reread(model, text)[-1] for text in texts]))
+    reading = read(model, texts, limit=24)
+    rows = reading.rows
+    close(reading.last, torch.stack([reread(model, text)[-1] for text in texts]))
 
     def feed(rows: Rows, texts: list[list[int]], Q: int) -> list[list[int]]:
         new = torch.randint(VOCAB, (len(texts), Q), generator=seeded(seed + fed))
@@ -52,7 +53,7 @@ def test_rows_go_on_as_if_read_again(shape: ModelConfig, seed: int, data):
 
     for _ in range(data.draw(st.integers(1, 6))):
         index = sorted(data.draw(st.sets(st.sampled_from(range(len(texts))), min_size=1)))
-        action = data.draw(st.sampled_from(["feed", "feed", "forget", "keep", "some"]))
+        action = data.draw(st.sampled_from(["feed", "feed", "forget", "keep", "copy"]))
         Q = data.draw(st.integers(1, 3))
         if action == "feed":
             texts, fed = feed(rows, texts, Q), fed + Q
@@ -62,9 +63,29 @@ def test_rows_go_on_as_if_read_again(shape: ModelConfig, seed: int, data):
         elif action == "keep":
             rows.keep(index)
             texts = [texts[i] for i in index]
-        elif action == "some":
-            feed(rows.some(index, Q), [texts[i] for i in index], Q)
+        elif action == "copy":
+            feed(rows.copy(index, Q), [texts[i] for i in index], Q)
         assert rows.lengths == rows.ends.tolist() == [len(text) for text in texts]
+
+
+@given(shape=shapes(), seed=seeds, data=st.data())
+@examples(0.5)
+@torch.no_grad()
+def test_a_reading_cut_short_goes_on_as_if_the_rest_was_never_read(
+    shape: ModelConfig, seed: int, data
+):
+    tokens = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=4)
+    texts = data.draw(st.lists(tokens, min_size=1, max_size=3))
+    model, lengths = model_of(shape, seed), [data.draw(st.integers(1, len(x))) for x in texts]
+    begun = [text[:length] for text, length in zip(texts, lengths, strict=True)]
+    reading = read(model, texts, limit=4)
+    for _ in range(2):  # a copy: the reading is as it was
+        cut = reading.until(lengths, 2)
+        close(cut.last, torch.stack([reread(model, text)[-1] for text in begun]))
+        new = torch.randint(VOCAB, (len(texts), 2), generator=seeded(seed))
+        expected = [reread(model, x + y)[-2:] for x, y in zip(begun, new.tolist(), strict=True)]
+        close(cut.rows.feed(model.embed(new)), torch.stack(expected))
+    close(reading.last, torch.stack([reread(model, text)[-1] for text in texts]))
 
 
 @given(seed=seeds, shared=st.integers(1, 3), Q=st.integers(1, 3), S=st.integers(1, 6))
@@ -77,7 +98,7 @@ def test_folded_heads_attend_as_repeated_ones(seed: int, shared: int, Q: int, S:
 
 @torch.no_grad()
 def test_the_cache_doubles_up_to_its_limit():
-    rows, _ = Rows.read(model_of(SHAPE), [[1, 2, 3]], limit=50)
+    rows = read(model_of(SHAPE), [[1, 2, 3]], limit=50).rows
     held = []
     for _ in range(47):
         rows.feed(torch.ones((1, 1, 8), dtype=torch.float64))
@@ -94,8 +115,8 @@ def test_compiled_layers_are_not_compiled_again_for_every_length():
     model = model_of(SHAPE)
     for layer in model.layers:
         layer.compile(backend=refuse)
-    rows, outputs = Rows.read(model, [[1], [2, 3]], limit=8)
-    rows.feed(outputs[:, None])
+    rows, outputs = read(model, [[1], [2, 3]], limit=8)
+    rows.feed(outputs[:, :1])
     assert rows.lengths == [2, 3]
 
 

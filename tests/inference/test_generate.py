@@ -18,7 +18,8 @@ from torch import Tensor
 
 import qs.inference.generate
 from qs.config import ThoughtConfig
-from qs.inference.decoding import Decoding, Generated, Token, uniforms
+from qs.inference.cache import read
+from qs.inference.decoding import Decoding, Generated, OutputToken, uniforms
 from qs.inference.generate import Stream, generate
 from qs.model.config import ModelConfig
 from qs.model.mistral import Mistral
@@ -98,7 +99,7 @@ def pick_top(scores: list[float], uniform: float, temperature: float, top_p: flo
     return pick(scores, uniform, temperature, never)
 
 
-def slowly(case: Asked, row: int, ends: set[int] = frozenset()) -> list[Token]:
+def slowly(case: Asked, row: int, ends: set[int] = frozenset()) -> list[OutputToken]:
     """What follows a prompt; for every token everything is computed again, with a dense mask."""
     module, how, n = case.module("dense"), case.decoding, case.config.thoughts
     states = np.random.SeedSequence([case.seed, row]).generate_state(2, np.uint64)
@@ -129,12 +130,12 @@ def slowly(case: Asked, row: int, ends: set[int] = frozenset()) -> list[Token]:
         scores, uniform = log_p.tolist(), said[len(found)]
         unsaid = never - {case.shape.eos_id}
         id = pick_top(scores, uniform, how.temperature, how.top_p, unsaid)
-        found.append(Token(id, thought and tuple(thought), weight, nats, scores[id]))
+        found.append(OutputToken(id, thought and tuple(thought), weight, nats, scores[id]))
         text.append(id)
     return found
 
 
-def same_tokens(found: list[Token], expected: list[Token]) -> None:
+def same_tokens(found: list[OutputToken], expected: list[OutputToken]) -> None:
     assert [t[:2] for t in found] == [t[:2] for t in expected]
     for one, other in zip(found, expected, strict=True):
         assert (one.weight is None) == (other.weight is None)
@@ -246,7 +247,7 @@ def test_a_token_costs_at_most_its_thought_and_itself(case: Asked):
     assert (counts.passes, counts.slots) == (len(fed), slots)
     assert counts.slots == sum(row.slots for row in rows)
     assert counts.tokens == sum(len(row.ids) for row in rows)
-    assert counts.thought_tokens == sum(row.thought_tokens for row in rows) == n * counts.thoughts
+    assert counts.thoughts == sum(t.thought is not None for row in rows for t in row.tokens)
 
 
 @given(case=asked())
@@ -260,6 +261,19 @@ def test_steps_put_together_are_the_results(case: Asked):
         assert [list(row.tokens) for row in stream.results()] == texts
     assert stream.results() == case.generate()
     assert list(stream) == []
+
+
+@given(case=asked(), data=st.data())
+@examples(0.5)
+@torch.no_grad()
+def test_prompts_that_were_read_already_go_on_in_the_same_way(case: Asked, data):
+    longer = [prompt + data.draw(st.lists(st.just(3), max_size=2)) for prompt in case.prompts]
+    reading = read(case.module().model, longer, limit=7)
+    room = case.decoding.max_tokens + case.config.thoughts + 2
+    again = case.generate(reading=reading.until([len(prompt) for prompt in case.prompts], room))
+    for row, expected in zip(again, case.generate(), strict=True):
+        same_tokens(row.tokens, expected.tokens)
+        assert (row.reason, row.slots) == (expected.reason, expected.slots)
 
 
 def test_no_prompts_give_nothing():

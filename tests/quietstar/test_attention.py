@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qs.quietstar.attention import (
-    BranchStep,
+    CachedBranches,
+    CachedText,
     Dense,
     Flex,
-    Prefill,
     Structured,
     joined_attention,
     masked_attention,
@@ -179,28 +179,26 @@ def test_decoding_with_a_cache_gives_the_outputs_of_the_packed_pass(case: Case):
 
     B, A, K, n = case.thoughts.shape
     layout = Layout(case.documents, case.anchors, K, n + 1)
-    branches = layout.branches
-    text_masks = over_text(branches, layout.text, window)
-    own_masks = over_own(branches, branches, window)
+    positions, attend = layout.branches.position, CachedBranches.of(layout, window)
     own = new_cache(model.config.layers, (B, A, K, n + 1), *cache[0][0].shape[2:], cache[0][0])
     both = [(*x, *y) for x, y in zip(cache, own, strict=True)]
     start = (module.start * config.embedding_scale).expand(B, A, K, 1, -1)
     x = torch.cat([start, model.embed(case.thoughts)], 3)
     for depth in range(n + 1):
-        at = slice(depth, depth + 1)
-        step = BranchStep(torch.tensor([depth + 1]), text_masks[:, :, at], own_masks[:, :, :, at])
-        positions = branches.position[..., depth].flatten(1)
-        out = model(x[..., depth, :].flatten(1, 2), positions, step, both)
+        step, at = attend.at(depth), positions[..., depth].flatten(1)
+        out = model(x[..., depth, :].flatten(1, 2), at, step, both)
         same(out.view(B, A, K, -1), branch[..., depth, :])
+    out = model(x.flatten(1, 3), positions.flatten(1), attend, both)
+    same(out.view(B, A, K, n + 1, -1), branch[..., : n + 1, :])
 
 
 @given(drawn=all_heads())
-def test_prefill_is_a_plain_pass_that_keeps_its_keys_and_values(drawn: Heads):
+def test_reading_text_is_a_plain_pass_that_keeps_its_keys_and_values(drawn: Heads):
     T = drawn.layout.documents.shape[1]
     q, k, v = (x[:, :T] for x in drawn.qkv())
     text = drawn.layout.text
     mask = dense_mask(text, text, drawn.window)
     cache = new_cache(1, tuple(text.anchor.shape), drawn.groups, drawn.dim, k)[0]
-    same(Prefill(mask)(q, k, v, cache), Dense(mask)(q, k, v, None))
+    same(CachedText(text.position, mask)(q, k, v, cache), Dense(mask)(q, k, v, None))
     assert torch.equal(cache[0], k)
     assert torch.equal(cache[1], v)

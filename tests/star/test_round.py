@@ -11,7 +11,7 @@ from tiny import init_weights
 import qs.star.round as round_
 from qs.config import Config, RunConfig, StarConfig
 from qs.data import arithmetic
-from qs.inference.decoding import Decoding, Generated, Token
+from qs.inference.decoding import Decoding, Generated, OutputToken
 from qs.model.tokenizer import train_tokenizer
 from qs.quietstar.load import choose_placement, load
 from qs.star.round import Attempt, Example, accuracy, answers, attempt, attempts, examples, failures
@@ -182,7 +182,7 @@ class Said:
                 if i != self.tokenizer.eos_id and stop is not None and stop(row, list(said)):
                     reason = "stop"
                     break
-            tokens = tuple(Token(i, None, None, 0.0, 0.0) for i in said)
+            tokens = tuple(OutputToken(i, None, None, 0.0, 0.0) for i in said)
             found.append(Generated(tokens, reason, 0))
         return found
 

@@ -1,0 +1,86 @@
+"""write: the text is what decoding says, up to the token that completes a stop, space and all."""
+
+import pytest
+import torch
+from tiny import TEXTS, init_weights
+
+from qs.config import Config, RunConfig, ThoughtConfig
+from qs.inference.decoding import Decoding
+from qs.inference.generate import generate
+from qs.inference.write import text_after, write
+from qs.model.tokenizer import train_tokenizer
+from qs.quietstar.load import choose_placement, load
+
+DECODING = Decoding(max_tokens=12, temperature=1.5)
+PROMPTS = ("3 plus 4 is", "Then 2 times", "8")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = train_tokenizer(TEXTS, folder, 300)
+    init_weights(folder / "weights", folder, positions=64)
+    thought = ThoughtConfig(thoughts=2, ahead=1, start_text="1", end_text="2")
+    settings = Config(thought, run=RunConfig(seq=2, device="cpu", dtype="float32"))
+    quiet, _ = load(folder / "weights", settings, choose_placement(settings.run))
+    torch.nn.init.normal_(quiet.mixer[4].weight, 0, 1.0, torch.Generator().manual_seed(0))
+    return quiet, tokenizer
+
+
+@pytest.fixture(scope="module")
+def prompts(model):
+    return [model[1].encode(text, bos=True) for text in PROMPTS]
+
+
+def test_texts_are_what_decoding_says_and_spaces_stay(model, prompts):
+    quiet, tokenizer = model
+    for text, ids, written, row in zip(
+        PROMPTS,
+        prompts,
+        write(quiet, tokenizer, prompts, DECODING, 3),
+        generate(quiet, prompts, DECODING, 3),
+        strict=True,
+    ):
+        assert written.generated.tokens == row.tokens
+        assert text + written.text == tokenizer.decode(ids + row.text_ids)
+    assert text_after(tokenizer, tokenizer.encode("is 4")) == " is 4"
+
+
+def test_a_text_ends_with_the_token_that_completes_a_stop(model, prompts):
+    quiet, tokenizer = model
+    for ids, free in zip(prompts, write(quiet, tokenizer, prompts, DECODING, 3), strict=True):
+        for first in range(len(free.text)):
+            for stop in (free.text[first], free.text[first : first + 3]):
+                (found,) = write(
+                    *(quiet, tokenizer, [ids], DECODING, 3),
+                    stops=("never said", stop),
+                    numbers=[prompts.index(ids)],
+                )
+                said = found.generated.ids
+                assert said == free.generated.ids[: len(said)]
+                assert stop in found.text
+                assert stop not in text_after(tokenizer, said[:-1])
+
+
+def test_a_prompt_and_its_text_are_no_longer_than_they_may_be(model, prompts):
+    quiet, tokenizer = model
+    longest = max(map(len, prompts))
+    written = write(quiet, tokenizer, prompts, DECODING, longest=longest)
+    for ids, found in zip(prompts, written, strict=True):
+        if len(ids) == longest:
+            assert found is None
+        else:
+            assert len(found.generated.ids) == min(DECODING.max_tokens, longest - len(ids))
+    plain = Decoding(max_tokens=99, think_when="never")
+    full, none = write(quiet, tokenizer, [[5] * 60, [5] * 64], plain)
+    assert len(full.generated.ids) == 4
+    assert none is None
+
+
+def test_rows_that_are_passed_over_leave_the_others_their_numbers(model, prompts):
+    quiet, tokenizer = model
+    longest = max(map(len, prompts))
+    short = [i for i, ids in enumerate(prompts) if len(ids) < longest]
+    some = write(quiet, tokenizer, [prompts[i] for i in short], DECODING, 3, (), longest, short)
+    everything = write(quiet, tokenizer, prompts, DECODING, 3, (), longest)
+    assert [everything[i].text for i in short] == [found.text for found in some]
