@@ -19,7 +19,7 @@ from qs.data.answers import final_number, majority
 from qs.data.prompts import COT_STOPS, cot_final_prompt, cot_prompt, cut, direct_prompt
 from qs.data.question_sets import BenchmarkQuestion, parse_direct
 from qs.evaluation.gold_probability import Item, batches, fitting, item, score
-from qs.evaluation.statistics import mean_interval, paired, spread, wilson
+from qs.evaluation.statistics import Estimate, mean_interval, paired, wilson
 from qs.files import JsonLines
 from qs.inference.decoding import Decoding
 from qs.inference.generate import generate
@@ -60,10 +60,10 @@ def exam_table(exam: Exam, summary: dict[str, Any]) -> Table:
         if "wilson" in found:
             cells[3] = between(*found["wilson"])
         elif "interval" in found:
-            cells[3] = between(*spread(found["mean"], found["interval"]))
+            cells[3] = between(*Estimate(found["mean"], found["interval"]).ends)
         if "change" in found:
             change = found["change"]
-            ends = spread(change["mean"], change["interval"])
+            ends = Estimate(**change).ends
             cells[4:] = [number(change["mean"], "+"), between(*ends, "+")]
         rows.append(tuple(cells))
     asked = f"greedy and {exam.samples} sampled" if exam.thoughts else "none"
@@ -90,7 +90,7 @@ def exam_table(exam: Exam, summary: dict[str, Any]) -> Table:
 def against_table(found: dict[str, Any]) -> Table:
     """Differences from another model on the same questions."""
     rows = [
-        (title, how, number(x["mean"], "+"), between(*spread(x["mean"], x["interval"]), "+"))
+        (title, how, number(x["mean"], "+"), between(*Estimate(**x).ends, "+"))
         for title, how, x in measured(found)
     ]
     title = f"minus {found['file']}, {found['questions']:,} questions, paired"
@@ -306,9 +306,8 @@ def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in lines[0]:
         kind, _, which = name.rpartition("_")
         if which in ("greedy", "sampled", "mix") and name in found:
-            found[name]["change"] = paired(
-                [line[f"{kind}_base"] for line in lines], [line[name] for line in lines]
-            )
+            base = [line[f"{kind}_base"] for line in lines]
+            found[name]["change"] = paired(base, [line[name] for line in lines])._asdict()
     return found
 
 
@@ -349,5 +348,5 @@ def against(own: Path, other: Path) -> dict[str, Any]:
         if type(value) in (bool, float) and way != "chance":
             theirs_name = name if name in theirs[shared[0]] else f"{measure}_base"
             before = [theirs[i][theirs_name] for i in shared]
-            found[name] = paired(before, [mine[i][name] for i in shared])
+            found[name] = paired(before, [mine[i][name] for i in shared])._asdict()
     return found

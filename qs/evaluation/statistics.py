@@ -1,4 +1,7 @@
-"""statistics."""
+"""Means, ratios, differences and rates with 95 % intervals over independent units.
+
+A unit is a question, a document or a row of text: tokens of one text are no independent draws.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+NORMAL_95 = 1.959964  # half-width of a 95 % interval in standard errors
 
 
 class Estimate(NamedTuple):
@@ -18,25 +23,45 @@ class Estimate(NamedTuple):
     mean: float
     interval: float | None = None
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Both ends of the interval; of one unit there is none, and both are the mean."""
+        half = self.interval or 0.0
+        return self.mean - half, self.mean + half
+
     def __format__(self, spec: str) -> str:
         half = "" if self.interval is None else f" ± {self.interval:{spec.lstrip('+')}}"
         return f"{self.mean:{spec}}{half}"
 
 
-def spread(mean: float, interval: float | None) -> tuple[float, float]:
-    """Both ends of an interval; of one unit there is none."""
-    half = interval or 0.0
-    return mean - half, mean + half
+def mean_interval(values: np.ndarray) -> float | None:
+    """Half-width of the interval of a mean, in its units; None for fewer than two values.
 
+    Args:
+        values: (N,) one of each unit.
 
-NORMAL_95 = 1.959964  # half-width of a 95 % interval in standard errors
+    Raises:
+        ValueError: of another rank.
+    """
+    _check_units(values)
+    if len(values) < 2:
+        return None
+    return NORMAL_95 * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> float | None:
-    """Half-width of the 95 % interval of sum(sums) / sum(counts) over independent units.
+    """Half-width of the interval of sum(sums) / sum(counts); None for fewer than two units.
 
-    Linearised (delta method) standard error of a ratio; None for fewer than two units.
+    Args:
+        sums, counts: (N,) of each unit; a unit may count nothing.
+
+    Raises:
+        ValueError: of another rank, or of different lengths.
+
+    Source: linearised (delta method) standard error of a ratio; Cochran, Sampling Techniques
+    (1977), section 2.11.
     """
+    _check_units(sums, counts)
     units, total = len(sums), counts.sum()
     if units < 2:
         return None
@@ -44,32 +69,44 @@ def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> float | None:
     return NORMAL_95 * math.sqrt(units / (units - 1) * float((residual**2).sum())) / float(total)
 
 
-def mean_interval(values: np.ndarray) -> float | None:
-    """Half-width of the 95 % interval of a mean over independent units; None for fewer than two."""
-    if len(values) < 2:
-        return None
-    return NORMAL_95 * float(values.std(ddof=1)) / math.sqrt(len(values))
-
-
 def mean_estimate(values: np.ndarray) -> Estimate:
-    """The mean of independent units."""
+    """The mean of (N,) values. Raises ValueError as `mean_interval` does."""
     return Estimate(float(values.mean()), mean_interval(values))
 
 
 def ratio_estimate(sums: np.ndarray, counts: np.ndarray) -> Estimate:
-    """sum(sums) / sum(counts) over independent units."""
+    """sum(sums) / sum(counts). Arguments and errors are those of `ratio_interval`."""
     return Estimate(float(sums.sum() / counts.sum()), ratio_interval(sums, counts))
 
 
+def paired(before: Sequence[float], after: Sequence[float]) -> Estimate:
+    """The mean of after - before on the same units, in the same order.
+
+    Raises:
+        ValueError: they differ in length.
+    """
+    one, two = np.array(before, float), np.array(after, float)
+    _check_units(one, two)
+    return mean_estimate(two - one)
+
+
 def wilson(hits: int, count: int) -> tuple[float, float]:
-    """95 % interval of a rate (Wilson 1927)."""
+    """Both ends of the interval of a rate, of which 0 and 1 are never beyond.
+
+    Raises:
+        ValueError: not 0 <= hits <= count, or nothing was counted.
+
+    Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference (1927).
+    """
+    if not 0 <= hits <= count or count == 0:
+        raise ValueError(f"expected hits from 0 to a count above 0, found {hits} of {count}")
     square = NORMAL_95**2
     middle = (hits + square / 2) / (count + square)
     half = NORMAL_95 * math.sqrt(hits * (count - hits) / count + square / 4) / (count + square)
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def paired(before: Sequence[float], after: Sequence[float]) -> dict[str, float | None]:
-    """Mean of after - before on the same questions, with the half-width of its 95 % interval."""
-    difference = np.array(after, float) - np.array(before, float)
-    return {"mean": float(difference.mean()), "interval": mean_interval(difference)}
+def _check_units(*values: np.ndarray) -> None:
+    shapes = [each.shape for each in values]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 1:
+        raise ValueError(f"expected one number for each unit, (N,), found shapes {shapes}")

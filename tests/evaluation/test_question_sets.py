@@ -160,8 +160,8 @@ def test_a_damaged_file_of_answers_is_named(opened, tmp_path):
 
 def test_differences_are_paired_by_question():
     found = paired([0.0, 1.0, 0.5], [0.5, 1.0, 1.5])
-    assert found["mean"] == pytest.approx(0.5)
-    assert found["interval"] == pytest.approx(1.959964 * 0.5 / 3**0.5)
+    assert found.mean == pytest.approx(0.5)
+    assert found.interval == pytest.approx(1.959964 * 0.5 / 3**0.5)
     lines = [{"id": "x", "gold_base": 0.2, "gold_greedy": 0.4, "slots": 2}] * 2
     assert summary(lines)["gold_greedy"]["change"]["mean"] == pytest.approx(0.2)
     assert summary(lines)["slots"] == 4

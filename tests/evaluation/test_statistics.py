@@ -1,4 +1,6 @@
-"""statistics: an estimate is a mean with its 95 % interval, and reads like one."""
+"""statistics: intervals agree with what is published, with bootstraps and with each other."""
+
+import math
 
 import numpy as np
 import pytest
@@ -7,8 +9,10 @@ from qs.evaluation.statistics import (
     Estimate,
     mean_estimate,
     mean_interval,
+    paired,
     ratio_estimate,
     ratio_interval,
+    wilson,
 )
 
 
@@ -25,3 +29,75 @@ def test_estimates_hold_the_mean_and_its_interval():
         (1.5 / 7, ratio_interval(values, counts))
     )
     assert mean_estimate(values[:1]) == Estimate(0.0, None)
+
+
+def test_an_estimate_has_two_ends_unless_it_is_of_one_unit():
+    assert Estimate(0.5, 0.2).ends == (0.3, 0.7)
+    assert Estimate(0.5).ends == (0.5, 0.5)
+
+
+def test_a_paired_difference_is_the_estimate_of_the_differences():
+    assert paired([1.0, 2.0], [2.0, 5.0]) == mean_estimate(np.array([1.0, 3.0]))
+
+
+def test_rows_of_equal_length_have_the_interval_of_a_mean():
+    sums = np.array([1.0, 3.0, 2.0, 6.0])
+    error = sums.std(ddof=1) / math.sqrt(4) / 5  # of the mean row, over 5 tokens each
+    assert ratio_interval(sums, np.full(4, 5.0)) == pytest.approx(1.959964 * error)
+
+
+def test_a_ratio_that_is_the_same_in_every_row_has_no_uncertainty():
+    counts = np.array([1.0, 5.0, 9.0])
+    assert ratio_interval(0.3 * counts, counts) == pytest.approx(0, abs=1e-12)
+    assert ratio_interval(np.array([1.0]), np.array([2.0])) is None
+    # a row without tokens adds nothing that would have to be divided by
+    assert math.isfinite(ratio_interval(np.array([1.0, 2.0, 0.0]), np.array([2.0, 3.0, 0.0])))
+
+
+def test_rows_weigh_by_their_tokens():
+    # ratio 10 / 4; residuals 1 - 2.5 and 9 - 7.5; variance 2 (2.25 + 2.25) over 4 tokens squared
+    found = ratio_interval(np.array([1.0, 9.0]), np.array([1.0, 3.0]))
+    assert found == pytest.approx(1.959964 * 3 / 4)
+
+
+def test_the_interval_agrees_with_a_bootstrap_over_rows():
+    draw = np.random.default_rng(0)
+    counts = draw.integers(1, 30, 400).astype(float)
+    sums = counts * draw.normal(0.2, 0.5, 400) + draw.normal(0, 2, 400)
+    rows = draw.integers(400, size=(4000, 400))
+    ratios = sums[rows].sum(1) / counts[rows].sum(1)
+    assert ratio_interval(sums, counts) == pytest.approx(1.96 * ratios.std(), rel=0.05)
+
+
+def test_rates_have_the_interval_of_wilson():
+    # Newcombe 1998, table I, method 3
+    for hits, count, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+    ):
+        assert wilson(hits, count) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_the_interval_of_a_mean_is_two_standard_errors():
+    values = np.array([1.0, 2.0, 4.0, 5.0])
+    assert mean_interval(values) == pytest.approx(1.959964 * values.std(ddof=1) / 2)
+    assert mean_interval(values[:1]) is None
+
+
+def test_units_that_do_not_match_are_refused():
+    two, three, table = np.ones(2), np.ones(3), np.ones((2, 2))
+    for refused in (
+        lambda: ratio_interval(two, three),
+        lambda: ratio_interval(table, table),
+        lambda: mean_interval(table),
+        lambda: paired([1.0], [1.0, 2.0]),
+    ):
+        with pytest.raises(ValueError, match="expected one number for each unit"):
+            refused()
+
+
+def test_a_rate_of_nothing_or_of_more_than_all_is_refused():
+    for hits, count in ((0, 0), (3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match=f"found {hits} of {count}"):
+            wilson(hits, count)

@@ -1,7 +1,6 @@
 """tasks: every token counts once, and is scored with and without a thought of its own."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from tiny import batch, module
 
 from qs.config import ThoughtConfig
 from qs.evaluation.hard_tokens import by_decile, frontier, most_helped
-from qs.evaluation.statistics import mean_interval, ratio_interval, wilson
+from qs.evaluation.statistics import ratio_interval
 from qs.evaluation.tokens import Tokens, text_score, token_nlls
 from qs.quietstar.algorithm import QuietStar
 
@@ -132,38 +131,6 @@ def test_the_most_helped_and_hurt_are_those_of_all_tokens(seed, count, context):
         assert np.isclose(weights, item.weight, rtol=1e-9).any()
 
 
-# The interval
-
-
-def test_rows_of_equal_length_have_the_interval_of_a_mean():
-    sums = np.array([1.0, 3.0, 2.0, 6.0])
-    error = sums.std(ddof=1) / math.sqrt(4) / 5  # of the mean row, over 5 tokens each
-    assert ratio_interval(sums, np.full(4, 5.0)) == pytest.approx(1.959964 * error)
-
-
-def test_a_ratio_that_is_the_same_in_every_row_has_no_uncertainty():
-    counts = np.array([1.0, 5.0, 9.0])
-    assert ratio_interval(0.3 * counts, counts) == pytest.approx(0, abs=1e-12)
-    assert ratio_interval(np.array([1.0]), np.array([2.0])) is None
-    # a row without tokens adds nothing that would have to be divided by
-    assert math.isfinite(ratio_interval(np.array([1.0, 2.0, 0.0]), np.array([2.0, 3.0, 0.0])))
-
-
-def test_rows_weigh_by_their_tokens():
-    # ratio 10 / 4; residuals 1 - 2.5 and 9 - 7.5; variance 2 (2.25 + 2.25) over 4 tokens squared
-    found = ratio_interval(np.array([1.0, 9.0]), np.array([1.0, 3.0]))
-    assert found == pytest.approx(1.959964 * 3 / 4)
-
-
-def test_the_interval_agrees_with_a_bootstrap_over_rows():
-    draw = np.random.default_rng(0)
-    counts = draw.integers(1, 30, 400).astype(float)
-    sums = counts * draw.normal(0.2, 0.5, 400) + draw.normal(0, 2, 400)
-    rows = draw.integers(400, size=(4000, 400))
-    ratios = sums[rows].sum(1) / counts[rows].sum(1)
-    assert ratio_interval(sums, counts) == pytest.approx(1.96 * ratios.std(), rel=0.05)
-
-
 @few
 @given(seeds)
 def test_tokens_are_those_whose_means_the_score_gives(seed):
@@ -213,22 +180,6 @@ def test_deciles_are_tenths_of_the_tokens_in_order_of_difficulty(seed, count):
         assert decile.documents == len(names)
         assert decile.interval == (expected and pytest.approx(expected, abs=1e-12))
         assert decile.nll_base == pytest.approx(base[inside].mean())
-
-
-def test_rates_have_the_interval_of_wilson():
-    # Newcombe 1998, table I, method 3
-    for hits, count, low, high in (
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0, 0.1611),
-    ):
-        assert wilson(hits, count) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_the_interval_of_a_mean_is_two_standard_errors():
-    values = np.array([1.0, 2.0, 4.0, 5.0])
-    assert mean_interval(values) == pytest.approx(1.959964 * values.std(ddof=1) / 2)
-    assert mean_interval(values[:1]) is None
 
 
 @given(seeds, st.integers(1, 50))
