@@ -108,7 +108,8 @@ def known_answers(opened: Opened, thinks: bool) -> tuple[Answers, Answers]:
         ValueError: another tokenizer prepared the text.
     """
     config = opened.config if thinks else opened.config.changed(objective="plain")
-    gold = measured(opened.quiet, text_with_answers(opened), config).gold  # (Q, 2)
+    text = text_with_answers(config.run, opened.tokenizer)
+    gold = measured(opened.quiet, text, config).gold  # (Q, 2)
     return Answers(gold[:, 0], 1), Answers(gold[:, 1], 1 + opened.config.thought.thoughts)
 
 

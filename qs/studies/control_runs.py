@@ -15,10 +15,13 @@ import numpy as np
 from tqdm import tqdm
 
 from qs import files
-from qs.evaluation.heldout import heldout, measured
+from qs.config import RunConfig
+from qs.data.dataset import TokenDataset, resolve_data
+from qs.evaluation.heldout import measured
 from qs.evaluation.synthetic import Marked, Measured, marked, rewarded
 from qs.model import weights
-from qs.quietstar.load import Opened, choose_placement, load, open_model
+from qs.model.tokenizer import Tokenizer
+from qs.quietstar.load import ROWS, choose_placement, load
 from qs.studies.controls import (
     BEFORE,
     OWN,
@@ -59,15 +62,18 @@ def run_controls(
     """
     jobs = training_jobs(run, seeds)
     check_jobs(run, jobs)
-    opened = open_model(str(run), reads=True, eval_rows=rows)
-    text, environment = text_with_answers(opened), files.environment(str(opened.placement))
+    config = files.read_config(run)
+    rows = rows or config.run.eval_rows or ROWS
+    tokenizer = Tokenizer.load(files.newest_step(run))
+    text = text_with_answers(config.changed(eval_rows=rows).run, tokenizer)
+    environment = files.environment(str(choose_placement(config.run)))
     trained = train_all(jobs, script, at_once)
     made_by = trained_by([run, *trained.values()])
     tables = measure_controls(run, trained, text)
     named = {title: [dataclasses.asdict(row) for row in table] for title, table in tables.items()}
     results = {"command": command, "environment": environment, "trained": made_by, "tables": named}
     files.write_json(run / CONTROLS, results)
-    notes = controls_notes(text, opened.config.thought.sample_temperature)
+    notes = controls_notes(text, config.thought.sample_temperature)
     about = f"Measured with {_words(environment)}.\nTrained with {made_by}.\n\n{notes}"
     shown = [controls_table(title, table) for title, table in tables.items()]
     page = study_page("Controls", command, about, shown)
@@ -122,10 +128,13 @@ def check_jobs(run: Path, jobs: Sequence[BaselineRun]) -> None:
         made, out = run_of(job), job.config.run.out
         stored = job.config if made is None else files.read_config(made).changed(out=out)
         if stored != job.config:
-            wrong = [flag for flag in stored.to_args() if flag not in job.config.to_args()]
+            flags, wanted = stored.to_args(), job.config.to_args()
+            wrong = " ".join(flag for flag in flags if flag not in wanted)
+            right = " ".join(flag for flag in wanted if flag not in flags)
             raise ValueError(
-                f"{made}: expected the training {job.name}, seed {job.config.run.seed}, found it "
-                f"with {' '.join(wrong)}; move {out} away to train it again"
+                f"{made}: expected the training {job.name}, seed {job.config.run.seed}, with "
+                f"{right or 'fewer flags'}, found {wrong or 'fewer flags'}; move {out} away to "
+                "train it again"
             )
 
 
@@ -177,14 +186,15 @@ def training_seconds(run: Path) -> float:
     return sum(config.batch * config.seq / step["tokens_per_second"] for step in steps)
 
 
-def text_with_answers(opened: Opened) -> Marked:
-    """The held-out text of a model, with its questions.
+def text_with_answers(run: RunConfig, tokenizer: Tokenizer) -> Marked:
+    """The held-out text that a run is measured on, with its questions.
 
     Raises:
         ValueError: its data does not say where the answers are, or another tokenizer prepared it.
     """
-    run, data = opened.config.run, heldout(opened)
-    text = marked(data.folder, opened.tokenizer, run.seq, run.eval_rows)
+    data = TokenDataset(resolve_data(run.data), "heldout")
+    data.check_tokenizer(tokenizer)
+    text = marked(data.folder, tokenizer, run.seq, run.eval_rows)
     if text is None:
         raise ValueError(
             f"{data.folder}: expected world.json, which says where the answers are; this is "
@@ -211,7 +221,6 @@ def measure_controls(
     controls = dict.fromkeys(control for table in tables.values() for control in table)
     results = {c: _measure(c, text) for c in tqdm(controls, "measuring", unit=" rows")}
     references = {control.name: results[control] for control in tables[TRAINED]}
-
     before, unrewarded = references[BEFORE], references.get(UNREWARDED, ())
 
     def row(control: Control) -> ControlRow:

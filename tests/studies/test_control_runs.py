@@ -9,7 +9,7 @@ from tiny import ROOT, make, make_world, run
 
 import evaluate
 from qs import files
-from qs.quietstar.load import open_model
+from qs.model.tokenizer import Tokenizer
 from qs.studies.control_runs import (
     check_jobs,
     run_of,
@@ -182,7 +182,7 @@ def test_a_baseline_with_other_settings_is_refused_before_anything_is_trained(co
     stored["run"]["steps"] = 7
     stored["optim"]["lr"] = 0.5
     path.write_text(json.dumps(stored))
-    refused(copied, capsys, "seed 3, found it with --lr=0.5 --steps=7; move ")
+    refused(copied, capsys, "with --lr=0.01 --steps=2, found --lr=0.5 --steps=7; move ")
 
 
 def test_an_unfinished_run_is_refused_before_anything_is_trained(copied, capsys):
@@ -203,7 +203,7 @@ def test_text_without_answers_and_runs_that_do_not_think_are_refused(tmp_path):
     tiny = make(tmp_path / "tiny")
     found = run(tmp_path / "out", tiny.flags(tmp_path / "out", "--start-text=plus", "--steps=1"))
     with pytest.raises(ValueError, match=r"expected world.json, which says where the answers"):
-        text_with_answers(open_model(str(found), reads=True))
+        text_with_answers(files.read_config(found).run, Tokenizer.load(files.newest_step(found)))
     assert evaluate.main(["controls", str(found)]) == 2
     assert not (found / "controls").exists()
     plain = run(tmp_path / "plain", tiny.flags(tmp_path / "plain", "--objective=plain"))
