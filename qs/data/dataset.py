@@ -68,13 +68,9 @@ class TokenDataset:
     def __init__(self, folder: str | Path, split: str = "train") -> None:
         check_split(split)
         self.folder, self.split = Path(folder), split
-        self.meta: dict[str, Any] = read_object(
-            self.folder / META, "make a dataset with python -m qs.data prepare"
-        )
-        if self.meta.get("format") != FORMAT:
-            raise self._damaged(
-                f"format {self.meta.get('format')} where this program reads {FORMAT}"
-            )
+        self.meta = read_object(self.folder / META, "make one with python -m qs.data prepare")
+        if (number := self.meta.get("format")) != FORMAT:
+            raise self._damaged(f"format {number} where this program reads {FORMAT}")
         try:
             shards = [
                 Shard(str(entry["name"]), int(entry["documents"]), int(entry["tokens"]))

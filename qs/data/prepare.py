@@ -52,7 +52,8 @@ class ShardWriter:
 
     def __init__(self, folder: Path, split: Split, shard_tokens: int) -> None:
         self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
-        self.size, self.shards = 0, list[Shard]()
+        self.shards: list[Shard] = []
+        self.size = 0  # bytes of text
         self._files = ExitStack()
 
     def add(self, document: EncodedDocument) -> None:
@@ -237,9 +238,13 @@ def _in_order(
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the parent, which tidies
-    parent = multiprocessing.parent_process()
     # a worker waits for work forever: it has to end with a parent that was killed
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def encode_documents(
