@@ -303,11 +303,15 @@ class QuietStar(nn.Module):
             step: of some rows.
             counts: what each term is divided by, over the whole batch (`losses.count_terms`).
         """
-        weight, mean = term_weights(self.config), self.means(step, counts)
-        return weight.base * mean.base + weight.talk * mean.talk + weight.policy * mean.policy
+        base, talk, policy = self.weighted(step, counts)
+        return base + talk + policy
+
+    def weighted(self, step: Step, counts: Terms) -> Terms:
+        """The terms of the loss, () each. Arguments as of `loss`."""
+        return self.means(step, counts).weighted(term_weights(self.config))
 
     def means(self, step: Step, counts: Terms) -> Terms:
-        """The terms of the loss before they are weighed, (). Arguments as of `loss`."""
+        """The same before they are weighed."""
         return loss_terms(step, self.config, self.baseline).means(counts)
 
     # What the stages share

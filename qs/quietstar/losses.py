@@ -232,6 +232,11 @@ class Terms(NamedTuple):
             self.policy / counts.policy.clamp(min=1),
         )
 
+    def weighted(self, weights: Terms) -> Terms:
+        """Each mean times its weight; one of weight 0 is measured, but not trained."""
+        pairs = zip(self, weights, strict=True)
+        return Terms(*(w * mean if w else torch.zeros_like(mean) for mean, w in pairs))
+
 
 class Step(NamedTuple):
     """What one step computed, position by position. NLL and rewards in nats.
@@ -262,19 +267,18 @@ class Step(NamedTuple):
 
 
 def loss_terms(step: Step, config: ThoughtConfig, baseline: Baseline | None = None) -> Terms:
-    """The sums of a step's loss terms; a term without weight is measured, not trained.
+    """The sums of a step's loss terms.
 
     Args:
         step: of some rows.
         config: weights and baseline are used.
         baseline: instead of the one that `config` names.
     """
-    talk = step.nll_mix.sum((0, 1, 2))  # (m,)
     policy = step.nll_base.new_zeros(())
     if config.beta > 0:
         baseline = baseline or config.baseline
         policy = reinforce(step.log_p, step.reward, baseline, config.keep_negative)
-    return Terms(step.nll_base.sum(), talk if config.base_weight < 1 else talk.detach(), policy)
+    return Terms(step.nll_base.sum(), step.nll_mix.sum((0, 1, 2)), policy)
 
 
 def term_weights(config: ThoughtConfig) -> Terms:

@@ -7,10 +7,12 @@ its share of one mean: how a batch is split changes memory, not results.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from qs.config import Config, OptimConfig
 from qs.quietstar.algorithm import QuietStar
@@ -56,13 +58,19 @@ def schedule(step: int, steps: int, config: OptimConfig) -> float:
 
 
 class Part(NamedTuple):
-    """One micro-batch with its thoughts and targets."""
+    """One micro-batch with its thoughts and targets; arguments as of `QuietStar.forward`."""
 
     tokens: Tensor
     documents: Tensor
     anchors: Tensor
     thoughts: Tensor
     targets: Targets
+
+    @property
+    def counts(self) -> Terms:
+        """How many positions each loss term has."""
+        K, n = self.thoughts.shape[2:]
+        return count_terms(self.targets.next_valid, self.targets.valid, K, n)
 
 
 def think(
@@ -78,94 +86,105 @@ def think(
 
     With several ranks (B, T) is one rank's share; the numbers of the ranks before it are passed by.
     """
+    B, T = tokens.shape
     if config.run.thinks:
-        draw(quiet.config, ranks.rank * len(tokens), tokens.shape[1], generator)
-    rows = config.run.micro_batch or len(tokens)
+        draw(quiet.config, ranks.rank * B, T, generator)
     parts = []
-    counting = [None] * len(tokens) if counted is None else counted.split(rows)
-    split = zip(tokens.split(rows), documents.split(rows), counting, strict=False)
-    for *some, target in split:
-        if not config.run.thinks:
-            anchors = some[0][:, :0]
-            thoughts = anchors.new_zeros((*anchors.shape, quiet.config.samples, 0))
+    size = config.run.micro_batch or B
+    for rows in (slice(first, first + size) for first in range(0, B, size)):
+        text = tokens[rows], documents[rows]
+        if config.run.thinks:
+            anchors, thoughts = quiet.think(*text, generator=generator)
         else:
-            anchors, thoughts = quiet.think(*some, generator=generator)
-        targets = targets_of(*some, anchors, quiet.config.ahead, target)
-        parts.append(Part(*some, anchors, thoughts, targets))
+            anchors = tokens[rows, :0]
+            thoughts = anchors.new_zeros((*anchors.shape, quiet.config.samples, 0))
+        counting = None if counted is None else counted[rows]
+        targets = targets_of(*text, anchors, quiet.config.ahead, counting)
+        parts.append(Part(*text, anchors, thoughts, targets))
     return parts
 
 
-def count(part: Part) -> Terms:
-    """How many positions each loss term of a micro-batch has (`losses.count_terms`)."""
-    return count_terms(part.targets.next_valid, part.targets.valid, *part.thoughts.shape[2:])
+def score(quiet: QuietStar, parts: Iterable[Part]) -> Iterator[Step]:
+    """Stages 3 to 5 of every micro-batch, with gradient."""
+    for part in parts:
+        text = part.tokens, part.documents
+        yield quiet(*text, None, part.anchors, part.thoughts, targets=part.targets)
 
 
-def gradients(
-    quiet: QuietStar,
-    parameters: list[Tensor],
-    parts: list[Part],
-    counts: Terms,
-    config: Config,
-    apart: bool,
-    ranks: Ranks = ALONE,
-) -> tuple[Tensor, dict[str, Tensor]]:
+class Sums(NamedTuple):
+    """What is logged of a batch, before it is divided; () each."""
+
+    base: Tensor
+    talk: Tensor
+    policy: Tensor
+    reward: Tensor
+    rewarded: Tensor
+    weight: Tensor
+    weight_square: Tensor
+    weighed: Tensor
+
+    @staticmethod
+    @torch.no_grad()
+    def of(step: Step, means: Terms) -> Sums:
+        """Those of a micro-batch, whose terms are divided by the counts of the whole batch."""
+        counts = step.valid[:, :, None].expand_as(step.weight)
+        weight = step.weight.where(counts, 0.0)
+        return Sums(
+            *(mean.detach() for mean in means),
+            reward=step.reward.sum(),
+            rewarded=step.valid.all(-1).sum() * step.reward.shape[2],
+            weight=weight.sum(),
+            weight_square=weight.square().sum(),
+            weighed=counts.sum(),
+        )
+
+
+def accumulate(quiet: QuietStar, parts: list[Part], counts: Terms, ranks: Ranks) -> list[Sums]:
     """Fill every parameter's `.grad` with the gradient of the loss of all micro-batches.
 
     Args:
         quiet: the module.
-        parameters: what is trained.
         parts: micro-batches that have thought.
-        counts: what each sum is divided by, over the whole batch of all ranks.
-        config: settings.
-        apart: also measure each term's own gradient, at one backward pass and one copy of the
-            gradients a term.
-
-    Returns:
-        loss () and what was measured, detached () tensors: the terms, reward, mixing weight and,
-        if `apart`, the gradient norm of each weighted term.
+        counts: what each term is divided by, over the whole batch of all ranks.
+        ranks: FSDP2 takes the mean over ranks, while the counts are of all of them.
     """
-    weights = term_weights(quiet.config)
-    active = [name for name in Terms._fields if getattr(weights, name)]
-    groups = [[name] for name in active] if apart else [active]
-    buffers: list[list[Tensor | None]] = [[None] * len(parameters) for _ in groups]
-    measured: dict[str, Tensor] = {}
-    for part in parts:
-        text = part.tokens, part.documents
-        step = quiet(*text, None, part.anchors, part.thoughts, targets=part.targets)
-        means = quiet.means(step, counts)
-        for index, (group, buffer) in enumerate(zip(groups, buffers, strict=True)):
-            for parameter, gradient in zip(parameters, buffer, strict=True):
+    sums = []
+    for step in score(quiet, parts):
+        (quiet.loss(step, counts) * ranks.count).backward()
+        sums.append(Sums.of(step, quiet.means(step, counts)))
+    return sums
+
+
+def accumulate_apart(
+    quiet: QuietStar, parameters: list[Tensor], parts: list[Part], counts: Terms, ranks: Ranks
+) -> tuple[list[Sums], dict[str, Tensor]]:
+    """The same one term at a time, and the norm of each term's gradient as weighted in the loss.
+
+    It costs a backward pass and a copy of the gradients for each term. Arguments as of
+    `accumulate`; `parameters`: what is trained.
+    """
+    sums = []
+    gradients: dict[str, list[Tensor | None]] = {}
+    for step in score(quiet, parts):
+        weighted = quiet.weighted(step, counts)
+        active = [name for name, term in weighted._asdict().items() if term.requires_grad]
+        for name in active:
+            kept = gradients.setdefault(name, [None] * len(parameters))
+            for parameter, gradient in zip(parameters, kept, strict=True):
                 parameter.grad = gradient
-            loss = sum(getattr(weights, name) * getattr(means, name) for name in group)
-            loss = loss * ranks.count  # FSDP2 takes the mean over ranks, the counts are of all
-            loss.backward(retain_graph=index + 1 < len(groups))
-            buffers[index] = [parameter.grad for parameter in parameters]
-        for key, value in _measure(step, means).items():
-            measured[key] = measured.get(key, 0) + value
-    measured = {key: total(value) for key, value in measured.items()}
-    for name, buffer in zip(active, buffers, strict=False) if apart else ():
-        found = [g for g in buffer if g is not None]
-        measured[f"grad_norm_{name}"] = whole(torch.nn.utils.get_total_norm(found))
-    for parameter, *found in zip(parameters, *buffers, strict=True):
-        found = [g for g in found if g is not None]
-        parameter.grad = sum(found[1:], found[0]) if found else None
-    loss = sum(getattr(weights, name) * measured[name] for name in Terms._fields)
-    return loss, measured
-
-
-@torch.no_grad()
-def _measure(step: Step, means: Terms) -> dict[str, Tensor]:
-    """Sums over a micro-batch that `train_step` makes means of."""
-    there = step.valid[:, :, None].expand_as(step.weight)
-    weight = step.weight.where(there, 0.0)
-    return {
-        **{name: value.detach() for name, value in means._asdict().items()},
-        "reward_sum": step.reward.sum(),
-        "reward_count": step.valid.all(-1).sum() * step.reward.shape[2],
-        "weight_sum": weight.sum(),
-        "weight_square_sum": weight.square().sum(),
-        "weight_count": there.sum(),
+            # through .grad, not autograd.grad: it is what FSDP2 reduces over ranks
+            term = getattr(weighted, name) * ranks.count
+            term.backward(retain_graph=name != active[-1])
+            gradients[name] = [parameter.grad for parameter in parameters]
+        sums.append(Sums.of(step, quiet.means(step, counts)))
+    norms = {
+        f"grad_norm_{name}": whole(get_total_norm([g for g in kept if g is not None]))
+        for name, kept in gradients.items()
     }
+    for parameter, *kept in zip(parameters, *gradients.values(), strict=True):
+        kept = [gradient for gradient in kept if gradient is not None]
+        parameter.grad = sum(kept[1:], kept[0]) if kept else None
+    return sums, norms
 
 
 def train_step(
@@ -175,7 +194,7 @@ def train_step(
     documents: Tensor,
     config: Config,
     step: int,
-    measure_terms: bool,
+    measure_terms: bool = False,
     ranks: Ranks = ALONE,
     counted: Tensor | None = None,
 ) -> dict[str, float]:
@@ -192,36 +211,43 @@ def train_step(
     Returns:
         What goes into the log: losses and rewards in nats, mixing weight, gradient norms, lr.
     """
+    share = schedule(step, config.run.steps, config.optim)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * schedule(step, config.run.steps, config.optim)
+        group["lr"] = group["peak_lr"] * share
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
     generator = step_generator(config.run.seed, step)
     parts = think(quiet, tokens, documents, config, generator, ranks, counted)
-    counts = [count(part) for part in parts]
-    counts = Terms(*(total(sum(each)) for each in zip(*counts, strict=True)))
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    loss, measured = gradients(quiet, parameters, parts, counts, config, measure_terms, ranks)
-    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip))
-    measured.update(loss=loss, grad_norm=norm)
-    values = dict(zip(measured, torch.stack(list(measured.values())).tolist(), strict=True))
-    finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
+    counts = Terms(*(total(sum(each)) for each in zip(*(p.counts for p in parts), strict=True)))
+    norms: dict[str, Tensor] = {}
+    if measure_terms:
+        sums, norms = accumulate_apart(quiet, parameters, parts, counts, ranks)
+    else:
+        sums = accumulate(quiet, parts, counts, ranks)
+    norms["grad_norm"] = whole(clip_grad_norm_(parameters, config.optim.clip))
+
+    measured = Sums(*(total(sum(each)) for each in zip(*sums, strict=True)))
+    loss = sum(Terms(*measured[:3]).weighted(term_weights(quiet.config)))
+    values = torch.stack([loss, *measured, *norms.values()]).tolist()  # one wait for the device
+    record = _record(values[0], Sums(*values[1:9]), dict(zip(norms, values[9:], strict=True)))
+    finite = math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])
     if finite:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return _record(values, config.optim.lr * schedule(step, config.run.steps, config.optim), finite)
+    return record | {"lr": config.optim.lr * share, "skipped": int(not finite)}
 
 
-def _record(values: dict[str, float], lr: float, finite: bool) -> dict[str, float]:
+def _record(loss: float, sums: Sums, norms: dict[str, float]) -> dict[str, float]:
     """Names of the log, in the order a reader wants them."""
-    record = {"loss": values["loss"], "nll_base": values["base"]}
-    if values["weight_count"]:
-        mean = values["weight_sum"] / values["weight_count"]
-        variance = values["weight_square_sum"] / values["weight_count"] - mean**2
+    record = {"loss": loss, "nll_base": sums.base}
+    if sums.weighed:
+        mean = sums.weight / sums.weighed
+        variance = sums.weight_square / sums.weighed - mean**2
         record |= {
-            "nll_talk": values["talk"],
-            "policy": values["policy"],
-            "reward": values["reward_sum"] / max(1, values["reward_count"]),
+            "nll_talk": sums.talk,
+            "policy": sums.policy,
+            "reward": sums.reward / max(1, sums.rewarded),
             "weight_mean": mean,
             "weight_std": math.sqrt(max(0.0, variance)) if math.isfinite(variance) else math.nan,
         }
-    norms = {key: value for key, value in values.items() if key.startswith("grad_norm")}
-    return record | norms | {"lr": lr, "skipped": int(not finite)}
+    return record | norms
