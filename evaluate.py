@@ -21,7 +21,7 @@ import inspect
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import get_args
 
@@ -131,7 +131,7 @@ def text(args: argparse.Namespace) -> None:
 def generate(args: argparse.Namespace) -> None:
     """Go on from prompts, token by token, with a thought before each."""
     decoding = Decoding(**chosen(args, Decoding))
-    opened = open_by(args, reads=False)
+    opened, stream = open_by(args, reads=False), None
     for prompt in prompts_of(args.prompt):
         ids = opened.tokenizer.encode(prompt, bos=True)
         stream = Stream(opened.quiet, [ids], decoding, opened.config.run.seed)
@@ -150,6 +150,8 @@ def generate(args: argparse.Namespace) -> None:
             f"\n[{counts.tokens} tokens, {counts.thoughts} thoughts, "
             f"{counts.slots} slots in {counts.passes} passes]"
         )
+    if stream is None:
+        raise ValueError(f"{args.prompt}: expected a prompt in each line, found no line")
 
 
 def controls(args: argparse.Namespace) -> None:
@@ -227,22 +229,13 @@ def write_page(args: argparse.Namespace, page: str) -> None:
         print(f"written to {args.markdown}")
 
 
-def prompts_of(prompt: str) -> Iterator[str]:
-    """A text; or the lines of a file or of standard input, as they come.
-
-    Raises:
-        ValueError: there is no line.
-    """
-    lines: Iterable[str] = [prompt]
+def prompts_of(prompt: str) -> Iterable[str]:
+    """A text; or the lines of a file or of standard input, as they come."""
     if prompt == "-":
-        lines = (line.removesuffix("\n") for line in sys.stdin)
-    elif os.path.isfile(prompt):  # Path.is_file raises where a text is too long for a name
-        lines = Path(prompt).read_text(encoding="utf-8").splitlines()
-    count = 0
-    for count, line in enumerate(lines, 1):  # noqa: B007
-        yield line
-    if not count:
-        raise ValueError(f"{prompt}: expected a prompt in each line, found no line")
+        return (line.removesuffix("\n") for line in sys.stdin)
+    if os.path.isfile(prompt):  # Path.is_file raises where a text is too long for a name
+        return Path(prompt).read_text(encoding="utf-8").splitlines()
+    return [prompt]
 
 
 def task_list(names: str) -> list[str]:
@@ -270,12 +263,8 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     section = heldout_text.add_argument_group("held-out text")
     add_settings(section, RunConfig, "data", "seq", shown=own)
     add_settings(section, ThoughtConfig, "sample_temperature", shown=own)
-    section = page.add_argument_group("files")
-    section.add_argument("--markdown", metavar="FILE", help="also write the tables there")
-    section = out.add_argument_group("files")
-    section.add_argument(
-        "--out", metavar="FOLDER", help="of results.json [the run; else runs/MODEL]"
-    )
+    page.add_argument("--markdown", metavar="FILE", help="also write the tables there")
+    out.add_argument("--out", metavar="FOLDER", help="of results.json [the run; else runs/MODEL]")
 
     top = Parser("evaluate.py", __doc__)
     commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
