@@ -21,13 +21,21 @@ import inspect
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal
 
 from qs import cli, files
-from qs.cli import Parser, add_count, add_settings, chosen
-from qs.config import ONE_THOUGHT, RunConfig, ThoughtConfig, thought_lengths
+from qs.cli import Parser, add_settings, chosen
+from qs.config import (
+    ONE_THOUGHT,
+    RunConfig,
+    ThoughtConfig,
+    check_limits,
+    setting,
+    thought_lengths,
+)
 from qs.data.question_sets import ARITHMETIC, QUESTION_SETS, read_questions
 from qs.evaluation import question_sets, thoughts
 from qs.evaluation.hard_tokens import by_decile, hard_tokens
@@ -48,6 +56,30 @@ from qs.tables import Table, markdown, results_page, terminal
 from qs.training.trainer import PAGE, PAGE_ROWS
 
 SETS = (*QUESTION_SETS, ARITHMETIC)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What commands are told beside the settings of a model, of decoding and of question sets."""
+
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is one")
+    rows: int | None = setting(None, "rows to read at most; else the run's, or 32", least=1)
+    show: int = setting(0, "passages to show with their thoughts", least=0)
+    questions: str = setting("data", "folder of the question sets")
+    limit: int | None = setting(
+        None, "questions of each set; else all (sums: 100 a length)", least=1
+    )
+    against: str | None = setting(None, "folder with answers of another model to compare with")
+    out: str | None = setting(None, "folder of results.json; else the run, or runs/MODEL")
+    markdown: str | None = setting(None, "file that the tables are written to as well")
+    show_thoughts: bool = setting(False, "a line for each token, with the thought before it")
+    seeds: int = setting(1, "how many to train and measure with", least=1)
+    jobs: int = setting(1, "trainings at once", least=1)
+    on: Comparable = setting("world", "whose problems")
+    problems: int = setting(200, "how many; sums: of each length", least=2)
+
+    def __post_init__(self) -> None:
+        check_limits(self)
 
 
 def score(args: argparse.Namespace) -> None:
@@ -90,7 +122,8 @@ def tasks(args: argparse.Namespace) -> None:
     n = 0 if run.objective == "plain" else opened.config.thought.thoughts
     own = {"model": str(opened.folder), "weights": digest, "thoughts": n, "seed": run.seed}
     exams = [Exam(task, **chosen(args, Exam) | own) for task in args.tasks]
-    others = [args.against and question_sets.answers_of(exam.kind, args.against) for exam in exams]
+    folder = args.against and Path(args.against)
+    others = [folder and question_sets.answers_of(exam.kind, folder) for exam in exams]
     out, environment = begin_results(args, opened)
     tables: list[Table] = []
     for exam, asked, other in zip(exams, questions, others, strict=True):
@@ -207,11 +240,11 @@ def open_by(args: argparse.Namespace, reads: bool = True) -> Opened:
         reads: rows of held-out text, of one length; other texts have any, and compiled layers
             would be compiled for each.
     """
-    names = ("thoughts", "sample_temperature", "seed", "device", "data", "seq")
-    settings = {name: getattr(args, name, None) for name in names}
+    names = ("thoughts", "sample_temperature", "seed", "data", "seq")
+    settings = {name: getattr(args, name) for name in names if name in args}
     if not reads:  # what it was trained in is nothing to what it is asked
         settings |= ONE_THOUGHT | {"seq": 2, "compile": False}
-    return open_model(args.model, reads, eval_rows=getattr(args, "rows", None), **settings)
+    return open_model(args.model, reads, device=args.device, eval_rows=args.rows, **settings)
 
 
 def begin_results(args: argparse.Namespace, opened: Opened) -> tuple[Path, dict[str, object]]:
@@ -249,57 +282,46 @@ def task_list(names: str) -> list[str]:
 
 def command_line() -> tuple[Parser, dict[str, Parser]]:
     """The parser, and those of its commands by name; a command has the flags that it reads."""
-    # flags that several commands read
-    model, device, rows, heldout_text, page, out = (Parser("", add_help=False) for _ in range(6))
-    model.add_argument("model", metavar="MODEL", help="a run, a checkpoint, or a name in weights/")
     own = "the model's own"
-    section = model.add_argument_group("thinking")
+    model, text_read = Parser("", add_help=False), Parser("", add_help=False)
+    model.add_argument("model", metavar="MODEL", help="a run, a checkpoint, or a name in weights/")
+    section = model.add_argument_group("model")
     add_settings(section, ThoughtConfig, "thoughts", shown=own)
     add_settings(section, RunConfig, "seed", shown=own)
-    add_settings(device, RunConfig, "device")
-    device.set_defaults(device="auto")  # where a run was trained is no matter
-    section = rows.add_argument_group("held-out text")
-    add_count(section, "--rows", None, "rows to read at most [the run's, or 32]")
-    section = heldout_text.add_argument_group("held-out text")
+    add_settings(section, Flags, "device")
+    section = text_read.add_argument_group("held-out text")
+    add_settings(section, Flags, "rows")
     add_settings(section, RunConfig, "data", "seq", shown=own)
     add_settings(section, ThoughtConfig, "sample_temperature", shown=own)
-    page.add_argument("--markdown", metavar="FILE", help="also write the tables there")
-    out.add_argument("--out", metavar="FOLDER", help="of results.json [the run; else runs/MODEL]")
 
     top = Parser("evaluate.py", __doc__)
     commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
 
-    def add(command: Callable[[argparse.Namespace], None], *parents: Parser) -> Parser:
+    def add(
+        command: Callable[[argparse.Namespace], None], *flags: str, parents: Sequence[Parser] = ()
+    ) -> Parser:
         name, manual = command.__name__, inspect.getdoc(command)
-        added = commands.add_parser(name, description=manual, parents=list(parents))
+        added = commands.add_parser(name, description=manual, parents=parents)
         added.set_defaults(command=command)
+        if flags:
+            add_settings(added, Flags, *flags)
         return added
 
-    parser = add(score, model, device, rows, heldout_text)
-    add_count(parser, "--show", 0, "passages to show with their thoughts [0]", least=0)
-    parser = add(tasks, model, device, out, page)
-    parser.add_argument("tasks", type=task_list, metavar="LIST", help=f"some of {','.join(SETS)}")
-    parser.add_argument("--questions", default="data", help="folder of the question sets [data]")
-    add_count(parser, "--limit", None, "questions of each set [all]; sums: of each length [100]")
-    add_settings(parser, Exam, "batch", "samples", "votes", "temperature")
-    parser.add_argument("--against", type=Path, metavar="FOLDER", help="answers of another model")
-    add(text, model, device, rows, heldout_text, out, page)
-    parser = add(generate, model, device)
-    parser.add_argument("prompt", metavar="PROMPT", help="a text, a file of lines, or - (stdin)")
-    parser.add_argument("--show-thoughts", action="store_true", help="what comes before each token")
-    add_settings(parser, Decoding)
-    parser = add(controls, rows, page)
-    parser.add_argument("run", metavar="RUN", type=Path, help="a finished run that thinks")
-    add_count(parser, "--seeds", 1, "how many to train and measure with [1]")
-    add_count(parser, "--jobs", 1, "trainings at once [1]")
-    parser = add(rounds, page)
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run of STaR")
-    parser = add(compare, device, page)
-    parser.add_argument("models", metavar="MODEL", nargs="+", help="as for score")
-    on = get_args(Comparable)
-    parser.add_argument("--on", choices=on, default="world", help="whose problems [world]")
-    add_count(parser, "--problems", 200, "how many [200]; sums: of each length", least=2)
-    add(plot, model, device, rows, heldout_text)
+    add(score, "show", parents=[model, text_read])
+    asked = add(tasks, "questions", "limit", "against", "out", "markdown", parents=[model])
+    asked.add_argument("tasks", type=task_list, metavar="LIST", help=f"some of {','.join(SETS)}")
+    add_settings(asked, Exam, "samples", "votes", "temperature", "batch")
+    add(text, "out", "markdown", parents=[model, text_read])
+    written = add(generate, "show_thoughts", parents=[model])
+    written.add_argument("prompt", metavar="PROMPT", help="a text, a file of lines, or - (stdin)")
+    add_settings(written, Decoding)
+    compared = add(controls, "seeds", "jobs", "rows", "markdown")
+    compared.add_argument("run", metavar="RUN", type=Path, help="a finished run that thinks")
+    compared = add(rounds, "markdown")
+    compared.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="runs of STaR")
+    compared = add(compare, "on", "problems", "device", "markdown")
+    compared.add_argument("models", metavar="MODEL", nargs="+", help="as for score")
+    add(plot, parents=[model, text_read])
     return top, commands.choices
 
 
@@ -324,7 +346,7 @@ def evaluate(argv: list[str]) -> None:
         args = commands[argv[0]].parse_args(argv[1:])
     else:
         args = top.parse_args(argv)
-    args.line = line
+    vars(args).update(dataclasses.asdict(Flags(**chosen(args, Flags))), line=line)
     args.command(args)
 
 

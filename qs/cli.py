@@ -140,10 +140,11 @@ def add_settings(
     hints = typing.get_type_hints(group)
     for f in dataclasses.fields(group):
         if f.name in names or not names:
+            without = shown or ("" if f.default is None else str(f.default))
             section.add_argument(
                 f"--{f.name.replace('_', '-')}",
                 default=argparse.SUPPRESS,
-                help=f"{f.metadata['help']} [{shown or f.default}]".replace("%", "%%"),
+                help=f.metadata["help"].replace("%", "%%") + (without and f" [{without}]"),
                 **_read_as(hints[f.name]),
             )
 
@@ -157,20 +158,6 @@ def _read_as(hint: Any) -> dict[str, Any]:
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
     return {"type": hint, "metavar": {int: "N", float: "X", str: "TEXT"}[hint]}
-
-
-def add_count(
-    section: argparse._ActionsContainer, flag: str, default: int | None, help: str, least: int = 1
-) -> None:
-    """Add a flag that takes whole numbers from `least` on."""
-
-    def read(text: str) -> int:
-        if (number := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"expected at least {least}, got {number}")
-        return number
-
-    read.__name__ = "int"  # what argparse calls it where it is none
-    section.add_argument(flag, type=read, default=default, metavar="N", help=help)
 
 
 def chosen(args: argparse.Namespace, *groups: type) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from settings import OUT_OF_RANGE, SETTINGS, configs
 
 from qs import cli
-from qs.cli import add_count, add_settings, chosen, parse
+from qs.cli import add_settings, chosen, parse
 from qs.config import Config, RunConfig, StarConfig, ThoughtConfig
 from qs.presets import PRESETS
 
@@ -91,6 +91,7 @@ def test_flags_of_some_fields_leave_no_trace_where_they_are_not_given():
     made = parser()
     add_settings(made, RunConfig, "seed", "compile", shown="its own")
     add_settings(made, StarConfig, "shots")
+    assert "None" not in made.format_help()
     assert "[its own]" in made.format_help()
     assert f"[{StarConfig().shots}]" in made.format_help()
     assert vars(made.parse_args([])) == {}
@@ -99,26 +100,6 @@ def test_flags_of_some_fields_leave_no_trace_where_they_are_not_given():
     assert chosen(args, ThoughtConfig, StarConfig) == {}
     with pytest.raises(SystemExit):
         made.parse_args(["--batch=2"])
-
-
-@given(least=st.integers(-3, 3), number=st.integers(-9, 9))
-def test_a_count_is_taken_from_its_least_on(least: int, number: int):
-    made = cli.Parser("command")
-    add_count(made, "--rows", None, "rows", least)
-    assert made.parse_args([]).rows is None
-    if number >= least:
-        assert made.parse_args([f"--rows={number}"]).rows == number
-        return
-    with pytest.raises(ValueError, match=f"--rows: expected at least {least}, got {number};"):
-        made.parse_args([f"--rows={number}"])
-
-
-@pytest.mark.parametrize("value", ["many", "2.5", ""])
-def test_a_count_is_a_whole_number(value: str):
-    made = cli.Parser("command")
-    add_count(made, "--rows", None, "rows")
-    with pytest.raises(ValueError, match=f"--rows: invalid int value: '{value}'"):
-        made.parse_args([f"--rows={value}"])
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_hard_tokens_of_a_model_that_does_not_think_are_refused(tiny, tmp_path, 
     ("flags", "message"),
     [
         (["nowhere"], "nowhere"),
-        (["{run}", "--rows", "0"], "--rows: expected at least 1, got 0"),
+        (["{run}", "--rows", "0"], "--rows must be at least 1, got 0"),
         (["{run}", "--data", "nowhere"], "qs.data prepare"),
         (["{run}", "--seq", "4000"], "--seq 4000"),
         (["{run}", "--thoughts", "-1"], "--thoughts must be at least 0"),
@@ -348,7 +348,7 @@ def test_text_is_continued_with_and_without_showing_thoughts(spoken, tmp_path, c
     [
         ("tasks", ["gsm8k,spelling"], "some of gsm8k,commonsense_qa,arithmetic; got 'spelling'"),
         ("tasks", ["gsm8k", "--questions=nowhere"], "expected questions of gsm8k"),
-        ("tasks", ["gsm8k", "--limit=0"], "--limit: expected at least 1, got 0"),
+        ("tasks", ["gsm8k", "--limit=0"], "--limit must be at least 1, got 0"),
         ("tasks", ["arithmetic", "--votes=-1"], "--votes must be at least 0, got -1"),
         (
             "tasks",
