@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qs.config import PADDING, Config
-from qs.evaluation.statistics import Estimate, mean_estimate, mean_interval, ratio_estimate
+from qs.evaluation.statistics import Estimate, mean_interval, paired, ratio_estimate
 from qs.evaluation.synthetic import Change, Marked, Measured
 from qs.files import write_text
 from qs.quietstar.algorithm import PAUSE, QuietStar
@@ -53,7 +53,7 @@ def random_tokens(
     return allowed[drawn].to(thoughts.device)
 
 
-def pauses(
+def repeated_start(
     quiet: QuietStar, documents: Tensor, thoughts: Tensor, generator: torch.Generator
 ) -> Tensor:
     """The start token repeated."""
@@ -75,7 +75,7 @@ INTERVENTIONS = (
     Intervention("always the thought (weight 1)", fixed_weight=1.0),
     Intervention("thoughts shuffled between positions", shuffled),
     Intervention("random tokens as thoughts", random_tokens),
-    Intervention("start token repeated as thoughts", pauses),
+    Intervention("start token repeated as thoughts", repeated_start),
 )
 
 
@@ -182,15 +182,16 @@ def control_row(
     # of thoughts that are not mixed in, or not its own, nothing is told
     sampled = intervention.change is None and intervention.fixed_weight != 0.0 and config.sampled
     gold = _gold(measured, thinks)  # (seeds, Q)
+    questions = gold.mean(0)  # (Q,)
     useful = np.stack([m.useful for m in measured]).mean(1)  # (seeds,)
     sums, counts = _other(measured, thinks)
     return ControlRow(
         name=control.name,
         seeds=len(measured),
-        gold=Estimate(float(gold.mean()), mean_interval(gold.mean(0))),
+        gold=Estimate(float(gold.mean()), mean_interval(questions)),
         gold_seeds=_ends(gold.mean(1)),
-        gold_change=_paired(gold, _gold(before, False)) if before else None,
-        gold_unrewarded=_paired(gold, _gold(unrewarded, True)) if unrewarded else None,
+        gold_change=paired(_gold(before, False).mean(0), questions) if before else None,
+        gold_unrewarded=paired(_gold(unrewarded, True).mean(0), questions) if unrewarded else None,
         nll=float(np.mean([m.nll[:, int(thinks)] for m in measured])),
         useful=float(useful.mean()) if sampled else None,
         useful_seeds=_ends(useful) if sampled else None,
@@ -211,10 +212,6 @@ def _other(measured: Sequence[Measured], thinks: bool) -> tuple[np.ndarray, np.n
     """(R,) sums of NLL and numbers of other tokens in each row of text, means over seeds."""
     other = np.stack([m.other for m in measured]).mean(0)  # (R, 4)
     return other[:, 1 + int(thinks)], other[:, 0]
-
-
-def _paired(gold: np.ndarray, other: np.ndarray) -> Estimate:
-    return mean_estimate(gold.mean(0) - other.mean(0))
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:

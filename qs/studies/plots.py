@@ -44,7 +44,7 @@ PANELS = {  # of training: keys of the log by title
     "mean reward, nats": ("reward",),
     "mean mixing weight": ("weight_mean",),
 }
-COLORS = {"nll_base": GREY, "nll_talk": BLUE, "reward": GREEN, "weight_mean": PURPLE}
+LINE_COLORS = {"nll_base": GREY, "nll_talk": BLUE, "reward": GREEN, "weight_mean": PURPLE}
 
 
 def draw_run(run: Path, deciles: Sequence[Decile], out: Path | None = None) -> list[Path]:
@@ -116,8 +116,8 @@ def read_steps(run: Path) -> dict[str, np.ndarray]:
     """What the log of a run folder measured.
 
     Returns:
-        (S,) "step" and each key of `COLORS` that the log has: losses and reward in nats; NaN where
-        a step does not say, or was not finite.
+        (S,) "step" and each key of `LINE_COLORS` that the log has: losses and reward in nats; NaN
+        where a step does not say, or was not finite.
 
     Raises:
         ValueError: there is no step in the log, or something else.
@@ -130,12 +130,12 @@ def read_steps(run: Path) -> dict[str, np.ndarray]:
             f"after the first, found {(wrong or ['no step'])[0]}; is {run} a run folder that has "
             "trained?"
         )
-    logged = [key for key in ("step", *COLORS) if any(key in record for record in steps)]
+    logged = [key for key in ("step", *LINE_COLORS) if any(key in record for record in steps)]
     return {key: np.array([record.get(key) for record in steps], float) for key in logged}
 
 
 def _is_step(record: Mapping[str, Any]) -> bool:
-    numbers = all(isinstance(record.get(key, 0), int | float | None) for key in COLORS)
+    numbers = all(isinstance(record.get(key, 0), int | float | None) for key in LINE_COLORS)
     return numbers and isinstance(record["step"], int) and "nll_base" in record
 
 
@@ -235,11 +235,11 @@ def _draw_training(figure: Figure, steps: Mapping[str, np.ndarray], thinking: st
     for ax, (title, keys) in zip(axes, shown.items(), strict=True):
         for key in keys:
             if half:
-                ax.plot(x, steps[key], color=COLORS[key], linewidth=0.6, alpha=0.35, zorder=1)
+                ax.plot(x, steps[key], color=LINE_COLORS[key], linewidth=0.6, alpha=0.35, zorder=1)
             ax.plot(
                 x,
                 smooth(steps[key], half),
-                color=COLORS[key],
+                color=LINE_COLORS[key],
                 linewidth=1.8,
                 marker="" if len(x) > 1 else "o",
                 label=labels.get(key),

@@ -34,8 +34,8 @@ from qs.studies.controls import (
     controls_notes,
     controls_table,
     keep_comments,
-    pauses,
     random_tokens,
+    repeated_start,
     shuffled,
     study_page,
 )
@@ -138,7 +138,9 @@ def test_random_tokens_are_all_that_a_thought_may_hold_equally_often():
 
 def test_pauses_have_the_shape_of_the_thoughts():
     thoughts = torch.zeros(2, 3, 1, 4, dtype=torch.int64)
-    paused = pauses(module(ThoughtConfig()), thoughts[..., 0, 0], thoughts, torch.Generator())
+    paused = repeated_start(
+        module(ThoughtConfig()), thoughts[..., 0, 0], thoughts, torch.Generator()
+    )
     assert paused.shape == thoughts.shape
     assert (paused == PAUSE).all()
 
@@ -208,7 +210,7 @@ def test_a_row_holds_means_over_questions_and_seeds(first, count, thinks):
         assert line.useful == pytest.approx(np.mean([f.useful for f in found]))
     else:
         assert line.useful is line.weight is line.useful_seeds is None
-    for replaced in (Intervention("", pauses), Intervention("", fixed_weight=0.0)):
+    for replaced in (Intervention("", repeated_start), Intervention("", fixed_weight=0.0)):
         assert control_row(control(intervention=replaced), found).useful is None
 
 
