@@ -41,6 +41,7 @@ from qs.evaluation import question_sets, thoughts
 from qs.evaluation.hard_tokens import by_decile, hard_tokens
 from qs.evaluation.heldout import heldout, heldout_pairs, heldout_score, score_lines
 from qs.evaluation.question_sets import Exam
+from qs.evaluation.thoughts import PAGE, PAGE_ROWS
 from qs.evaluation.tokens import token_nlls
 from qs.inference.decoding import Decoding, token_line
 from qs.inference.generate import Stream
@@ -53,7 +54,6 @@ from qs.studies.controls import keep_comments, study_page
 from qs.studies.plots import draw_rounds, draw_run
 from qs.studies.star_rounds import ABOUT_ROUNDS, arm_table, read_arms
 from qs.tables import Table, markdown, results_page, terminal
-from qs.training.trainer import PAGE, PAGE_ROWS
 
 SETS = (*QUESTION_SETS, ARITHMETIC)
 

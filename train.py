@@ -24,19 +24,58 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from qs import cli, files
 from qs.cli import Parser, parse
-from qs.config import Config
+from qs.config import Config, thought_lengths
 from qs.data.dataset import resolve_data
-from qs.evaluation.heldout import read_score, table
+from qs.evaluation.heldout import Score, heldout_score, read_score, table
+from qs.evaluation.thoughts import PAGE, PAGE_ROWS, shown, thoughts_shown
 from qs.model import weights
 from qs.star.run import StarRun, Stopped, rounds_table
 from qs.training import distributed
-from qs.training.trainer import Run
+from qs.training.trainer import Trainer, summary
+
+RESUME = "go on with: python train.py --resume"
 
 
-def settings(argv: list[str]) -> tuple[Config | None, Path | None]:
-    """The command line: new settings, or the run folder to resume.
+def train(argv: list[str]) -> int:
+    """Load, measure, train, measure, report. Returns the exit status."""
+    config, folder = settings(argv)
+    if config.run.bootstraps:
+        return bootstrap(config, folder)
+
+    before = read_score(folder / BEFORE) if folder else None
+    trainer = load(config, folder)
+    if folder is None:
+        before = measure(trainer, "before")
+        trainer.write(BEFORE, before and dataclasses.asdict(before))
+    trainer.say(f"run     {trainer.folder}")
+
+    with stopping(trainer), progress(trainer) as bar:
+        while not trainer.finished and not trainer.asked_to_stop:
+            record = trainer.step()
+            bar.set_postfix_str(summary(record))
+            bar.update()
+            if config.run.save_every and trainer.state.step % config.run.save_every == 0:
+                trainer.save()
+        trainer.save()
+
+    if trainer.asked_to_stop:
+        number = trainer.stop or signal.SIGTERM  # of this process, or of another one
+        done = f"{trainer.state.step} of {config.run.steps} steps"
+        trainer.say(f"stopped by {number.name} after {done}, saved; {RESUME} {trainer.folder}")
+        return 128 + number
+    report(trainer, before, measure(trainer, "after"))
+    return 0
+
+
+BEFORE = "before.json"  # the score before training, for the table after a resume
+
+
+def settings(argv: list[str]) -> tuple[Config, Path | None]:
+    """The command line: settings, and the run folder if one is resumed.
 
     Raises:
         ValueError: a setting is unknown, out of range, or given beside --resume.
@@ -44,17 +83,59 @@ def settings(argv: list[str]) -> tuple[Config | None, Path | None]:
     parser = Parser("train.py", __doc__)
     parser.add_argument("--resume", metavar="RUN", help="run folder to go on with, as it was set")
     if any(arg == "--resume" or arg.startswith("--resume=") for arg in argv):
-        given, others = parser.parse_known_args(argv)
+        args, others = parser.parse_known_args(argv)
         if others:
             raise ValueError(
-                f"--resume takes every setting from {given.resume}/config.json; drop {others[0]}"
+                f"--resume takes every setting from {args.resume}/config.json; drop {others[0]}"
             )
-        return None, Path(given.resume)
+        return files.read_config(Path(args.resume)), Path(args.resume)
     return parse(argv, parser), None
 
 
+def load(config: Config, folder: Path | None) -> Trainer:
+    """A new run, or the one in `folder` where it stands."""
+    if folder is not None:
+        trainer = Trainer(config, files.newest_step(folder), folder)
+        trainer.resume()
+        return trainer
+    resolve_data(config.run.data)  # named first: its commands are the longer wait
+    start = weights.resolve(config.run.weights)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{stamp}-{config.run.objective}-{Path(config.run.data).name}"
+    trainer = Trainer(config, start, Path(config.run.out) / name)
+    trainer.begin()
+    return trainer
+
+
+def measure(trainer: Trainer, label: str) -> Score | None:
+    """Score on held-out text, with and without thoughts; None if there is nothing to do."""
+    rows = trainer.config.run.eval_rows
+    if not rows or not trainer.heldout.tokens:
+        return None
+    return heldout_score(
+        trainer.quiet,
+        trainer.heldout,
+        trainer.tokenizer,
+        trainer.config,
+        rows,
+        f"held-out text, {label}",
+        show=trainer.ranks.first,
+    )
+
+
+def progress(trainer: Trainer) -> tqdm:
+    """The progress bar."""
+    return tqdm(
+        total=trainer.config.run.steps,
+        initial=trainer.state.step,
+        unit="step",
+        desc="training",
+        disable=not trainer.ranks.first,
+    )
+
+
 @contextlib.contextmanager
-def stopping(run: Run | StarRun) -> Iterator[None]:
+def stopping(run: Trainer | StarRun) -> Iterator[None]:
     """SIGINT and SIGTERM ask the run to stop after its step; a second one ends it at once."""
 
     def ask_to_stop(number: int, frame: Any) -> None:
@@ -70,63 +151,48 @@ def stopping(run: Run | StarRun) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def bootstrap(folder: Path | None, config: Config) -> int:
+def report(trainer: Trainer, before: Score | None, after: Score | None) -> None:
+    """Write results, show what was thought, print the closing table."""
+    state, say = trainer.state, trainer.say
+    scores = {"before": before, "after": after}
+    results = {name: score and dataclasses.asdict(score) for name, score in scores.items()}
+    if trainer.ranks.first:
+        files.add_results(trainer.folder, results | {"skipped": state.skipped})
+    show(trainer, 3)
+    say("\n" + table(before, after))
+    if state.skipped:
+        say(f"{state.skipped} steps were skipped: their loss or gradient was not finite")
+    say(f"\nrun folder: {trainer.folder} (settings, log.jsonl, checkpoint, results.json, {PAGE})")
+
+
+def show(trainer: Trainer, count: int) -> None:
+    """Print what was thought in a few passages of held-out text, and write the HTML page."""
+    config, heldout = trainer.config, trainer.heldout
+    rows = min(PAGE_ROWS, config.run.eval_rows)
+    if not rows or not heldout.tokens or not config.run.thinks:
+        return
+    passages = shown(trainer.quiet, heldout, trainer.tokenizer, config, rows)
+    about = {
+        "model": f"{config.run.weights}, {trainer.state.step} steps of {config.run.title}",
+        "text": f"{heldout.folder}, the first {rows} rows of the held-out split",
+        "thoughts": thought_lengths(config.thinking),
+    }
+    if trainer.ranks.first:
+        print("\n" + thoughts_shown(passages, count, trainer.folder / PAGE, about))
+
+
+def bootstrap(config: Config, folder: Path | None) -> int:
     """STaR: rounds of rationales and training. Returns the exit status."""
     run = StarRun(folder, config, f"{time.strftime('%Y%m%d-%H%M%S')}-star-{config.star.task}")
     try:
         with stopping(run):
             rounds = run.go()
     except Stopped:
-        print(f"\nstopped by {run.stop.name}; what is finished is kept")
-        print(f"go on with: python train.py --resume {run.folder}")
+        print(f"\nstopped by {run.stop.name}; what is finished is kept\n{RESUME} {run.folder}")
         return 128 + run.stop
-    path = run.folder / "results.json"
-    others = files.read_json(path) if path.is_file() else {}  # evaluate.py writes there too
-    files.write_json(path, others | {"rounds": rounds})
+    files.add_results(run.folder, {"rounds": rounds})
     print("\n" + "\n".join(rounds_table(rounds)))
     print(f"\nrun folder: {run.folder} (settings, log.jsonl, rationales in round_*/, checkpoint)")
-    return 0
-
-
-def train(argv: list[str]) -> int:
-    """Build, train, evaluate, report. Returns the exit status."""
-    config, folder = settings(argv)
-    config = config or files.read_config(folder)
-    if config.run.objective == "star":
-        return bootstrap(folder, config)
-    if folder is not None:
-        start = files.newest_step(folder)
-        before = read_score(folder / "before.json")
-        run = Run(folder, config, start)
-        run.restore(start)
-        run.say(f"resume  {start}: {run.state.step} of {config.run.steps} steps done")
-    else:
-        resolve_data(config.run.data)  # named first: its commands are the longer wait
-        start = weights.resolve(config.run.weights)
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        name = f"{stamp}-{config.run.objective}-{Path(config.run.data).name}"
-        run = Run(Path(config.run.out) / name, config, start)
-        before = run.begin(name)
-    run.say(f"run     {run.folder}")
-    with stopping(run):
-        run.go()
-    done = f"{run.state.step} of {config.run.steps} steps"
-    if run.asked_to_stop():
-        number = run.stop or signal.SIGTERM  # of this process, or of another one
-        again = f"go on with: python train.py --resume {run.folder}"
-        run.say(f"stopped by {number.name} after {done}, saved; {again}")
-        return 128 + number
-    after = run.evaluate("after")
-    scores = {"before": before, "after": after}
-    results = {name: score and dataclasses.asdict(score) for name, score in scores.items()}
-    run.add_results(results | {"skipped": run.state.skipped})
-    run.show(3)
-    run.say("\n" + table(before, after))
-    if run.state.skipped:
-        run.say(f"{run.state.skipped} steps were skipped: their loss or gradient was not finite")
-    run.say(
-        f"\nrun folder: {run.folder} (settings, log.jsonl, checkpoint, results.json, thoughts.html)"
-    )
     return 0
 
 

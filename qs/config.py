@@ -136,6 +136,14 @@ class OptimConfig:
             raise ValueError(f"--beta2 must be in [0, 1), got {self.beta2}")
 
 
+TITLES = {
+    "quiet": "Quiet-STaR",
+    "plain": "next-token training",
+    "pause": "pause training",
+    "star": "STaR",
+}
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """What is trained on what, where, and for how long."""
@@ -178,6 +186,21 @@ class RunConfig:
     def thinks(self) -> bool:
         """Whether the model thinks (or pauses) before every token."""
         return self.objective in ("quiet", "pause")
+
+    @property
+    def pauses(self) -> bool:
+        """Whether its thoughts are pauses: equal ones, which nobody chose."""
+        return self.objective == "pause"
+
+    @property
+    def bootstraps(self) -> bool:
+        """Whether it is trained on rationales of its own, in rounds."""
+        return self.objective == "star"
+
+    @property
+    def title(self) -> str:
+        """The objective in words."""
+        return TITLES[self.objective]
 
 
 @dataclass(frozen=True)
@@ -241,7 +264,7 @@ class Config:
 
         Pauses are all equal and earn nothing; next-token training has the base term alone.
         """
-        if self.run.objective == "pause":
+        if self.run.pauses:
             return dataclasses.replace(self.thought, samples=1, beta=0.0)
         if not self.run.thinks:
             return dataclasses.replace(self.thought, base_weight=1.0, beta=0.0)
@@ -250,7 +273,7 @@ class Config:
     @property
     def sampled(self) -> bool:
         """Whether there are thoughts of sampled tokens: neither pauses nor nothing at all."""
-        return self.run.objective == "quiet" and self.thought.thoughts > 0
+        return self.run.thinks and not self.run.pauses and self.thought.thoughts > 0
 
     def changed(self, **settings: Any) -> Config:
         """The same with other values of settings, named as their fields are.

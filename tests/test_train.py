@@ -238,7 +238,7 @@ def test_an_interrupted_evaluation_is_one_line_and_loses_nothing(
         time.sleep(5)
 
     with monkeypatch.context() as patch:
-        patch.setattr(qs.training.trainer, "heldout_score", interrupted)
+        patch.setattr(train, "heldout_score", interrupted)
         refused(capsys, ["--resume", stopped], "interrupted; go on .* with --resume", status=130)
     assert [*files.saved_steps(stopped)] == [2, 4, 6]
     assert train.main(["--resume", str(stopped)]) == 0
@@ -851,13 +851,13 @@ def test_other_weights_with_the_same_tokenizer_are_taken(tiny, tmp_path):
 
 
 def test_a_signal_before_the_first_step_still_saves(tiny, tmp_path, monkeypatch, capsys):
-    evaluate = qs.training.trainer.Run.begin
+    original = qs.training.trainer.Trainer.begin
 
-    def begin(self, name):
+    def begin(self):
         self.stop = signal.SIGTERM
-        return evaluate(self, name)
+        original(self)
 
-    monkeypatch.setattr(qs.training.trainer.Run, "begin", begin)
+    monkeypatch.setattr(qs.training.trainer.Trainer, "begin", begin)
     found = run(tmp_path / "out", tiny.flags(tmp_path / "out", "--save-every", "3"), 143)
     assert (found / "step_000000" / "trainer.json").is_file()
     monkeypatch.undo()

@@ -20,6 +20,8 @@ from qs.quietstar.algorithm import PAUSE, QuietStar
 from qs.quietstar.losses import Step
 from qs.quietstar.sampler import step_generator
 
+PAGE, PAGE_ROWS = "thoughts.html", 12  # of a run, and of held-out text on it
+
 
 class Shown(NamedTuple):
     """Passages to show.

@@ -296,23 +296,23 @@ class QuietStar(nn.Module):
             outputs=base.detach(),
         )
 
-    def loss(self, step: Step, counts: Terms) -> Tensor:
-        """What is minimised: () in nats.
+    def means(self, step: Step, counts: Terms) -> Terms:
+        """The terms of the loss of some rows before they are weighed, () each.
 
         Args:
-            step: of some rows.
+            step: of the rows.
             counts: what each term is divided by, over the whole batch (`losses.count_terms`).
         """
-        base, talk, policy = self.weighted(step, counts)
+        return loss_terms(step, self.config, self.baseline).means(counts)
+
+    def loss(self, means: Terms) -> Tensor:
+        """What is minimised: () in nats."""
+        base, talk, policy = self.weighted(means)
         return base + talk + policy
 
-    def weighted(self, step: Step, counts: Terms) -> Terms:
-        """The terms of the loss, () each. Arguments as of `loss`."""
-        return self.means(step, counts).weighted(term_weights(self.config))
-
-    def means(self, step: Step, counts: Terms) -> Terms:
-        """The same before they are weighed."""
-        return loss_terms(step, self.config, self.baseline).means(counts)
+    def weighted(self, means: Terms) -> Terms:
+        """Each term as it stands in the loss."""
+        return means.weighted(term_weights(self.config))
 
     # What the stages share
 

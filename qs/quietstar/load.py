@@ -118,7 +118,7 @@ def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietSta
     model.to_empty(device=placement.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed % 2**64)  # what PyTorch takes
-        quiet = QuietStar(model, config, placement.attention, run.objective == "pause")
+        quiet = QuietStar(model, config, placement.attention, run.pauses)
         quiet.to(placement.device)
     extras = {n: p.data for n, p in quiet.named_parameters() if not n.startswith("model.")}
     if load_into(folder, {n: p.data for n, p in model.named_parameters()}, extras):

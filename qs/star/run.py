@@ -272,12 +272,11 @@ class StarRun:
         }
 
     def _save(self, quiet: QuietStar, number: int, record: dict[str, Any]) -> None:
-        named = {n: p for n, p in quiet.named_parameters() if n.startswith("model.")}
-        model = {n.removeprefix("model."): x for n, x in checkpoint.gathered(named).items()}
+        parameters = checkpoint.gathered(dict(quiet.named_parameters()))
 
         def fill(folder: Path) -> None:
-            weights.save(folder, quiet.model.config, model)
-            shutil.copyfile(self.start / "tokenizer.model", folder / "tokenizer.model")
+            shape = quiet.model.config
+            checkpoint.save_model(folder, shape, parameters, self.config, self.start)
             files.write_json(folder / files.TRAINER, record)
 
         files.save_step(self.folder, number, fill)

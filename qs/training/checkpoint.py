@@ -7,6 +7,7 @@ renamed, so that what bears its final name is complete. safetensors and JSON onl
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -14,9 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qs.config import check_names
+from qs.config import Config, check_names
 from qs.files import OPTIMIZER
+from qs.model import weights
+from qs.model.config import ModelConfig
+from qs.quietstar.load import STORED
 from qs.training.distributed import like, whole
+
+TOKENIZER = "tokenizer.model"
 
 
 def gathered(tensors: dict[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
@@ -27,6 +33,33 @@ def gathered(tensors: dict[str, Tensor], keep: bool = True) -> dict[str, Tensor]
         if keep:
             found[name] = full.cpu().contiguous()
     return found
+
+
+def save_model(
+    folder: Path,
+    shape: ModelConfig,
+    parameters: dict[str, Tensor],
+    config: Config,
+    source: Path,
+) -> None:
+    """Write weights and tokenizer, in the layout of Quiet-STaR if the model thinks.
+
+    Args:
+        folder: to write into.
+        shape: of the model.
+        parameters: of `QuietStar`, whole (see `gathered`).
+        config: settings of the run.
+        source: folder that holds the tokenizer.
+    """
+    model = {n.removeprefix("model."): x for n, x in parameters.items() if n.startswith("model.")}
+    if config.run.thinks:
+        thought = {n: x for n, x in parameters.items() if not n.startswith("model.")}
+        stored = {name: getattr(config.thought, name) for name in (*STORED, "thoughts", "ahead")}
+        stored["objective"] = config.run.objective
+        weights.save(folder, shape, model, thought, stored, layout="quietstar")
+    else:
+        weights.save(folder, shape, model)
+    shutil.copyfile(source / TOKENIZER, folder / TOKENIZER)
 
 
 def optimizer_tensors(

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from qs.config import Config, OptimConfig
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.anchors import draw
-from qs.quietstar.losses import Step, Targets, Terms, count_terms, targets_of, term_weights
+from qs.quietstar.losses import Step, Targets, Terms, count_terms, targets_of
 from qs.quietstar.sampler import step_generator
 from qs.training.distributed import ALONE, Ranks, total, whole
 
@@ -150,8 +150,9 @@ def accumulate(quiet: QuietStar, parts: list[Part], counts: Terms, ranks: Ranks)
     """
     sums = []
     for step in score(quiet, parts):
-        (quiet.loss(step, counts) * ranks.count).backward()
-        sums.append(Sums.of(step, quiet.means(step, counts)))
+        means = quiet.means(step, counts)
+        (quiet.loss(means) * ranks.count).backward()
+        sums.append(Sums.of(step, means))
     return sums
 
 
@@ -166,7 +167,8 @@ def accumulate_apart(
     sums = []
     gradients: dict[str, list[Tensor | None]] = {}
     for step in score(quiet, parts):
-        weighted = quiet.weighted(step, counts)
+        means = quiet.means(step, counts)
+        weighted = quiet.weighted(means)
         active = [name for name, term in weighted._asdict().items() if term.requires_grad]
         for name in active:
             kept = gradients.setdefault(name, [None] * len(parameters))
@@ -176,7 +178,7 @@ def accumulate_apart(
             term = getattr(weighted, name) * ranks.count
             term.backward(retain_graph=name != active[-1])
             gradients[name] = [parameter.grad for parameter in parameters]
-        sums.append(Sums.of(step, quiet.means(step, counts)))
+        sums.append(Sums.of(step, means))
     norms = {
         f"grad_norm_{name}": whole(get_total_norm([g for g in kept if g is not None]))
         for name, kept in gradients.items()
@@ -227,7 +229,7 @@ def train_step(
     norms["grad_norm"] = whole(clip_grad_norm_(parameters, config.optim.clip))
 
     measured = Sums(*(total(sum(each)) for each in zip(*sums, strict=True)))
-    loss = sum(Terms(*measured[:3]).weighted(term_weights(quiet.config)))
+    loss = quiet.loss(Terms(*measured[:3]))
     values = torch.stack([loss, *measured, *norms.values()]).tolist()  # one wait for the device
     record = _record(values[0], Sums(*values[1:9]), dict(zip(norms, values[9:], strict=True)))
     finite = math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])
