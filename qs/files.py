@@ -39,17 +39,22 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, in UTF-8, whole or not at all.
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
 
     Raises:
         OSError: the disk refuses; what was there is untouched.
     """
     aside = path.with_name(f"{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
+    aside.write_bytes(content)
     flush(aside)
     aside.replace(path)
     flush(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, in UTF-8, whole or not at all."""
+    write_bytes(path, text.encode())
 
 
 def finite(value: Any) -> Any:
@@ -175,7 +180,7 @@ class JsonLines:
 
     def rewrite(self, records: Sequence[dict[str, Any]]) -> None:
         """Replace all lines, whole or not at all."""
-        write_text(self.path, b"".join(map(_line, records)).decode())
+        write_bytes(self.path, b"".join(map(_line, records)))
 
     @staticmethod
     def _drop_partial_line(file: Any) -> None:

@@ -1,1 +1,10 @@
-"""model."""
+"""A language model from safetensors, which knows nothing of thoughts or runs.
+
+Read config, mistral, weights, tokenizer. What needs torch (`mistral`, `weights`) is imported from
+its own file: tokenizing workers start without it.
+"""
+
+from qs.model.config import ModelConfig, read_model_config, read_settings
+from qs.model.tokenizer import Tokenizer, train_tokenizer
+
+__all__ = ["ModelConfig", "Tokenizer", "read_model_config", "read_settings", "train_tokenizer"]

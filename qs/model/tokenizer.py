@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sentencepiece
+
+from qs.files import write_bytes
 
 MODEL_FILE = "tokenizer.model"
 # U+2581 stands for a space inside sentencepiece's pieces; in a text it comes back as a space.
@@ -48,9 +48,8 @@ class Tokenizer:
             ) from None
         self.hash: str = hashlib.sha256(model).hexdigest()
         self.vocab_size: int = self._model.get_piece_size()
-        self.bos_id: int | None = _present(self._model.bos_id())
-        self.eos_id: int | None = _present(self._model.eos_id())
-        self.pad_id: int | None = _present(self._model.pad_id())
+        special = (self._model.bos_id(), self._model.eos_id(), self._model.pad_id())
+        self.bos_id, self.eos_id, self.pad_id = (None if i < 0 else i for i in special)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -123,10 +122,6 @@ class Tokenizer:
         return int(token)
 
 
-def _present(token: int) -> int | None:
-    return None if token < 0 else token
-
-
 def train_tokenizer(
     texts: Iterable[str],
     out: str | Path,
@@ -148,7 +143,7 @@ def train_tokenizer(
         symbols: texts that are always one token, never merged with others; ids from 4 on.
 
     Raises:
-        ValueError: if the corpus is too small for the vocabulary, or has too many characters.
+        ValueError: if the corpus is too small for the vocabulary, or the vocabulary for the corpus.
     """
     sample, left = [], limit
     for text in texts:
@@ -173,36 +168,16 @@ def train_tokenizer(
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             character_coverage=0.9995,  # the rarest characters of large corpora are spelt in bytes
-            max_sentence_length=2
-            ** 30,  # longer "sentences" would be skipped, and ours are documents
+            max_sentence_length=2**30,  # longer ones would be skipped, and ours are documents
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(_why_not(str(error), vocab_size, sum(map(len, sample)))) from None
+        why = str(error).rpartition("] ")[2] or str(error)  # its words follow a line of source
+        raise ValueError(
+            f"sentencepiece cannot train {vocab_size} tokens on {sum(map(len, sample)):,} "
+            f"characters of text: {why.strip()} Give more text or another --vocab"
+        ) from None
     path = Path(out) / MODEL_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    with aside.open("wb") as file:
-        file.write(model.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    write_bytes(path, model.getvalue())
     return Tokenizer(model.getvalue(), str(path))
-
-
-def _why_not(error: str, vocab_size: int, characters: int) -> str:
-    """One sentence of ours for each way in which sentencepiece refuses to train."""
-    found = f"{characters:,} characters of text"
-    if high := re.search(r"too high.*<= (\d+)", error):
-        return (
-            f"expected a corpus large enough for {vocab_size} tokens, found {found}; "
-            f"give more text or --vocab {high[1]} at most"
-        )
-    if low := re.search(r"required_chars\. \d+ vs (\d+)", error):
-        return (
-            f"expected a vocabulary of at least {low[1]} tokens (bytes, special tokens and the "
-            f"characters of the corpus), found {vocab_size}; give --vocab {low[1]} or more"
-        )
-    if "sentences_.empty" in error:
-        return f"expected a corpus with words, found {found}; give more text"
-    return f"sentencepiece cannot train {vocab_size} tokens on {found}: {' '.join(error.split())}"

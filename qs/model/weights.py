@@ -1,56 +1,251 @@
-"""Checkpoints as safetensors: three layouts of one model, read into and written from our names.
+"""Weights as safetensors: three layouts of one model <-> our names.
 
 Read: Hugging Face (`config.json` with `model.safetensors`, or with shards and their index), the
 same with the extra tensors of the released Quiet-STaR, and Mistral's own (`params.json` with
 `consolidated*.safetensors`). A folder that holds both is read as Hugging Face. The first two are
-written. Reading is in `qs/model/tensors.py` and `qs/model/config.py`, and offered here.
-
-    python -m qs.model init --out weights/NAME --tokenizer FOLDER --dim 256 --layers 4 ...
-    python -m qs.model export runs/NAME --layout hf --out FOLDER [--dtype bfloat16]
+written, in one file. Inside, names are Mistral's, and queries and keys use Hugging Face's
+rotate-half convention.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qs.files import OPTIMIZER, flush
+from qs.files import OPTIMIZER, flush, read_object, saved_steps
 from qs.model.config import (
     CONSOLIDATED,
     INDEX,
     SINGLE,
-    THOUGHT_MARKS,
     ModelConfig,
-    checked,
-    hf_json,
+    layout_of,
+    read_model_config,
+    write_model_config,
 )
-from qs.model.config import read_config as read_config
-from qs.model.config import read_settings as read_settings
-from qs.model.tensors import (
-    VECTORS,
-    extra_shapes,
-    refuse,
-    shapes,
-    stored_name,
-)
-from qs.model.tensors import load_into as load_into
+from qs.model.mistral import Mistral
 
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
-DOWNLOADS = {
-    "mistral-7b": "hf download mistralai/Mistral-7B-v0.1 --local-dir weights/mistral-7b "
-    "--include '*.json' --include tokenizer.model --include 'model-*.safetensors'",
-    "quietstar-8-ahead": "hf download ezelikman/quietstar-8-ahead "
-    "--local-dir weights/quietstar-8-ahead",
+HF_NAMES = {  # ours (Mistral's) -> Hugging Face's; {} is the number of a layer
+    "tok_embeddings.weight": "model.embed_tokens.weight",
+    "layers.{}.attention.wq.weight": "model.layers.{}.self_attn.q_proj.weight",
+    "layers.{}.attention.wk.weight": "model.layers.{}.self_attn.k_proj.weight",
+    "layers.{}.attention.wv.weight": "model.layers.{}.self_attn.v_proj.weight",
+    "layers.{}.attention.wo.weight": "model.layers.{}.self_attn.o_proj.weight",
+    "layers.{}.feed_forward.w1.weight": "model.layers.{}.mlp.gate_proj.weight",
+    "layers.{}.feed_forward.w2.weight": "model.layers.{}.mlp.down_proj.weight",
+    "layers.{}.feed_forward.w3.weight": "model.layers.{}.mlp.up_proj.weight",
+    "layers.{}.attention_norm.weight": "model.layers.{}.input_layernorm.weight",
+    "layers.{}.ffn_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
+    "norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
 }
+QUIET_NAMES = {  # ours -> the released Quiet-STaR's
+    "start": "start_embedding",
+    "end": "end_embedding",
+    "mixer.0.weight": "talk_head.0.0.weight",
+    "mixer.0.bias": "talk_head.0.0.bias",
+    "mixer.2.weight": "talk_head.0.2.weight",
+    "mixer.2.bias": "talk_head.0.2.bias",
+    "mixer.4.weight": "talk_head.0.4.weight",
+}
+VECTORS = ("start", "end")  # stored as row 0 of [2, D]; row 1 was never used
+INTERLEAVED = ("attention.wq.weight", "attention.wk.weight")  # in Mistral's own layout
+IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # a buffer of old files; follows from rope_theta
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DOWNLOADS = {
+    "mistral-7b": "mistralai/Mistral-7B-v0.1 --include '*.json' --include tokenizer.model "
+    "--include 'model-*.safetensors'",
+    "quietstar-8-ahead": "ezelikman/quietstar-8-ahead",
+}
+
+
+def meta_parameters(config: ModelConfig) -> dict[str, Tensor]:
+    """Every parameter of a Mistral by its name: shapes without memory."""
+    with torch.device("meta"):
+        return dict(Mistral(config).named_parameters())
+
+
+def stored_name(name: str, layout: str) -> str:
+    """Our name of a tensor -> its name in files of a layout (`hf` or `mistral`)."""
+    if name in QUIET_NAMES:
+        return QUIET_NAMES[name]
+    if layout == "mistral":
+        return name
+    layer = re.match(r"layers\.(\d+)\.(.*)", name)
+    return HF_NAMES[f"layers.{{}}.{layer[2]}"].format(layer[1]) if layer else HF_NAMES[name]
+
+
+Shapes = Mapping[str, Sequence[int] | None]  # by the name of a tensor; None: any
+
+
+def _check(where: str, found: Shapes, expected: Shapes) -> None:
+    """Strict both ways: count and name what is missing, unexpected or of another shape."""
+    misfits = [
+        f"{name}: expected {list(shape)}, found {list(found[name])}"
+        for name, shape in sorted(expected.items())
+        if shape is not None and name in found and tuple(shape) != tuple(found[name])
+    ]
+    kinds = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": misfits,
+    }
+    problems = [
+        f"{len(names)} tensor{'s' * (len(names) > 1)} {kind} "
+        f"({', '.join(names[:4])}{', ...' * (len(names) > 4)})"
+        for kind, names in kinds.items()
+        if names
+    ]
+    if problems:
+        raise ValueError(f"{where}: {', '.join(problems)}; is this a Mistral checkpoint?")
+
+
+# Reading
+
+
+class Stored(NamedTuple):
+    """A tensor in a file: where, and what its header says."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def stored_tensors(folder: str | Path) -> dict[str, Stored]:
+    """Every tensor of a checkpoint by its name in the file; reads headers only.
+
+    Where an index names the file of a tensor, copies of it in other files do not count.
+
+    Raises:
+        ValueError: if files are missing, damaged, or hold a tensor twice or of another type.
+    """
+    folder = Path(folder)
+    listed: dict[str, str] = {}
+    if layout_of(folder) == "mistral":
+        files = sorted(folder.glob(CONSOLIDATED))
+    elif (folder / SINGLE).is_file():
+        files = [folder / SINGLE]
+    else:
+        listed = _index(folder / INDEX) if (folder / INDEX).is_file() else {}
+        files = [folder / name for name in sorted(set(listed.values()))]
+    if not files:
+        raise ValueError(
+            f"{folder}: expected {SINGLE}, {INDEX} or {CONSOLIDATED}, found none; "
+            "get the checkpoint as safetensors (*.bin and *.pth files are never unpickled)"
+        )
+    stored: dict[str, Stored] = {}
+    for file in files:
+        with _open(file) as handle:
+            for name in list(handle.keys()):
+                if listed.get(name, file.name) != file.name or IGNORED.search(name):
+                    continue
+                if name in stored:
+                    other = stored[name].file.name
+                    raise ValueError(f"{file}: {name} is also in {other}; keep one")
+                part = handle.get_slice(name)
+                if (dtype := part.get_dtype()) not in DTYPES:
+                    raise ValueError(
+                        f"{file}: expected {name} to be {', '.join(DTYPES)}, found {dtype}; get a "
+                        "checkpoint that is not quantised"
+                    )
+                stored[name] = Stored(file, tuple(part.get_shape()), DTYPES[dtype])
+    return stored
+
+
+def _index(path: Path) -> dict[str, str]:
+    """Which file beside the index holds each tensor."""
+    listed = read_object(path).get("weight_map")
+    if isinstance(listed, dict):
+        names = listed.values()
+        if all(isinstance(name, str) and Path(name).name == name for name in names):
+            return listed
+    raise ValueError(
+        f"{path}: expected a weight_map from tensors to names of files beside it, found "
+        "something else; get the file again"
+    )
+
+
+def _open(file: Path) -> Any:
+    """A memory-mapped safetensors file; `with` closes it."""
+    try:
+        return safe_open(file, "pt")
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{file}: expected a safetensors file, found: {error}; get the file again"
+        ) from None
+
+
+def load_into(
+    folder: str | Path, parameters: Mapping[str, Tensor], extras: Mapping[str, Tensor] | None = None
+) -> bool:
+    """Copy a checkpoint into tensors that exist, one by one, to their device and dtype.
+
+    Nothing is copied unless everything fits. Beside the destinations at most one file is in host
+    memory, mapped. Extras in the folder are left alone when `extras` is None: that is how the plain
+    language model of a Quiet-STaR checkpoint is read. A tied model has no `output.weight` in
+    `parameters`; a head in the folder must then equal the embedding.
+
+    Args:
+        folder: any of the three layouts.
+        parameters: our name -> destination, as of `meta_parameters`.
+        extras: our name -> destination, as of `QUIET_NAMES`; not touched if the folder has none.
+
+    Returns:
+        Whether the folder holds the Quiet-STaR extras.
+
+    Raises:
+        ValueError: listing missing, unexpected and mis-shaped tensors by their names in the files.
+    """
+    folder = Path(folder)
+    layout, stored = layout_of(folder), stored_tensors(folder)
+    quiet = not stored.keys().isdisjoint(QUIET_NAMES.values())
+    ours = {**parameters, **(extras or {})} if quiet else parameters
+    names = {stored_name(name, layout): name for name in ours}  # in the files -> ours
+    if "output.weight" not in parameters:
+        _tie(stored, names, layout)
+    expected = dict.fromkeys(QUIET_NAMES.values() if quiet else ())
+    for theirs, name in names.items():
+        expected[theirs] = (2,) * (name in VECTORS) + tuple(ours[name].shape)
+    _check(str(folder), {theirs: stored[theirs].shape for theirs in stored}, expected)
+    head_dim = read_model_config(folder).head_dim if layout == "mistral" else 0
+    for file in sorted({stored[theirs].file for theirs in names}):
+        with _open(file) as handle, torch.no_grad():
+            for theirs, name in names.items():
+                if stored[theirs].file == file:
+                    source = handle.get_tensor(theirs)
+                    half = head_dim // 2 if name.endswith(INTERLEAVED) else 0
+                    _copy(ours[name], source[0] if name in VECTORS else source, half)
+    return quiet
+
+
+def _tie(stored: dict[str, Stored], names: dict[str, str], layout: str) -> None:
+    """Read the head where it stands for the embedding; leave out one that repeats it."""
+    head = stored_name("output.weight", layout)
+    embedding = stored_name("tok_embeddings.weight", layout)
+    if head in stored and embedding not in stored:
+        names[head] = names.pop(embedding)
+    elif head in stored:
+        with _open(stored[head].file) as one, _open(stored[embedding].file) as other:
+            if torch.equal(one.get_tensor(head), other.get_tensor(embedding)):
+                del stored[head]
+
+
+def _copy(destination: Tensor, source: Tensor, half: int) -> None:
+    assert not destination.is_meta
+    if half:  # rows (2i, 2i + 1) of a head rotate together there, rows (i, i + half) here
+        source = source.unflatten(0, (-1, half, 2)).transpose(1, 2)  # (heads, 2, half, D)
+        destination = destination.unflatten(0, (-1, 2, half))
+    destination.copy_(source)
+
+
+# Writing
 
 
 def save(
@@ -59,115 +254,80 @@ def save(
     parameters: Mapping[str, Tensor],
     extras: Mapping[str, Tensor] | None = None,
     settings: dict[str, Any] | None = None,
-    layout: str = "hf",
-    dtype: torch.dtype | None = None,
-    max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Write a checkpoint, flushed to disk; `config.json` comes last.
 
     Args:
         folder: made if missing; must hold no other weights.
         config: shape of the model.
-        parameters: our name -> tensor, as of `shapes`.
-        extras: our name -> tensor, as of `extra_shapes`; the vectors at their stored scale.
-        settings: plain values that `read_settings` gives back; for either layout.
-        layout: `hf` (plain language model) or `quietstar` (with extras).
-        dtype: of the tensors in the files; None keeps each tensor's own.
-        max_shard_bytes: largest file, unless one tensor alone is larger; also the host memory used.
+        parameters: our name -> tensor, as of `meta_parameters`; each keeps its dtype.
+        extras: our name -> tensor, as of `QUIET_NAMES`, the vectors at their stored scale; None
+            writes a plain language model.
+        settings: plain values that `read_settings` gives back.
 
     Raises:
-        ValueError: if the layout has no place for what is given, or the folder holds weights.
+        ValueError: if tensors are missing, unexpected or mis-shaped, or the folder holds weights.
         OSError: if the disk refuses.
     """
     folder = Path(folder)
-    if layout not in ("hf", "quietstar") or (layout == "quietstar") != (extras is not None):
-        raise ValueError(
-            f"{folder}: expected layout hf without extras or quietstar with them, found {layout} "
-            f"{'without' if extras is None else 'with'} them"
-        )
-    checked(config, str(folder))
     if any(folder.glob("model*.safetensors*")) or any(folder.glob(CONSOLIDATED)):
         raise ValueError(f"{folder}: holds weights already; save into another folder")
     ours = {**parameters, **(extras or {})}
-    expected = shapes(config) | (extra_shapes(config.dim) if extras is not None else {})
-    wrong = [f"{n}: {list(ours[n].shape)}" for n in ours if tuple(ours[n].shape) != expected.get(n)]
-    refuse(str(folder), sorted(expected.keys() - ours.keys()), [], wrong)
+    expected = {name: parameter.shape for name, parameter in meta_parameters(config).items()}
+    if extras is not None:
+        expected |= dict.fromkeys(QUIET_NAMES)
+    _check(str(folder), {name: tensor.shape for name, tensor in ours.items()}, expected)
+    tensors = {}
+    for name, tensor in ours.items():
+        tensor = tensor.detach().cpu()
+        if name in VECTORS:
+            tensor = torch.stack([tensor, torch.zeros_like(tensor)])
+        tensors[stored_name(name, "hf")] = tensor.contiguous()
     folder.mkdir(parents=True, exist_ok=True)
-    shards, size = [[]], 0
-    for name in expected:
-        need = ours[name].numel() * (dtype or ours[name].dtype).itemsize * (1 + (name in VECTORS))
-        if shards[-1] and size + need > max_shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += need
-    weight_map = {}
-    total = 0
-    for number, names in enumerate(shards, 1):
-        file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {stored_name(n, layout): _to_store(ours[n], dtype, n in VECTORS) for n in names}
-        try:
-            save_file(tensors, folder / file, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(f"{folder / file}: cannot be written: {error}") from None
-        (folder / file).chmod(0o644)  # safetensors makes files that only their owner can read
-        flush(folder / file)
-        weight_map |= dict.fromkeys(tensors, file)
-        total += sum(t.nbytes for t in tensors.values())
-        kind = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-        del tensors
-    if len(shards) > 1:
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    if config.thought_ids:
-        marks = dict(zip(THOUGHT_MARKS.values(), config.thought_ids, strict=True))
-        _write_json(folder / "added_tokens.json", marks)
-    _write_json(folder / "config.json", hf_json(config, kind, layout, settings))
-    flush(folder)
+    try:
+        save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{folder / SINGLE}: cannot be written: {error}") from None
+    (folder / SINGLE).chmod(0o644)  # safetensors makes files that only their owner can read
+    flush(folder / SINGLE)
+    dtype = str(parameters["tok_embeddings.weight"].dtype).removeprefix("torch.")
+    write_model_config(folder, config, dtype, extras is not None, settings)
 
 
-def _to_store(tensor: Tensor, dtype: torch.dtype | None, is_vector: bool) -> Tensor:
-    tensor = tensor.detach().to("cpu", dtype or tensor.dtype)
-    return (torch.stack([tensor, torch.zeros_like(tensor)]) if is_vector else tensor).contiguous()
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-    flush(path)
+# Finding
 
 
 def resolve(name: str | Path, root: str | Path = "weights") -> Path:
     """The folder of a checkpoint: a folder as it is, a name in `root`, or a run's newest step.
 
-    A step `step_*` is complete if it holds a `config.json` and weights; others are passed over.
+    A step of a run is complete if it holds a `config.json` and weights; others are passed over.
 
     Raises:
         ValueError: if there is none; for checkpoints we know, with the command that gets them.
     """
     folder = next((f for f in (Path(name), Path(root) / name) if f.is_dir()), None)
     if folder is None:
-        get = DOWNLOADS.get(str(name))
-        hint = f"get it with: {get}" if get else f"give a folder or one of the names in {root}"
+        hint = f"give a folder or one of the names in {root}"
+        if repository := DOWNLOADS.get(str(name)):
+            hint = f"get it with: hf download --local-dir weights/{name} {repository}"
         raise ValueError(f"{name}: expected a checkpoint, found no such folder; {hint}")
-    steps = [f for f in folder.glob("step_*") if f.is_dir()]
-    done = [f for f in steps if re.fullmatch(r"step_\d+", f.name) and _complete(f)]
-    if steps and not done:
+    steps = saved_steps(folder)
+    for step in reversed(steps.values()):
+        weights = (step / SINGLE).is_file() or (step / INDEX).is_file()
+        if weights and (step / "config.json").is_file():
+            return step
+    if steps:
         raise ValueError(f"{folder}: expected a run with a complete step_* folder, found none")
-    return max(done, key=lambda f: int(f.name[5:])) if done else folder
-
-
-def _complete(folder: Path) -> bool:
-    weights = any((folder / name).is_file() for name in (SINGLE, INDEX))
-    return weights and (folder / "config.json").is_file()
+    return folder
 
 
 def digest(folder: Path) -> str:
     """A short name for what a checkpoint says: the same for the same files, wherever they are."""
-    found = hashlib.sha256()
+    of_all = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         weights = path.suffix == ".safetensors" and path.name != OPTIMIZER
         if weights or path.name in ("config.json", "params.json", "tokenizer.model"):
             with path.open("rb") as file:
-                found.update(
-                    f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode()
-                )
-    return found.hexdigest()[:16]
+                of_file = hashlib.file_digest(file, "sha256").hexdigest()
+            of_all.update(f"{path.name} {of_file}".encode())
+    return of_all.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""model_config: a checkpoint's own file gives the model's shape, or says why it cannot."""
+"""config: a checkpoint's own file gives the model's shape, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ import pytest
 from checkpoints import SMALL, as_mistral, edit_json, filled
 from safetensors.torch import save_file
 
-from qs.model.config import read_config
-from qs.model.tensors import shapes
+from qs.model.config import read_model_config
 from qs.model.weights import save
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A small checkpoint in one file, to be damaged."""
-    save(tmp_path / "small", SMALL, filled(shapes(SMALL), 0))
+    save(tmp_path / "small", SMALL, filled(SMALL, 0))
     return tmp_path / "small"
 
 
 def test_mistrals_own_config_is_read_with_its_defaults(folder):
     as_mistral(folder)
-    assert read_config(folder) == SMALL
+    assert read_model_config(folder) == SMALL
     edit_json(folder / "params.json", rope_theta=1e6, sliding_window=None, head_dim=...)
     expected = dataclasses.replace(SMALL, rope_theta=1e6, window=None, head_dim=3)
     with pytest.raises(ValueError, match="expected head_dim .* to be even, got 3"):
-        read_config(folder)
+        read_model_config(folder)
     edit_json(folder / "params.json", dim=16)
-    assert read_config(folder) == dataclasses.replace(expected, dim=16, head_dim=4)
+    assert read_model_config(folder) == dataclasses.replace(expected, dim=16, head_dim=4)
 
 
 def test_newer_config_files_are_understood(folder):
@@ -38,12 +37,12 @@ def test_newer_config_files_are_understood(folder):
     edit_json(path, rope_theta=..., rope_parameters={"rope_theta": 5e5, "rope_type": "default"})
     edit_json(path, eos_token_id=[2, 5], pad_token_id=-1, rope_scaling=None, architectures=...)
     expected = dataclasses.replace(SMALL, rope_theta=5e5)
-    assert read_config(folder) == expected
+    assert read_model_config(folder) == expected
     edit_json(path, hidden_size=24, head_dim=None, num_key_value_heads=None, sliding_window=None)
     expected = dataclasses.replace(expected, dim=24, kv_heads=4, window=None)
-    assert read_config(folder) == expected
+    assert read_model_config(folder) == expected
     edit_json(path, head_dim=..., sliding_window=...)
-    assert read_config(folder) == dataclasses.replace(expected, window=4096)  # as stock does
+    assert read_model_config(folder) == dataclasses.replace(expected, window=4096)  # as stock does
 
 
 @pytest.mark.parametrize(
@@ -75,7 +74,7 @@ def test_newer_config_files_are_understood(folder):
 def test_a_config_of_another_model_is_refused_by_name(folder, values, message):
     edit_json(folder / "config.json", **values)
     with pytest.raises(ValueError, match=message) as error:
-        read_config(folder)
+        read_model_config(folder)
     assert str(folder) in str(error.value)
 
 
@@ -86,29 +85,29 @@ def test_a_config_of_another_model_is_refused_by_name(folder, values, message):
 def test_a_damaged_config_is_refused(folder, content, message):
     (folder / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        read_config(folder)
+        read_model_config(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match="config.json: expected a file with JSON"):
-        read_config(folder)
+        read_model_config(folder)
     with pytest.raises(ValueError, match="expected a folder with a checkpoint"):
-        read_config(folder / "none")
+        read_model_config(folder / "none")
 
 
 @pytest.mark.parametrize("ids", [{"<|startthought|>": 4}, {"startthought": 4, "endthought": 11}])
 def test_thought_ids_that_cannot_be_are_refused(folder, ids):
     (folder / "added_tokens.json").write_text(json.dumps({"</s>": 2} | ids))
     with pytest.raises(ValueError, match="expected no thought ids, or a start and an end below"):
-        read_config(folder)
+        read_model_config(folder)
 
 
 def test_a_mixture_of_experts_is_refused(folder):
     as_mistral(folder)
     edit_json(folder / "params.json", moe={"num_experts": 8})
     with pytest.raises(ValueError, match="moe set: unsupported"):
-        read_config(folder)
+        read_model_config(folder)
     edit_json(folder / "params.json", moe=..., n_heads=...)
     with pytest.raises(ValueError, match="n_heads missing"):
-        read_config(folder)
+        read_model_config(folder)
 
 
 @pytest.mark.parametrize(("window", "theta"), [(None, 1e6), (4096, 1e4)])
@@ -118,4 +117,4 @@ def test_params_without_a_rotary_base_mean_what_mistrals_own_code_takes(tmp_path
     params |= {} if window is None else {"sliding_window": window}
     (tmp_path / "params.json").write_text(json.dumps(params))
     save_file({}, tmp_path / "consolidated.safetensors")
-    assert read_config(tmp_path).rope_theta == theta
+    assert read_model_config(tmp_path).rope_theta == theta

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qs.model.config import ModelConfig, read_config
+from qs.model.config import ModelConfig, read_model_config
 from qs.model.mistral import Mistral
-from qs.model.tensors import load_into
+from qs.model.weights import load_into
 from qs.quietstar.attention import Dense
 from qs.quietstar.masks import Layout, dense_mask
 
@@ -32,7 +32,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 rounds some outputs by that much
 
 def loaded(folder: Path, **settings) -> Mistral:
     """A model with the weights of a folder."""
-    model = Mistral(read_config(folder), **settings)
+    model = Mistral(read_model_config(folder), **settings)
     load_into(folder, dict(model.named_parameters()))
     return model
 
