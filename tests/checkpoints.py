@@ -24,9 +24,7 @@ def filled(config: ModelConfig, seed: int, dtype: torch.dtype = torch.float32) -
     return {n: torch.randn(shape, generator=generator).to(dtype) for n, shape in shapes.items()}
 
 
-def filled_extras(
-    dim: int, seed: int, dtype: torch.dtype = torch.float32
-) -> dict[str, Tensor]:
+def filled_extras(dim: int, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Random tensors as Quiet-STaR adds them."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {

@@ -14,7 +14,7 @@ from qs.data.dataset import TokenDataset
 from qs.data.synthetic import KINDS
 from qs.evaluation.synthetic import marked, measure
 from qs.model import weights
-from qs.model.config import read_config
+from qs.model.config import read_model_config
 from qs.model.tokenizer import Tokenizer
 from qs.presets import PRESETS
 from qs.quietstar.load import check_fits, choose_placement, load
@@ -38,7 +38,7 @@ def test_bundled_model_tokenizer_and_text_fit_together(monkeypatch):
     assert weights.resolve(config.run.weights).resolve() == WEIGHTS
     assert dataset.resolve_data(config.run.data).resolve() == DATA
     tokenizer = Tokenizer.load(WEIGHTS)
-    check_fits(read_config(WEIGHTS), tokenizer, config, WEIGHTS)
+    check_fits(read_model_config(WEIGHTS), tokenizer, config, WEIGHTS)
     for split in ("train", "heldout"):
         TokenDataset(DATA, split).check_tokenizer(tokenizer)
 

@@ -172,10 +172,11 @@ def train_tokenizer(
             minloglevel=2,
         )
     except RuntimeError as error:
-        why = str(error).rpartition("] ")[2] or str(error)  # its words follow a line of source
+        # after a line of source: what is wrong, the numbers, and perhaps a flag that is not ours
+        why = ". ".join(str(error).rpartition("] ")[2].split(". ")[:2]) or "no words"
         raise ValueError(
             f"sentencepiece cannot train {vocab_size} tokens on {sum(map(len, sample)):,} "
-            f"characters of text: {why.strip()} Give more text or another --vocab"
+            f"characters of text ({why}); give more text or another --vocab"
         ) from None
     path = Path(out) / MODEL_FILE
     path.parent.mkdir(parents=True, exist_ok=True)

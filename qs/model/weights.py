@@ -60,9 +60,9 @@ INTERLEAVED = ("attention.wq.weight", "attention.wk.weight")  # in Mistral's own
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # a buffer of old files; follows from rope_theta
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DOWNLOADS = {
-    "mistral-7b": "mistralai/Mistral-7B-v0.1 --include '*.json' --include tokenizer.model "
-    "--include 'model-*.safetensors'",
-    "quietstar-8-ahead": "ezelikman/quietstar-8-ahead",
+    "mistral-7b": "mistralai/Mistral-7B-v0.1 --local-dir weights/mistral-7b "
+    "--include '*.json' --include tokenizer.model --include 'model-*.safetensors'",
+    "quietstar-8-ahead": "ezelikman/quietstar-8-ahead --local-dir weights/quietstar-8-ahead",
 }
 
 
@@ -309,7 +309,7 @@ def resolve(name: str | Path, root: str | Path = "weights") -> Path:
     if folder is None:
         hint = f"give a folder or one of the names in {root}"
         if repository := DOWNLOADS.get(str(name)):
-            hint = f"get it with: hf download --local-dir weights/{name} {repository}"
+            hint = f"get it with: hf download {repository}"
         raise ValueError(f"{name}: expected a checkpoint, found no such folder; {hint}")
     steps = saved_steps(folder)
     for step in reversed(steps.values()):

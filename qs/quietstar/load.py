@@ -12,10 +12,10 @@ import torch
 from qs import files
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.model import weights
-from qs.model.config import ModelConfig, read_config, read_settings
+from qs.model.config import ModelConfig, read_model_config, read_settings
 from qs.model.mistral import Mistral
-from qs.model.tensors import load_into
 from qs.model.tokenizer import Tokenizer
+from qs.model.weights import load_into
 from qs.quietstar.algorithm import QuietStar
 
 STORED = ("embedding_scale", "mix_weight", "mix_space")  # settings that weights depend on
@@ -95,7 +95,7 @@ def check_fits(shape: ModelConfig, tokenizer: Tokenizer, settings: Config, folde
 
 def read(folder: Path, settings: Config) -> tuple[ModelConfig, Tokenizer]:
     """Shape and tokenizer of a checkpoint, checked against settings (see `check_fits`)."""
-    shape, tokenizer = read_config(folder), Tokenizer.load(folder)
+    shape, tokenizer = read_model_config(folder), Tokenizer.load(folder)
     check_fits(shape, tokenizer, settings, folder)
     return shape, tokenizer
 

@@ -56,7 +56,7 @@ def save_model(
         thought = {n: x for n, x in parameters.items() if not n.startswith("model.")}
         stored = {name: getattr(config.thought, name) for name in (*STORED, "thoughts", "ahead")}
         stored["objective"] = config.run.objective
-        weights.save(folder, shape, model, thought, stored, layout="quietstar")
+        weights.save(folder, shape, model, thought, stored)
     else:
         weights.save(folder, shape, model)
     shutil.copyfile(source / TOKENIZER, folder / TOKENIZER)

@@ -13,9 +13,7 @@ from checkpoints import (
     as_mistral,
     assert_same_bits,
     blank,
-    edit,
     filled,
-    filled_extras,
     run_folder,
 )
 from safetensors.torch import load_file

@@ -90,10 +90,14 @@ def test_training_reads_no_further_than_its_limit(tmp_path):
 @pytest.mark.parametrize(
     ("texts", "vocab", "message"),
     [
-        (["tiny text"], 4096, r"large enough for 4096 tokens, found 9 char.*--vocab \d+ at most"),
-        (["tiny text"], 100, r"at least \d+ tokens.*found 100; give --vocab \d+ or more"),
-        ([], 300, "corpus with words, found 0 characters of text; give more text"),
-        (["\n"], 300, "corpus with words, found 1 characters of text; give more text"),
+        (
+            ["tiny text"],
+            4096,
+            r"4096 tokens on 9 characters .*\(.*high.*<= \d+\.\); give",
+        ),
+        (["tiny text"], 100, r"100 tokens on 9 .*\(.*than required_chars\. 100 vs \d+\); give"),
+        ([], 300, r"300 tokens on 0 characters of text \(no words\); give more text or another"),
+        (["\n"], 300, r"300 tokens on 1 characters of text \(no words\); give more text"),
     ],
 )
 def test_a_corpus_that_does_not_fit_the_vocabulary_is_refused(tmp_path, texts, vocab, message):
@@ -104,9 +108,9 @@ def test_a_corpus_that_does_not_fit_the_vocabulary_is_refused(tmp_path, texts, v
 
 
 def test_the_vocabulary_that_a_refusal_names_is_accepted(tmp_path):
-    with pytest.raises(ValueError, match="at most") as caught:
+    with pytest.raises(ValueError, match="too high") as caught:
         train_tokenizer(["tiny text"], tmp_path, 4096)
-    most = int(str(caught.value).split("--vocab ")[1].split()[0])
+    most = int(str(caught.value).split("<= ")[1].split(".")[0])
     assert train_tokenizer(["tiny text"], tmp_path, most).vocab_size == most
 
 

@@ -170,7 +170,7 @@ def test_save_refuses_what_could_not_be_read_back(folder, tmp_path):
     wrong = {n: t for n, t in parameters.items() if n != "norm.weight"}
     with pytest.raises(ValueError, match=r"1 tensor missing \(norm.weight\)"):
         save(tmp_path / "x", SMALL, wrong)
-    with pytest.raises(ValueError, match=r"another shape \(norm.weight: expected \[12\], found \[3"):
+    with pytest.raises(ValueError, match=r"another shape \(norm.weight: expected \[12\], found"):
         save(tmp_path / "x", SMALL, parameters | {"norm.weight": torch.ones(3)})
     with pytest.raises(ValueError, match=r"2 tensors unexpected \(end, start\)"):
         save(tmp_path / "x", SMALL, parameters | {n: extras[n] for n in ("start", "end")})
@@ -421,5 +421,3 @@ def test_a_missing_checkpoint_is_refused_with_the_command_that_gets_it(tmp_path)
     }.items():
         with pytest.raises(ValueError, match=re.escape(command) + "$"):
             resolve(name, root=tmp_path)
-
-

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from checkpoints import filled_extras
 from safetensors.torch import load_file, save_file
 from tiny import DIM, POSITIONS, VOCAB, make, same_bits
 
@@ -14,7 +15,6 @@ from qs.model import __main__ as main
 from qs.model import config as model_config
 from qs.model import weights
 from qs.model.config import ModelConfig
-from qs.model.tensors import extra_shapes
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import check_fits, choose_placement, first_tokens, load
 
@@ -30,15 +30,14 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def extras():
-    numbers = torch.Generator().manual_seed(7)
-    return {n: torch.randn(shape, generator=numbers) for n, shape in extra_shapes(DIM).items()}
+    return filled_extras(DIM, seed=7)
 
 
 def store(tiny, folder, extras, settings):
     """A checkpoint in the layout of Quiet-STaR."""
-    shape = model_config.read_config(tiny.weights)
+    shape = model_config.read_model_config(tiny.weights)
     parameters = main.random_parameters(shape, seed=3)
-    weights.save(folder, shape, parameters, extras, settings, layout="quietstar")
+    weights.save(folder, shape, parameters, extras, settings)
     shutil.copy(tiny.weights / "tokenizer.model", folder)
     return folder
 
@@ -59,7 +58,7 @@ def test_stored_vectors_and_mixing_head_come_back_bit_for_bit(tiny, tmp_path, ex
         quiet, tokenizer = load(folder, Config(config, run=RunConfig(seq=16, seed=seed)), CPU)
         same_bits(extras_of(quiet), extras)
     assert tokenizer.hash == Tokenizer.load(tiny.tokenizer).hash
-    parameters = main.random_parameters(model_config.read_config(folder), seed=3)
+    parameters = main.random_parameters(model_config.read_model_config(folder), seed=3)
     same_bits({n: p.detach() for n, p in quiet.model.named_parameters()}, parameters)
 
 
@@ -178,7 +177,7 @@ SHAPE = ModelConfig(
 @pytest.mark.parametrize("rows", [VOCAB, VOCAB + 2])
 def test_a_tokenizer_fits_with_and_without_rows_for_thought_marks(tiny, rows):
     tokenizer = Tokenizer.load(tiny.tokenizer)
-    marks = tuple(range(VOCAB, rows))
+    marks = tuple(range(3, 3 + rows - VOCAB))
     shape = dataclasses.replace(SHAPE, vocab_size=rows, thought_ids=marks)
     check_fits(shape, tokenizer, Config(), tiny.weights)
     for wrong in (rows - 3, rows + 1):
