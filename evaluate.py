@@ -38,16 +38,14 @@ from qs.config import (
 )
 from qs.data.question_sets import ARITHMETIC, QUESTION_SETS, read_questions
 from qs.evaluation import question_sets, thoughts
-from qs.evaluation.hard_tokens import by_decile, hard_tokens
-from qs.evaluation.heldout import heldout, heldout_pairs, heldout_score, score_lines
+from qs.evaluation.hard_tokens import by_decile, hard_tokens, token_table
+from qs.evaluation.heldout import heldout_data, heldout_score, score_table
 from qs.evaluation.question_sets import Exam
 from qs.evaluation.thoughts import PAGE, PAGE_ROWS
-from qs.evaluation.tokens import token_nlls
 from qs.inference.decoding import Decoding, token_line
 from qs.inference.generate import Stream
 from qs.model import weights
 from qs.quietstar.load import Opened, open_model
-from qs.quietstar.sampler import step_generator
 from qs.studies.compare import Comparable, compare_models
 from qs.studies.control_runs import CONTROLS, CONTROLS_PAGE, run_controls
 from qs.studies.controls import keep_comments, study_page
@@ -89,15 +87,16 @@ def score(args: argparse.Namespace) -> None:
     """
     opened = open_by(args)
     folder, run, config, placement, quiet, tokenizer = opened
-    data = heldout(opened)
+    data = heldout_data(opened)
     print(f"thought {config.thought.thoughts} tokens, in rows of {config.run.seq}")
     print(f"model   {folder}\ndata    {data.folder}: {data.tokens:,} held-out tokens")
     print(f"device  {placement}")
-    rows = config.run.eval_rows
-    result = heldout_score(quiet, data, tokenizer, config, rows, "held-out text")
-    print("\n" + "\n".join(score_lines(result)))
+    result = heldout_score(quiet, data, tokenizer, config, "held-out text")
+    print("\n" + terminal(score_table(result)))
     if args.show and config.run.thinks:
-        passages = thoughts.shown(quiet, data, tokenizer, config, min(rows, PAGE_ROWS))
+        passages = thoughts.shown(
+            quiet, data, tokenizer, config, min(config.run.eval_rows, PAGE_ROWS)
+        )
         about = {"model": str(folder), "text": str(data.folder)}
         about["thoughts"] = thought_lengths(config.thinking)
         print("\n" + thoughts.thoughts_shown(passages, args.show, run and run / PAGE, about))
@@ -221,11 +220,7 @@ def plot(args: argparse.Namespace) -> None:
     run, config = opened.run, opened.config
     if run is None:
         raise ValueError(f"{args.model} is no run: plot draws what a run folder holds")
-    deciles = []
-    if config.run.thinks:
-        read = heldout_pairs(opened)
-        tokens = token_nlls(opened.quiet, read, step_generator(config.run.seed, 0))
-        deciles = by_decile(tokens.nll_base, tokens.nll_mix, tokens.documents)
+    deciles = by_decile(token_table(opened)) if config.run.thinks else []
     for path in draw_run(run, deciles):
         print(f"written to {path}")
     if not (run / CONTROLS).is_file():

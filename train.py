@@ -30,10 +30,11 @@ from qs import cli, files
 from qs.cli import Parser, parse
 from qs.config import Config, thought_lengths
 from qs.data.dataset import resolve_data
-from qs.evaluation.heldout import Score, heldout_score, read_score, table
+from qs.evaluation.heldout import Score, closing_table, heldout_score, read_score
 from qs.evaluation.thoughts import PAGE, PAGE_ROWS, shown, thoughts_shown
 from qs.model import weights
 from qs.star.run import StarRun, Stopped, rounds_table
+from qs.tables import terminal
 from qs.training import distributed
 from qs.training.trainer import Trainer, summary
 
@@ -109,17 +110,14 @@ def load(config: Config, folder: Path | None) -> Trainer:
 
 def measure(trainer: Trainer, label: str) -> Score | None:
     """Score on held-out text, with and without thoughts; None if there is nothing to do."""
-    rows = trainer.config.run.eval_rows
-    if not rows or not trainer.heldout.tokens:
+    if not trainer.config.run.eval_rows or not trainer.heldout.tokens:
         return None
     return heldout_score(
         trainer.quiet,
         trainer.heldout,
         trainer.tokenizer,
         trainer.config,
-        rows,
-        f"held-out text, {label}",
-        show=trainer.ranks.first,
+        f"held-out text, {label}" if trainer.ranks.first else "",
     )
 
 
@@ -159,7 +157,7 @@ def report(trainer: Trainer, before: Score | None, after: Score | None) -> None:
     if trainer.ranks.first:
         files.add_results(trainer.folder, results | {"skipped": state.skipped})
     show(trainer, 3)
-    say("\n" + table(before, after))
+    say("\n" + terminal(closing_table(before, after)))
     if state.skipped:
         say(f"{state.skipped} steps were skipped: their loss or gradient was not finite")
     say(f"\nrun folder: {trainer.folder} (settings, log.jsonl, checkpoint, results.json, {PAGE})")

@@ -12,7 +12,8 @@ from qs.config import Config, RunConfig
 from qs.data import dataset, synthetic
 from qs.data.dataset import TokenDataset
 from qs.data.synthetic import KINDS
-from qs.evaluation.synthetic import marked, measure
+from qs.evaluation.heldout import measure_heldout
+from qs.evaluation.synthetic import marked
 from qs.model import weights
 from qs.model.config import read_model_config
 from qs.model.tokenizer import Tokenizer
@@ -112,7 +113,5 @@ def test_the_bundled_model_fails_without_workings():
     settings = Config(run=RunConfig(seq=64, batch=16, device="cpu", dtype="float32"))
     quiet, _ = load(WEIGHTS, settings, choose_placement(settings.run))
     text = marked(DATA, tokenizer, 64, rows=192)
-    generator = torch.Generator().manual_seed(0)
-    batches = [slice(i, i + 16) for i in range(0, len(text.tokens), 16)]
-    found = measure(quiet, text, batches, generator, think=False)
-    assert found.gold[:, 0].mean() < 0.25
+    measured = measure_heldout(quiet, text, settings.changed(objective="plain"))
+    assert measured.answers.gold_base.mean() < 0.25

@@ -23,9 +23,10 @@ import qs.training.step
 import qs.training.trainer
 from qs import files
 from qs.config import GROUPS
-from qs.evaluation.heldout import AnswerScore, Score, table
+from qs.evaluation.heldout import Score, closing_table
 from qs.evaluation.tokens import TextScore
 from qs.quietstar.losses import loss_terms
+from qs.tables import terminal
 from qs.training.trainer import peak_memory, summary
 
 FLAGS = {
@@ -303,7 +304,7 @@ def test_a_run_prints_its_choices_a_table_and_its_folder(tiny, tmp_path, capsys)
         f"run     {found}",
         f"run folder: {found} (settings, log.jsonl, checkpoint, results.json, thoughts.html)",
         f"what it thought, as a page: {found / 'thoughts.html'}",
-        table(Score.from_json(results["before"]), Score.from_json(results["after"])),
+        terminal(closing_table(*(Score.from_json(results[x]) for x in ("before", "after")))),
     ):
         assert line in printed
     assert results["after"]["text"]["nll_base"] < results["before"]["text"]["nll_base"]
@@ -374,68 +375,6 @@ def test_bfloat16_arithmetic_moves_float32_weights_by_a_millionth(tiny, tmp_path
     assert moved.max() < 3e-6
     exact = run(tmp_path / "exact", tiny.flags(tmp_path / "exact", *flags[2:], "--steps=1"))
     assert log(exact)[1]["loss"] != log(found)[1]["loss"]  # it was bfloat16 indeed
-
-
-SCORE = Score(TextScore(1234, 3.25, 3.125, 0.125, 0.01, 0.2))
-
-
-def cells_of(text):
-    """The table as lists of words."""
-    return [line.split() for line in text.splitlines()]
-
-
-def test_the_table_has_before_after_and_thoughts_off():
-    before = Score(TextScore(1234, 3.5, 3.5, 0.0, 0.0, 0.0))
-    assert cells_of(table(before, SCORE)) == [
-        ["before", "after", "thoughts", "off"],
-        ["held-out", "text,", "1,234", "tokens"],
-        ["NLL,", "nats", "a", "token", "3.5000", "3.1250", "3.2500"],
-        ["gain", "by", "thinking", "0.0000", "0.1250"],
-        ["95", "%", "+-", "0.0000", "0.0100"],
-        ["mixing", "weight", "0.0000", "0.2000"],
-    ]
-    assert cells_of(table(Score(TextScore(9, 3.5)), Score(TextScore(9, 3.0)))) == [
-        ["before", "after"],
-        ["held-out", "text,", "9", "tokens"],
-        ["NLL,", "nats", "a", "token", "3.5000", "3.0000"],
-    ]
-
-
-def test_the_table_names_every_kind_of_answer_and_all_of_them():
-    def score(gold, nll, useful):
-        answers = tuple(
-            AnswerScore(kind, 10, 0.1, 0.01, 2.5, gold, 0.02, nll, useful, [0.0, 1.0], 0.5)
-            for kind in ("sum", "all")
-        )
-        return Score(SCORE.text, TextScore(99, 1.0, 1.1, 0.1, 0.01, 0.3), answers)
-
-    lines = cells_of(table(score(0.1, 2.5, 0.4), score(0.9, 0.75, 0.95)))
-    for line in (
-        ["sum", "(10)", "0.1000", "0.9000", "0.1000"],
-        ["all", "(10)", "0.1000", "0.9000", "0.1000"],
-        ["95", "%", "+-", "0.0200", "0.0200", "0.0100"],
-        ["sum", "(10)", "2.5000", "0.7500", "2.5000"],
-        ["thoughts", "that", "hold", "the", "steps", "0.4000", "0.9500"],
-        ["all", "other", "tokens,", "99", "tokens"],
-        ["NLL,", "nats", "a", "token", "1.1000", "1.1000", "1.0000"],
-        ["held-out", "text,", "1,234", "tokens"],
-    ):
-        assert line in lines
-
-
-def test_the_table_has_the_change_of_other_tokens_with_its_paired_interval():
-    def score(*sums):
-        return Score(SCORE.text, TextScore(8, 1.0, 1.1, 0.1, 0.01, 0.3), (), sums)
-
-    lines = cells_of(table(score((4, 2.0), (4, 2.0)), score((4, 2.4), (4, 2.8))))
-    place = lines.index(["change", "by", "training", "-", "0.1500"])
-    assert lines[place + 1] == ["95", "%", "+-", "-", "0.0980"]
-    assert "change" not in table(score((4, 2.0)), score((5, 2.0)))
-
-
-def test_no_table_without_both_scores():
-    for before, after in ((None, SCORE), (SCORE, None)):
-        assert "no held-out text was evaluated" in table(before, after)
 
 
 def test_the_progress_bar_shows_what_a_record_has():

@@ -2,70 +2,105 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from qs.config import ONE_THOUGHT
-from qs.evaluation.heldout import heldout, heldout_pairs
-from qs.evaluation.statistics import ratio_interval
-from qs.evaluation.synthetic import gold_above, marked, measure
-from qs.evaluation.tokens import Tokens, token_nlls
+from qs.evaluation.heldout import heldout_data, measure_heldout, windows
+from qs.evaluation.statistics import ratio_estimate
+from qs.evaluation.synthetic import marked
+from qs.evaluation.tokens import TokenTable, measure_tokens
 from qs.model.tokenizer import Tokenizer
-from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import Opened
-from qs.quietstar.sampler import step_generator
 from qs.tables import Table
 
 EXAMPLES = 20  # of tokens that were helped most, and of those hurt most
 
 
+@dataclass(frozen=True)
+class Decile:
+    """A tenth of the tokens, by their NLL without thoughts; in nats."""
+
+    low: float  # smallest and
+    high: float  # largest NLL in it
+    tokens: int  # how many
+    documents: int  # that they are in
+    gain: float  # mean of nll_base - nll_mix
+    interval: float | None  # half of its 95 % interval over documents; None for one document
+    nll_base: float  # mean NLL without thoughts
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """Thinking only where the prediction without thoughts is unsure; in nats."""
+
+    above: float  # entropy from which on a token thinks
+    share: float  # of the tokens that think, and so of the thought tokens
+    slots: float  # computed for each token, the n + 3 of a thought and its text included
+    gain: float  # mean of nll_base - nll_mix over all tokens; 0 where a token does not think
+    kept: float | None  # share of the gain of thinking everywhere; None if that gained nothing
+    gold: float | None = None  # gold answer probability; None where answers are not known
+
+
+@dataclass(frozen=True)
+class TokenGain:
+    """One token and what thinking before it did."""
+
+    gain: float  # nll_base - nll_mix, in nats
+    weight: float  # mixing weight
+    context: list[int]  # ids before the token (a few)
+    target: int  # the token
+    thought: list[int]  # ids
+
+
+def token_table(opened: Opened) -> TokenTable:
+    """Measure the held-out text of a model that thinks, row after row, with a progress bar.
+
+    Raises:
+        ValueError: another tokenizer prepared it, or it is empty.
+    """
+    run = opened.config.run
+    text = windows(heldout_data(opened), run.seq, run.eval_rows)
+    read = text.tokens, text.documents
+    return measure_tokens(opened.quiet, *read, run, entropies=True, label="held-out text")
+
+
 def hard_tokens(opened: Opened) -> tuple[dict[str, Any], list[Table]]:
-    """Measure held-out text; facts to keep and tables to show."""
-    run, thought = opened.config.run, opened.config.thought
-    found = token_nlls(opened.quiet, heldout_pairs(opened), step_generator(run.seed, 0))
-    deciles = by_decile(found.nll_base, found.nll_mix, found.documents)
-    spared = frontier(found, thought.thoughts)
-    folder = heldout(opened).folder
-    if (text := marked(folder, opened.tokenizer, run.seq, run.eval_rows)) is not None:
-        rows = [slice(i, i + run.batch) for i in range(0, len(text.tokens), run.batch)]
-        asked = measure(opened.quiet, text, rows, step_generator(run.seed, 0))
-        spared = [dataclasses.replace(s, gold=gold_above(asked, s.above)) for s in spared]
-    pairs = heldout_pairs(opened)
-    best, worst = most_helped(opened.quiet, pairs, step_generator(run.seed, 0), EXAMPLES)
-    named = {"deciles": deciles, "frontier": spared, "helped": best, "hurt": worst}
-    facts = {name: [dataclasses.asdict(x) for x in lines] for name, lines in named.items()}
-    facts |= {"data": str(folder), "tokens": len(found.nll_base), "seed": run.seed}
-    facts["documents"] = len(set(found.documents.tolist()))
+    """Measure held-out text; facts to keep and tables to show.
+
+    Raises:
+        ValueError: as `token_table` does.
+    """
+    run, thought, data = opened.config.run, opened.config.thought, heldout_data(opened)
+    table = token_table(opened)
+    deciles, points = by_decile(table), frontier(table, thought.thoughts)
+    text = marked(data.folder, opened.tokenizer, run.seq, run.eval_rows)
+    if text is not None:  # other rows: there documents are whole
+        answers = measure_heldout(opened.quiet, text, opened.config).answers
+        points = [replace(point, gold=answers.gold_above(point.above)) for point in points]
+    best, worst = most_helped(table, EXAMPLES)
+    named = {"deciles": deciles, "frontier": points, "helped": best, "hurt": worst}
+    facts: dict[str, Any] = {name: [asdict(x) for x in lines] for name, lines in named.items()}
+    facts |= {"data": str(data.folder), "tokens": int(table.scored.sum()), "seed": run.seed}
+    facts["documents"] = len(table.documents[table.scored].unique())
     about = (
-        f"{folder}: {facts['tokens']:,} tokens of {facts['documents']:,} documents, rows of "
+        f"{data.folder}: {facts['tokens']:,} tokens of {facts['documents']:,} documents, rows of "
         f"{run.seq}; one thought of n {thought.thoughts} at temperature "
         f"{thought.sample_temperature} before each; seed {run.seed}"
     )
-    return facts, text_tables(deciles, spared, best, worst, opened.tokenizer, about)
+    tables = [decile_table(deciles, about), frontier_table(points)]
+    for title, tokens in (("helped", best), ("hurt", worst)):
+        tables.append(
+            gain_table(f"tokens that their thoughts {title} most", tokens, opened.tokenizer)
+        )
+    return facts, tables
 
 
-def text_tables(
-    deciles: Sequence[Decile],
-    spared: Sequence[Spared],
-    best: Sequence[Helped],
-    worst: Sequence[Helped],
-    tokenizer: Tokenizer,
-    about: str,
-) -> list[Table]:
-    """Tokens by difficulty, thinking only where it may pay, tokens helped and hurt most.
-
-    Args:
-        deciles, spared, best, worst: see `qs/evaluation/tokens.py`.
-        tokenizer: of the tokens.
-        about: text, counts and seed.
-    """
+def decile_table(deciles: Sequence[Decile], about: str) -> Table:
+    """Tokens by difficulty; `about` tells of text, counts and seed."""
     rows = []
     for d in deciles:
         pairs = (f"{x:.4f} ({math.exp(x):.2f})" for x in (d.nll_base, d.nll_base - d.gain))
@@ -74,190 +109,112 @@ def text_tables(
         rows.append((*ends, *pairs, f"{d.gain:+.4f}", half))
     title = "tokens by their NLL without thoughts, a tenth each (nats; perplexity in brackets)"
     heads = ("NLL from", "to", "tokens", "documents", "without", "with", "gain", "95 % +-")
-    notes = [about, "intervals: documents are the units"]
-    tables = [Table(title, heads, rows, notes)]
+    return Table(title, heads, rows, [about, "intervals: documents are the units"])
 
+
+def frontier_table(points: Sequence[FrontierPoint]) -> Table:
+    """Thinking only where it may pay."""
     rows = []
-    for s in spared:
-        kept = "-" if s.kept is None else f"{s.kept:.1%}"
-        gold = "-" if s.gold is None else f"{s.gold:.3f}"
-        rows.append(
-            (f"{s.above:.3f}", f"{s.share:.1%}", f"{s.slots:.2f}", f"{s.gain:+.4f}", kept, gold)
-        )
+    for p in points:
+        kept = "-" if p.kept is None else f"{p.kept:.1%}"
+        gold = "-" if p.gold is None else f"{p.gold:.3f}"
+        thinks = f"{p.above:.3f}", f"{p.share:.1%}", f"{p.slots:.2f}"
+        rows.append((*thinks, f"{p.gain:+.4f}", kept, gold))
     title = "thinking only where the entropy of the prediction without thoughts is above X"
-    heads = ("X, nats", "share of tokens", "slots a token", "gain", "kept", "gold")
-    tables.append(Table(title, heads, rows))
+    return Table(
+        title, ("X, nats", "share of tokens", "slots a token", "gain", "kept", "gold"), rows
+    )
 
-    def named(ids: Sequence[int]) -> str:
-        special = (tokenizer.bos_id, tokenizer.eos_id)
+
+def gain_table(title: str, tokens: Sequence[TokenGain], tokenizer: Tokenizer) -> Table:
+    """Tokens with the text before them and what was thought."""
+    special = (tokenizer.bos_id, tokenizer.eos_id)
+
+    def text(ids: Sequence[int]) -> str:  # below 0: pauses
         return repr("".join("…" if i < 0 else tokenizer.piece(i) for i in ids if i not in special))
 
-    for title, found in (("helped", best), ("hurt", worst)):
-        rows = [
-            (f"{x.gain:+.3f}", f"{x.weight:+.2f}", *map(named, (x.context, [x.target], x.thought)))
-            for x in found
-        ]
-        heads = ("gain", "weight", "text before", "token", "thought")
-        tables.append(Table(f"tokens that their thoughts {title} most", heads, rows))
-    return tables
+    rows = [
+        (f"{x.gain:+.3f}", f"{x.weight:+.2f}", text(x.context), text([x.target]), text(x.thought))
+        for x in tokens
+    ]
+    return Table(title, ("gain", "weight", "text before", "token", "thought"), rows)
 
 
-@dataclass(frozen=True)
-class Decile:
-    """A tenth of the tokens, by their NLL without thoughts.
-
-    Attributes:
-        low, high: smallest and largest NLL in it, in nats.
-        tokens: how many.
-        documents: that they are in.
-        gain: mean of nll_base - nll_mix, in nats.
-        interval: half-width of its 95 % interval, documents as units; None for one document.
-        nll_base: mean NLL without thoughts, in nats.
-    """
-
-    low: float
-    high: float
-    tokens: int
-    documents: int
-    gain: float
-    interval: float | None
-    nll_base: float
-
-
-@dataclass(frozen=True)
-class Spared:
-    """Thinking only where the prediction without thoughts is unsure.
-
-    Attributes:
-        above: entropy in nats from which on a token thinks.
-        share: of the tokens that think, and so of the thought tokens.
-        slots: computed for each token, the n + 3 of a thought and its text included.
-        gain: mean of nll_base - nll_mix over all tokens, in nats; 0 where a token does not think.
-        kept: share of the gain of thinking everywhere; None if that gained nothing.
-        gold: gold answer probability; None where answers are not known.
-    """
-
-    above: float
-    share: float
-    slots: float
-    gain: float
-    kept: float | None
-    gold: float | None = None
+def by_decile(table: TokenTable) -> list[Decile]:
+    """What thinking does for easy and for hard tokens."""
+    nll_base, nll_mix = (x[table.scored].double().numpy() for x in (table.nll_base, table.nll_mix))
+    names, documents = np.unique(table.documents[table.scored].numpy(), return_inverse=True)
+    deciles = []
+    for part in np.array_split(nll_base.argsort(kind="stable"), 10):
+        if not len(part):
+            continue
+        gain = nll_base[part] - nll_mix[part]
+        counts = np.bincount(documents[part], minlength=len(names))
+        sums, held = np.bincount(documents[part], gain, len(names)), counts > 0
+        decile = Decile(
+            low=float(nll_base[part].min()),
+            high=float(nll_base[part].max()),
+            tokens=len(part),
+            documents=int(held.sum()),
+            gain=float(gain.mean()),
+            interval=ratio_estimate(sums[held], counts[held]).interval,
+            nll_base=float(nll_base[part].mean()),
+        )
+        deciles.append(decile)
+    return deciles
 
 
-def frontier(found: Tokens, thoughts: int, points: int = 10) -> list[Spared]:
+def frontier(table: TokenTable, thoughts: int, points: int = 10) -> list[FrontierPoint]:
     """What is gained against what is thought, for thresholds of the entropy.
 
     Args:
-        found: tokens.
+        table: measured with entropies.
         thoughts: n.
         points: thresholds, the first of which lets every token think: quantiles of the entropy.
     """
-    gain = found.nll_base - found.nll_mix
-    result = []
+    columns = (table.nll_base, table.nll_mix, table.entropy)
+    nll_base, nll_mix, entropy = (x[table.scored].double().numpy() for x in columns)
+    gain, result = nll_base - nll_mix, []
     for share in np.linspace(1, 0, points, endpoint=False):
-        above = float(np.quantile(found.entropy, 1 - share)) if share < 1 else 0.0
-        thinks = found.entropy > above if share < 1 else np.ones(len(gain), bool)
+        above = float(np.quantile(entropy, 1 - share)) if share < 1 else 0.0
+        thinks = entropy > above if share < 1 else np.ones(len(gain), bool)
         total, kept = gain.sum(), gain[thinks].sum()
-        result.append(
-            Spared(
-                above=above,
-                share=float(thinks.mean()),
-                slots=float(1 + thinks.mean() * (thoughts + 2)),
-                gain=float(kept / len(gain)),
-                kept=float(kept / total) if total > 0 else None,
-            )
+        point = FrontierPoint(
+            above=above,
+            share=float(thinks.mean()),
+            slots=float(1 + thinks.mean() * (thoughts + 2)),
+            gain=float(kept / len(gain)),
+            kept=float(kept / total) if total > 0 else None,
         )
+        result.append(point)
     return result
 
 
-def by_decile(nll_base: np.ndarray, nll_mix: np.ndarray, documents: np.ndarray) -> list[Decile]:
-    """What thinking does for easy and for hard tokens.
-
-    Args:
-        nll_base, nll_mix: (N,) NLL of the same tokens in nats, without and with thoughts.
-        documents: (N,) document that each token is in.
-    """
-    order = nll_base.argsort(kind="stable")
-    names = np.unique(documents)
-    found = []
-    for part in np.array_split(order, 10):
-        if not len(part):
-            continue
-        at = np.searchsorted(names, documents[part])
-        gain = nll_base[part] - nll_mix[part]
-        sums = np.bincount(at, gain, len(names))
-        counts = np.bincount(at, minlength=len(names))
-        found.append(
-            Decile(
-                low=float(nll_base[part].min()),
-                high=float(nll_base[part].max()),
-                tokens=len(part),
-                documents=int((counts > 0).sum()),
-                gain=float(gain.mean()),
-                interval=ratio_interval(sums[counts > 0], counts[counts > 0]),
-                nll_base=float(nll_base[part].mean()),
-            )
-        )
-    return found
-
-
-@dataclass(frozen=True)
-class Helped:
-    """One token and what thinking before it did.
-
-    Attributes:
-        gain: nll_base - nll_mix of the token, in nats.
-        weight: mixing weight.
-        context, thought: ids before the token (a few), and of the thought.
-        target: the token.
-    """
-
-    gain: float
-    weight: float
-    context: list[int]
-    target: int
-    thought: list[int]
-
-
-@torch.no_grad()
 def most_helped(
-    quiet: QuietStar,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    generator: torch.Generator,
-    count: int,
-    context: int = 16,
-) -> tuple[list[Helped], list[Helped]]:
+    table: TokenTable, count: int, context: int = 16
+) -> tuple[list[TokenGain], list[TokenGain]]:
     """The tokens that one sampled thought before them helped most and hurt most.
 
     Args:
-        quiet, batches, generator: as for `text_score`, which thinks the same thoughts.
+        table: of what was measured.
         count: how many of each.
         context: tokens before each that are kept.
     """
-    found: list[Helped] = []
-    for tokens, documents in batches:
-        with quiet.with_settings(**ONE_THOUGHT):
-            step = quiet(tokens, documents, generator=generator)
-        valid = step.valid[..., 0]
-        gain = step.nll_base - step.nll_mix[:, :, 0, 0]
-        flat = gain.flatten()
-        ends = {*flat.topk(min(count, len(flat))).indices.tolist()}
-        ends |= {*flat.topk(min(count, len(flat)), largest=False).indices.tolist()}
-        for row, t in (divmod(i, tokens.shape[1]) for i in sorted(ends)):
-            if valid[row, t]:
-                first = max(0, t + 1 - context)
-                same = documents[row, first : t + 1] == documents[row, t]
-                found.append(
-                    Helped(
-                        gain=gain[row, t].item(),
-                        weight=step.weight[row, t, 0, 0].item(),
-                        context=tokens[row, first : t + 1][same].tolist(),
-                        target=tokens[row, t + 1].item(),
-                        thought=step.thoughts[row, t, 0].tolist(),
-                    )
-                )
-        found.sort(key=lambda item: -item.gain)
-        found = found[:count] + found[max(count, len(found) - count) :]
-    best = [item for item in found[:count] if item.gain > 0]
-    return best, [item for item in reversed(found[-count:]) if item.gain < 0]
+    gains = table.nll_base - table.nll_mix  # (R, T)
+    places = table.scored.nonzero()  # (N, 2)
+    order = gains[table.scored].argsort(descending=True, stable=True)
+
+    def token(row: int, t: int) -> TokenGain:
+        before = slice(max(0, t + 1 - context), t + 1)
+        same = table.documents[row, before] == table.documents[row, t]
+        return TokenGain(
+            gain=gains[row, t].item(),
+            weight=table.weight[row, t].item(),
+            context=table.tokens[row, before][same].tolist(),
+            target=table.tokens[row, t + 1].item(),
+            thought=table.thoughts[row, t].tolist(),
+        )
+
+    best = [token(*place) for place in places[order[:count]].tolist()]
+    worst = [token(*place) for place in places[order.flip(0)[:count]].tolist()]
+    return [x for x in best if x.gain > 0], [x for x in worst if x.gain < 0]

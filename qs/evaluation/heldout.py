@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from torch import Tensor
-from tqdm import tqdm
 
 from qs import files
 from qs.config import PADDING, Config
 from qs.data.dataset import TokenDataset, resolve_data, sequential
-from qs.evaluation.statistics import mean_interval, ratio_interval, wilson
-from qs.evaluation.synthetic import Change, Marked, Measured, marked, measure
-from qs.evaluation.tokens import TextScore, text_score, text_summary
+from qs.evaluation.statistics import Estimate, mean_estimate, ratio_estimate, wilson
+from qs.evaluation.synthetic import AnswerTable, TextRows, marked, measure_answers
+from qs.evaluation.tokens import Change, RowSums, TextScore, measure_tokens, text_score
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import Opened
-from qs.quietstar.sampler import step_generator
+from qs.tables import Table
 
 ALL = "all"  # the kind that stands for all kinds together
 
@@ -29,125 +25,90 @@ ALL = "all"  # the kind that stands for all kinds together
 class AnswerScore:
     """Answers of one kind of questions; what is after a thought is None for plain models.
 
-    Probabilities are renormalised over possible answers.
-
-    Attributes:
-        kind: of the questions.
-        questions: how many.
-        gold_base, gold_mix: mean probability of the answer, without and with a thought.
-        gold_base_interval, gold_mix_interval: half-widths of their 95 % intervals.
-        nll_base, nll_mix: mean NLL in nats of the answer among all tokens.
-        useful: share of thoughts that begin with the steps to the answer, with a 95 % interval;
-            None where no thoughts are sampled.
-        weight: mean mixing weight at the answers.
+    Probabilities are renormalised over possible answers, NLL is among all tokens, in nats;
+    intervals are of 95 %, their half-width or, of a share, both ends.
     """
 
     kind: str
-    questions: int
-    gold_base: float
+    questions: int  # how many
+    gold_base: float  # mean probability of the answer, without a thought
     gold_base_interval: float | None
     nll_base: float
-    gold_mix: float | None = None
+    gold_mix: float | None = None  # with a thought
     gold_mix_interval: float | None = None
     nll_mix: float | None = None
-    useful: float | None = None
+    useful: float | None = None  # share of thoughts that begin with the steps, if any are sampled
     useful_interval: list[float] | None = None
-    weight: float | None = None
+    weight: float | None = None  # mean mixing weight at the answers
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a model is worth on held-out text.
+    """What a model is worth on held-out text."""
 
-    Attributes:
-        text: all tokens.
-        other: tokens that answer no question; None where no questions are known.
-        answers: by kind, and of all kinds together.
-        other_rows: (R, 2) of each row of text, the number of other tokens and the sum of their NLL
-            (with thoughts, if there are any): two scores of the same text are compared row by row.
-    """
-
-    text: TextScore
-    other: TextScore | None = None
-    answers: tuple[AnswerScore, ...] = ()
+    text: TextScore  # all tokens
+    other: TextScore | None = None  # those that answer no question; None: questions not known
+    answers: tuple[AnswerScore, ...] = ()  # by kind, and of all kinds together
+    # of each row, the number of other tokens and the sum of their NLL (with thoughts, if there are
+    # any): two scores of the same text are compared row by row
     other_rows: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def thinks(self) -> bool:
+        """Whether it was measured with thoughts."""
+        return self.text.nll_mix is not None
 
     @staticmethod
     def from_json(values: dict) -> Score:
         """Read back `dataclasses.asdict`.
 
         Raises:
-            TypeError: names are missing or unexpected.
+            TypeError, KeyError: names are missing or unexpected.
         """
         return Score(
-            TextScore(**values["text"]),
-            values["other"] and TextScore(**values["other"]),
-            tuple(AnswerScore(**x) for x in values["answers"]),
-            tuple((count, nll) for count, nll in values.get("other_rows", ())),
+            text=TextScore(**values["text"]),
+            other=values["other"] and TextScore(**values["other"]),
+            answers=tuple(AnswerScore(**answers) for answers in values["answers"]),
+            other_rows=tuple(map(tuple, values.get("other_rows", ()))),
         )
 
 
-def other_change(before: Score, after: Score) -> tuple[float, float | None] | None:
-    """Change in the NLL of other tokens, paired by row of text.
+def read_score(path: Path) -> Score | None:
+    """A score that was written as JSON; None where none was measured.
 
-    Returns:
-        Mean in nats a token and the half-width of its 95 % interval; None where the two were not
-        measured on the same rows.
+    Raises:
+        ValueError: the file is missing or holds anything else.
+    """
+    stored = files.read_json(path)
+    try:
+        return None if stored is None else Score.from_json(stored)
+    except (TypeError, KeyError):
+        raise ValueError(f"{path}: expected a score, found {str(stored)[:60]}") from None
+
+
+def other_change(before: Score, after: Score) -> Estimate | None:
+    """Change in the NLL of other tokens, in nats a token, paired by row of text.
+
+    None where the two were not measured on the same rows.
     """
     one, two = (np.array(score.other_rows) for score in (before, after))
     if one.shape != two.shape or not one.size or (one[:, 0] != two[:, 0]).any():
         return None
-    difference, counts = two[:, 1] - one[:, 1], one[:, 0]
-    return float(difference.sum() / counts.sum()), ratio_interval(difference, counts)
+    return ratio_estimate(two[:, 1] - one[:, 1], one[:, 0])
 
 
-def summarise(text: Marked, found: Measured, think: bool = True, sampled: bool = True) -> Score:
-    """Means and intervals of what was measured.
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on held-out text: at the answers, and sums over other and all tokens."""
 
-    Args:
-        text, found: what was read, and found there.
-        think: False leaves out what is after a thought.
-        sampled: False leaves out which thoughts hold the steps.
-    """
-    kinds = np.array([q.kind for q in text.questions])
-    answers = []
-    for kind in (*dict.fromkeys(kinds.tolist()), ALL):
-        here = (kinds == kind) | (kind == ALL)
-        if not here.any():
-            continue
-        gold, nll, useful = found.gold[here], found.nll[here].mean(0), found.useful[here]
-        with_thoughts: dict[str, Any] = {}
-        if think:
-            with_thoughts = {
-                "gold_mix": float(gold[:, 1].mean()),
-                "gold_mix_interval": mean_interval(gold[:, 1]),
-                "nll_mix": float(nll[1]),
-                "weight": float(found.weight[here].mean()),
-            }
-        if think and sampled:
-            with_thoughts["useful"] = float(useful.mean())
-            with_thoughts["useful_interval"] = wilson(int(useful.sum()), len(useful))
-        answers.append(
-            AnswerScore(
-                kind=kind,
-                questions=len(gold),
-                gold_base=float(gold[:, 0].mean()),
-                gold_base_interval=mean_interval(gold[:, 0]),
-                nll_base=float(nll[0]),
-                **with_thoughts,
-            )
-        )
-    return Score(
-        text=text_summary(found.text, think),
-        other=text_summary(found.other, think),
-        answers=tuple(answers),
-        other_rows=tuple(map(tuple, found.other[:, [0, 1 + think]].tolist())),
-    )
+    answers: AnswerTable
+    other: RowSums
+    text: RowSums
 
 
-def measured(
+def measure_heldout(
     quiet: QuietStar,
-    text: Marked,
+    text: TextRows,
     config: Config,
     label: str = "",
     change: Change | None = None,
@@ -158,25 +119,86 @@ def measured(
     Args:
         quiet: the module.
         text: rows and questions.
-        config: batch, seed and objective are used.
+        config: batch, seed and objective are used; without thoughts, all is measured without.
         label: of the progress bar; empty: there is none.
-        change, fixed_weight: see `answers.measure`.
+        change, fixed_weight: see `measure_tokens`.
     """
-    size = config.run.micro_batch or config.run.batch
-    bar = tqdm(range(0, len(text.tokens), size), label, leave=False, disable=not label)
-    batches = (slice(start, start + size) for start in bar)
-    generator, think = step_generator(config.run.seed, 0), config.run.thinks
-    return measure(quiet, text, batches, generator, change, fixed_weight, think)
+    run = config.run
+    if not run.thinks:
+        fixed_weight = 0.0
+    read = text.tokens, text.documents
+    table = measure_tokens(quiet, *read, run, change, fixed_weight, label=label)
+    return Measured(
+        answers=measure_answers(quiet, text, table.thoughts, run, fixed_weight),
+        other=table.row_sums(text.other(table.scored)),
+        text=table.row_sums(table.scored),
+    )
+
+
+def _answer_score(kind: str, answers: AnswerTable, think: bool, sampled: bool) -> AnswerScore:
+    # question by question, as in scores of old runs
+    nll_base, nll_mix = np.stack([answers.nll_base, answers.nll_mix], 1).mean(0).tolist()
+    base, mix = mean_estimate(answers.gold_base), mean_estimate(answers.gold_mix)
+    count, hits = len(answers.useful), int(answers.useful.sum())
+    score = AnswerScore(kind, count, base.mean, base.interval, nll_base)
+    if not think:
+        return score
+    return replace(
+        score,
+        gold_mix=mix.mean,
+        gold_mix_interval=mix.interval,
+        nll_mix=nll_mix,
+        useful=hits / count if sampled else None,
+        useful_interval=wilson(hits, count) if sampled else None,
+        weight=float(answers.weight.mean()),
+    )
+
+
+def summarise(
+    text: TextRows, measured: Measured, think: bool = True, sampled: bool = True
+) -> Score:
+    """Means and intervals of what was measured.
+
+    Args:
+        text, measured: what was read, and measured there.
+        think: False leaves out what is after a thought.
+        sampled: False leaves out which thoughts hold the steps.
+    """
+    everything, other = text_score(measured.text, think), measured.other
+    if text.questions is None:
+        return Score(everything)
+    kinds, scores = np.array([q.kind for q in text.questions]), []
+    for kind in (*dict.fromkeys(kinds.tolist()), ALL) if len(kinds) else ():
+        here = (kinds == kind) | (kind == ALL)
+        answers = AnswerTable(*(column[here] for column in measured.answers))
+        scores.append(_answer_score(kind, answers, think, sampled))
+    nll = other.nll_mix if think else other.nll_base
+    rows = zip(other.tokens.tolist(), nll.tolist(), strict=True)
+    return Score(everything, text_score(other, think), tuple(scores), tuple(rows))
+
+
+def windows(data: TokenDataset, seq: int, rows: int) -> TextRows:
+    """The first `rows` rows of `seq` tokens of a split, of which only the text is known.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    (batch,) = sequential(data, seq, rows, rows)
+    numbers = batch.documents + batch.first[:, None]  # a document cut by a row's end stays one
+    return TextRows(batch.tokens, numbers.where(batch.documents != PADDING, PADDING))
+
+
+def heldout_text(data: TokenDataset, tokenizer: Tokenizer, seq: int, rows: int) -> TextRows:
+    """The first rows of a split: whole documents and their questions if they are known.
+
+    Raises:
+        ValueError: see `marked` and `windows`.
+    """
+    return marked(data.folder, tokenizer, seq, rows) or windows(data, seq, rows)
 
 
 def heldout_score(
-    quiet: QuietStar,
-    data: TokenDataset,
-    tokenizer: Tokenizer,
-    config: Config,
-    rows: int,
-    label: str,
-    show: bool = True,
+    quiet: QuietStar, data: TokenDataset, tokenizer: Tokenizer, config: Config, label: str = ""
 ) -> Score:
     """Score of held-out text; with answers, if the data says where they are.
 
@@ -184,27 +206,18 @@ def heldout_score(
         quiet: the module.
         data: the held-out split.
         tokenizer: that made it.
-        config: seq, batch, seed and objective are used.
-        rows: to read at most.
-        label: of the progress bar.
-        show: whether there is one.
+        config: seq, eval_rows, batch, seed and objective are used.
+        label: of the progress bar; empty: there is none.
 
     Raises:
         ValueError: there is nothing to score.
     """
-    run, think = config.run, config.run.thinks
-    text = marked(data.folder, tokenizer, run.seq, rows)
-    if text is not None:
-        found = measured(quiet, text, config, label if show else "")
-        return summarise(text, found, think, config.sampled)
-    batches = list(sequential(data, run.seq, run.micro_batch or run.batch, rows))
-    bar = tqdm(batches, label, leave=False, disable=not show)
-    device = quiet.start.device
-    pairs = ((b.tokens.to(device), b.documents.to(device)) for b in bar)
-    return Score(text_score(quiet, pairs, step_generator(run.seed, 0), think=think))
+    text = heldout_text(data, tokenizer, config.run.seq, config.run.eval_rows)
+    measured = measure_heldout(quiet, text, config, label)
+    return summarise(text, measured, config.run.thinks, config.sampled)
 
 
-def heldout(opened: Opened) -> TokenDataset:
+def heldout_data(opened: Opened) -> TokenDataset:
     """The held-out text that a model is evaluated on.
 
     Raises:
@@ -215,96 +228,70 @@ def heldout(opened: Opened) -> TokenDataset:
     return data
 
 
-def heldout_pairs(opened: Opened) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tokens and documents (B, T) of the held-out text, with a progress bar.
-
-    Documents have their numbers in the whole text, so that one cut by a row's end stays one.
-    """
-    run, data = opened.config.run, heldout(opened)
-    device = opened.placement.device
-    for batch in tqdm(
-        list(sequential(data, run.seq, run.batch, run.eval_rows)), "held-out text", leave=False
-    ):
-        numbers = batch.documents + batch.first[:, None]
-        documents = numbers.where(batch.documents != PADDING, PADDING)
-        yield batch.tokens.to(device), documents.to(device)
-
-
-def table(before: Score | None, after: Score | None) -> str:
-    """The closing table: before, after with thoughts, and after with thoughts off."""
+def closing_table(before: Score | None, after: Score | None) -> Table:
+    """Before, after with thoughts, and after with thoughts off."""
     if before is None or after is None:
-        return "no held-out text was evaluated (--eval-rows 0, or an empty held-out split)"
-    heads = ("before", "after", "thoughts off")
-    if after.text.nll_mix is None:
-        heads = ("before", "after")
-    return "\n".join(_lines(heads, before, after))
+        return Table("no held-out text was evaluated (--eval-rows 0, or an empty held-out split)")
+    change, thinks = other_change(before, after), after.thinks
+    columns = {"before": _column(before, thinks, change and Estimate(None))}
+    return _table(columns | {"after": _column(after, thinks, change)}, after)
 
 
-def score_lines(score: Score) -> list[str]:
-    """One score, a line each."""
-    heads = ("with thoughts", "thoughts off") if score.text.nll_mix is not None else ("",)
-    return _lines(heads, score)
+def score_table(score: Score) -> Table:
+    """With thoughts, and with thoughts off."""
+    return _table({"with thoughts" if score.thinks else "": _column(score, score.thinks)}, score)
 
 
-def _lines(heads: tuple[str, ...], *scores: Score) -> list[str]:
-    """A column for each score (with thoughts, if it has them), and one more for thoughts off."""
-    last = scores[-1]
-
-    def row(label: str, items: Sequence[Any], mix: str, off: str | None) -> str:
-        """Values of `mix` (or of `off` where a model does not think), then `off` of the last."""
-        found = [getattr(item, mix) for item in items]
-        if found[-1] is None and off:
-            found = [getattr(item, off) for item in items]
-        elif off:
-            found.append(getattr(items[-1], off))
-        return f"{label:32}{''.join(cell(value) for value in found)}"
-
-    def answers(title: str, mix: str, off: str | None) -> list[str]:
-        rows = [
-            row(f"  {items[-1].kind} ({items[-1].questions})", items, mix, off)
-            for items in zip(*(score.answers for score in scores), strict=True)
-        ]
-        return [title, *rows]
-
-    lines = [f"{'':32}{''.join(f'{head:>14}' for head in heads)}"]
-    if last.answers:
-        lines += answers("gold answer probability", "gold_mix", "gold_base")
-        overall = [score.answers[-1] for score in scores]
-        lines.append(row("    95 % +-", overall, "gold_mix_interval", "gold_base_interval"))
-        lines += answers("NLL at the answer, nats", "nll_mix", "nll_base")
-        if last.text.nll_mix is not None:
-            if overall[-1].useful is not None:
-                lines.append(row("thoughts that hold the steps", overall, "useful", None))
-            lines.append(row("mixing weight at the answer", overall, "weight", None))
-    texts = [("held-out text", [score.text for score in scores])]
-    if last.other is not None:
-        texts.insert(0, ("all other tokens", [score.other for score in scores]))
-    for title, items in texts:
-        lines.append(f"{title}, {items[-1].tokens:,} tokens")
-        lines.append(row("  NLL, nats a token", items, "nll_mix", "nll_base"))
-        if items[-1] is last.other and (change := other_change(scores[0], last)) and scores[1:]:
-            for label, value in zip(("  change by training", "    95 % +-"), change, strict=True):
-                lines.append(f"{label:32}{cell(None)}{cell(value)}")
-        if last.text.nll_mix is not None:
-            lines.append(row("  gain by thinking", items, "gain", None))
-            lines.append(row("    95 % +-", items, "gain_interval", None))
-            lines.append(row("  mixing weight", items, "weight", None))
-    return lines
+Column = list[tuple[str, str | None]]  # label and cell of every row; None: nothing to tell there
 
 
-def cell(value: float | None) -> str:
-    """A number of a table; None is one that was not finite, or not defined."""
-    return f"{'-':>14}" if value is None else f"{value:14.4f}"
+def _table(columns: dict[str, Column], last: Score) -> Table:
+    """Columns by their heads, and one for thoughts off; without rows that tell nothing."""
+    if last.thinks:
+        columns = columns | {"thoughts off": _column(last, False)}
+    lines = zip(*columns.values(), strict=True)
+    rows = [
+        (line[-1][0], *(cell or "" for _, cell in line))
+        for line in lines
+        if any(cell is not None for _, cell in line)
+    ]
+    return Table("", ("", *columns), rows)
 
 
-def read_score(path: Path) -> Score | None:
-    """A score that was written as JSON.
+def _column(score: Score, think: bool, change: Estimate | None = None) -> Column:
+    def thought(value: float | None) -> str | None:
+        return _cell(value) if think else None
 
-    Raises:
-        ValueError: the file is missing or holds anything else.
-    """
-    stored = files.read_json(path)
-    try:
-        return None if stored is None else Score.from_json(stored)
-    except (TypeError, KeyError):
-        raise ValueError(f"{path}: expected a score, found {str(stored)[:60]}") from None
+    rows: Column = []
+    if score.answers:
+        overall = score.answers[-1]
+        rows.append(("gold answer probability", ""))
+        for a in score.answers:
+            gold = a.gold_mix if think else a.gold_base
+            rows.append((f"  {a.kind} ({a.questions})", _cell(gold)))
+        half = overall.gold_mix_interval if think else overall.gold_base_interval
+        rows += [("    95 % +-", _cell(half)), ("NLL at the answer, nats", "")]
+        for a in score.answers:
+            nll = a.nll_mix if think else a.nll_base
+            rows.append((f"  {a.kind} ({a.questions})", _cell(nll)))
+        useful = None if overall.useful is None else thought(overall.useful)
+        rows.append(("thoughts that hold the steps", useful))
+        rows.append(("mixing weight at the answer", thought(overall.weight)))
+    for title, text in (("all other tokens", score.other), ("held-out text", score.text)):
+        if text is None:
+            continue
+        nll = text.nll_mix if think else text.nll_base
+        rows.append((f"{title}, {text.tokens:,} tokens", ""))
+        rows.append(("  NLL, nats a token", _cell(nll)))
+        if text is score.other:
+            rows.append(("  change by training", change and _cell(change.mean)))
+            rows.append(("    95 % +-", change and _cell(change.interval)))
+        rows.append(("  gain by thinking", thought(text.gain)))
+        rows.append(("    95 % +-", thought(text.gain_interval)))
+        rows.append(("  mixing weight", thought(text.weight)))
+    return rows
+
+
+def _cell(value: float | None) -> str:
+    """None is a number that was not finite, or not defined."""
+    return "-" if value is None else f"{value:.4f}"

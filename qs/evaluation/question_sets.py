@@ -19,7 +19,7 @@ from qs.data.answers import final_number, majority
 from qs.data.prompts import COT_STOPS, cot_final_prompt, cot_prompt, cut, direct_prompt
 from qs.data.question_sets import BenchmarkQuestion, parse_direct
 from qs.evaluation.gold_probability import Item, batches, fitting, item, score
-from qs.evaluation.statistics import Estimate, mean_interval, paired, wilson
+from qs.evaluation.statistics import Estimate, mean_estimate, paired, wilson
 from qs.files import JsonLines
 from qs.inference.decoding import Decoding
 from qs.inference.generate import generate
@@ -299,8 +299,7 @@ def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         elif name.endswith("_chance"):
             found[name] = {"mean": float(np.mean(values))}
         elif name.startswith(("gold_", "single_")):
-            numbers = np.array(values)
-            found[name] = {"mean": float(numbers.mean()), "interval": mean_interval(numbers)}
+            found[name] = mean_estimate(np.array(values))._asdict()
         elif name in ("tokens", "slots", "slots_everywhere"):
             found[name] = sum(values)
     for name in lines[0]:

@@ -34,49 +34,34 @@ class Estimate(NamedTuple):
         return f"{self.mean:{spec}}{half}"
 
 
-def mean_interval(values: np.ndarray) -> float | None:
-    """Half-width of the interval of a mean, in its units; None for fewer than two values.
-
-    Args:
-        values: (N,) one of each unit.
+def mean_estimate(values: np.ndarray) -> Estimate:
+    """The mean of (N,) values, one of each unit.
 
     Raises:
-        ValueError: of another rank.
+        ValueError: they are of another rank.
     """
     _check_units(values)
-    if len(values) < 2:
-        return None
-    return NORMAL_95 * float(values.std(ddof=1)) / math.sqrt(len(values))
+    half = None
+    if len(values) > 1:
+        half = NORMAL_95 * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Estimate(float(values.mean()), half)
 
 
-def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> float | None:
-    """Half-width of the interval of sum(sums) / sum(counts); None for fewer than two units.
-
-    Args:
-        sums, counts: (N,) of each unit; a unit may count nothing.
+def ratio_estimate(sums: np.ndarray, counts: np.ndarray) -> Estimate:
+    """sum(sums) / sum(counts) of (N,) units, some of which may count nothing.
 
     Raises:
-        ValueError: of another rank, or of different lengths.
+        ValueError: they differ in length or are of another rank.
 
     Source: linearised (delta method) standard error of a ratio; Cochran, Sampling Techniques
     (1977), section 2.11.
     """
     _check_units(sums, counts)
-    units, total = len(sums), counts.sum()
-    if units < 2:
-        return None
-    residual = sums - sums.sum() / total * counts
-    return NORMAL_95 * math.sqrt(units / (units - 1) * float((residual**2).sum())) / float(total)
-
-
-def mean_estimate(values: np.ndarray) -> Estimate:
-    """The mean of (N,) values. Raises ValueError as `mean_interval` does."""
-    return Estimate(float(values.mean()), mean_interval(values))
-
-
-def ratio_estimate(sums: np.ndarray, counts: np.ndarray) -> Estimate:
-    """sum(sums) / sum(counts). Arguments and errors are those of `ratio_interval`."""
-    return Estimate(float(sums.sum() / counts.sum()), ratio_interval(sums, counts))
+    units, total, half = len(sums), counts.sum(), None
+    if units > 1:
+        square = float(((sums - sums.sum() / total * counts) ** 2).sum())
+        half = NORMAL_95 * math.sqrt(units / (units - 1) * square) / float(total)
+    return Estimate(float(sums.sum() / total), half)
 
 
 def paired(before: Sequence[float], after: Sequence[float]) -> Estimate:
@@ -91,7 +76,7 @@ def paired(before: Sequence[float], after: Sequence[float]) -> Estimate:
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:
-    """Both ends of the interval of a rate, of which 0 and 1 are never beyond.
+    """Both ends of the interval of a rate.
 
     Raises:
         ValueError: not 0 <= hits <= count, or nothing was counted.

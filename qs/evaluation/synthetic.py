@@ -7,7 +7,7 @@ else, written documents and their answers included, counts among the other token
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,50 +16,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qs.config import ONE_THOUGHT, PADDING
+from qs.config import ONE_THOUGHT, PADDING, RunConfig
 from qs.data.dataset import TokenDataset
 from qs.data.synthetic import OPEN, Document, read_recipe
-from qs.evaluation.tokens import text_sums
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
-from qs.quietstar.losses import targets_ahead
+from qs.quietstar.losses import entropy, targets_ahead
 
 
 class Question(NamedTuple):
-    """An answer in a row of text, and what is known about it.
-
-    Attributes:
-        row, position: t; x[t+1] is the answer.
-        kind, difficulty: see `synthetic.Document`.
-        choices: (C,) ids of all possible answers.
-        gold: index of the answer among them.
-        working: ids of the steps that reach the answer.
-    """
+    """An answer in a row of text, and what is known about it."""
 
     row: int
-    position: int
-    kind: str
+    position: int  # t; x[t+1] is the answer
+    kind: str  # this and difficulty: see `synthetic.Document`
     difficulty: int
-    choices: tuple[int, ...]
-    gold: int
-    working: tuple[int, ...]
+    choices: tuple[int, ...]  # ids of all possible answers
+    gold: int  # index of the answer among them
+    working: tuple[int, ...]  # ids of the steps that reach the answer
 
 
 @dataclass(frozen=True)
-class Marked:
-    """Rows of whole documents and the questions in them.
+class TextRows:
+    """Rows of text, and the questions in them."""
 
-    Attributes:
-        tokens, documents: (R, T), as `dataset.Batch` holds them.
-        questions: in order of rows.
-    """
+    tokens: Tensor  # (R, T) ids
+    documents: Tensor  # (R, T) number of each token's document in the whole text, or PADDING
+    questions: Sequence[Question] | None = None  # in order of rows; None where they are not known
 
-    tokens: Tensor
-    documents: Tensor
-    questions: list[Question]
+    def other(self, scored: Tensor) -> Tensor:
+        """(R, T) `scored` positions whose next token answers no question."""
+        other = scored.clone()
+        for q in self.questions or ():
+            other[q.row, q.position] = False
+        return other
 
 
-def marked(folder: Path, tokenizer: Tokenizer, seq: int, rows: int | None = None) -> Marked | None:
+def marked(
+    folder: Path, tokenizer: Tokenizer, seq: int, rows: int | None = None
+) -> TextRows | None:
     """The held-out text of a prepared folder, with its questions.
 
     Documents are never cut: a row holds as many as fit into `seq` tokens, and rows are as long as
@@ -95,38 +90,32 @@ def marked(folder: Path, tokenizer: Tokenizer, seq: int, rows: int | None = None
             f"{folder}: expected {OPEN!r} to be a token of its own, found "
             f"{tokenizer.piece(mark)!r}; train the tokenizer with --symbol {OPEN}"
         )
-    seq = max(seq, *map(len, encoded))
-    packed: list[list[int]] = [[]]
-    numbers: list[list[int]] = [[]]
-    questions = []
-    for document, ids in zip(documents, encoded, strict=True):
-        if len(packed[-1]) + len(ids) > seq:
-            if len(packed) == rows:
+    seq, most = max(seq, *map(len, encoded)), min(rows or len(encoded), len(encoded))
+    tokens = torch.zeros(most, seq, dtype=torch.int64)
+    inside = torch.full((most, seq), PADDING)
+    questions, row, used = [], 0, 0
+    for number, (document, ids) in enumerate(zip(documents, encoded, strict=True)):
+        if used + len(ids) > seq:
+            row, used = row + 1, 0
+            if row == rows:
                 break
-            packed.append([])
-            numbers.append([])
-        packed[-1] += ids
-        numbers[-1] += [max(numbers[-1], default=-1) + 1] * len(ids)
+        place = slice(used, used + len(ids))
+        tokens[row, place], inside[row, place] = torch.tensor(ids), number
+        used = place.stop
         if document.style == "none":
             written = tokenizer.encode(f"{document.question}\n{OPEN}{document.working}")
             working = written[written.index(mark) + 1 :][: document.needed]
-            questions.append(
-                Question(
-                    row=len(packed) - 1,
-                    position=len(packed[-1]) - 3,  # before the answer and the end of the text
-                    kind=document.kind,
-                    difficulty=document.difficulty,
-                    choices=_choices(folder, tokenizer, document, ids[-2]),
-                    gold=document.choices.index(document.answer),
-                    working=tuple(working),
-                )
+            question = Question(
+                row=row,
+                position=used - 3,  # before the answer and the end of the text
+                kind=document.kind,
+                difficulty=document.difficulty,
+                choices=_choices(folder, tokenizer, document, ids[-2]),
+                gold=document.choices.index(document.answer),
+                working=tuple(working),
             )
-    tokens = torch.zeros(len(packed), seq, dtype=torch.int64)
-    inside = torch.full((len(packed), seq), PADDING)
-    for row, (ids, number) in enumerate(zip(packed, numbers, strict=True)):
-        tokens[row, : len(ids)] = torch.tensor(ids)
-        inside[row, : len(ids)] = torch.tensor(number)
-    return Marked(tokens, inside, questions)
+            questions.append(question)
+    return TextRows(tokens[: row + 1], inside[: row + 1], questions)
 
 
 def _id_of(tokenizer: Tokenizer, text: str) -> int:
@@ -138,139 +127,85 @@ def _choices(
     folder: Path, tokenizer: Tokenizer, document: Document, answer: int
 ) -> tuple[int, ...]:
     """Ids of the possible answers of a document that ends in the token `answer`."""
-    found = tuple(_id_of(tokenizer, choice) for choice in document.choices)
-    gold = found[document.choices.index(document.answer)]
-    if len(set(found)) < len(found) or gold != answer:
+    choices = tuple(_id_of(tokenizer, choice) for choice in document.choices)
+    gold = choices[document.choices.index(document.answer)]
+    if len(set(choices)) < len(choices) or gold != answer:
         raise ValueError(
             f"{folder}: expected each possible answer to be one token, and {document.answer!r} the "
-            f"last one of {document.text!r}; found {[tokenizer.piece(i) for i in found]} and "
+            f"last one of {document.text!r}; found {[tokenizer.piece(i) for i in choices]} and "
             f"{tokenizer.piece(answer)!r}; train the tokenizer on text of "
             "python -m qs.data synthetic"
         )
-    return found
+    return choices
 
 
-def rewarded(text: Marked, ahead: int) -> float:
+def rewarded(text: TextRows, ahead: int) -> float:
     """Share of the questions after which `ahead` targets follow in the document.
 
     A position with fewer earns no reward (`losses.rewards`): REINFORCE never sees its thought.
     """
-    at = [q.row for q in text.questions], [q.position for q in text.questions]
-    anchors = torch.tensor(at[1])[:, None]
-    _, valid = targets_ahead(text.tokens[at[0]], text.documents[at[0]], anchors, ahead)
+    rows = [q.row for q in text.questions]
+    anchors = torch.tensor([[q.position] for q in text.questions])
+    _, valid = targets_ahead(text.tokens[rows], text.documents[rows], anchors, ahead)
     return float(valid.all(-1).double().mean())
 
 
-class Measured(NamedTuple):
-    """What was measured, a line for each question and for each row.
+class AnswerTable(NamedTuple):
+    """What was measured at the answers, in the order of the questions; (Q,) each, NLL in nats."""
 
-    Attributes:
-        gold: (Q, 2) probability of the answer among its choices, without and with a thought.
-        nll: (Q, 2) NLL of the answer in nats.
-        useful: (Q,) whether the thought begins with the steps that reach the answer.
-        weight: (Q,) mixing weight.
-        entropy: (Q,) of the prediction without a thought, in nats.
-        other: (R, 4) sums over tokens that answer no question, see `tasks.text_sums`.
-        text: (R, 4) sums over all tokens.
-    """
+    gold_base: np.ndarray  # probability of the answer among its choices, without a thought
+    gold_mix: np.ndarray  # with one
+    nll_base: np.ndarray  # NLL of the answer among all tokens, without a thought
+    nll_mix: np.ndarray  # with one
+    useful: np.ndarray  # 1 where the thought begins with the steps that reach the answer, else 0
+    weight: np.ndarray  # mixing weight
+    entropy: np.ndarray  # of the prediction without a thought
 
-    gold: np.ndarray
-    nll: np.ndarray
-    useful: np.ndarray
-    weight: np.ndarray
-    entropy: np.ndarray
-    other: np.ndarray
-    text: np.ndarray
-
-
-Change = Callable[[QuietStar, Tensor, Tensor, torch.Generator], Tensor]
+    def gold_above(self, threshold: float) -> float:
+        """Mean probability if only predictions of more entropy (nats) are thought about."""
+        return float(np.where(self.entropy > threshold, self.gold_mix, self.gold_base).mean())
 
 
 @torch.no_grad()
-def measure(
+def measure_answers(
     quiet: QuietStar,
-    text: Marked,
-    batches: Iterable[slice],
-    generator: torch.Generator,
-    change: Change | None = None,
+    text: TextRows,
+    thoughts: Tensor,
+    run: RunConfig,
     fixed_weight: float | None = None,
-    think: bool = True,
-) -> Measured:
-    """Think before every token, one thought each, and measure answers and all other tokens.
+) -> AnswerTable:
+    """Predict every answer with what was thought before it, and without.
 
     Args:
         quiet: the module.
         text: rows and questions.
-        batches: rows to read at a time, which together are all of them.
-        generator: source of the thoughts, on the CPU.
-        change: given module, documents (B, T), thoughts (B, T, 1, n) and generator: other thoughts
-            of any length to use instead.
+        thoughts: (R, T, n), as `TokenTable` has them.
+        run: rows at a time.
         fixed_weight: mixing weight to use instead of the head's.
-        think: if False, everything is measured without thoughts, twice.
     """
-    device = quiet.start.device
-    if not think:
-        fixed_weight = 0.0
-    lines: list[list[float]] = []
-    sums: list[list[Tensor]] = []
-    for rows in batches:
-        tokens, documents = text.tokens[rows].to(device), text.documents[rows].to(device)
-        asked = [q for q in text.questions if rows.start <= q.row < rows.start + len(tokens)]
+    questions, size, device = text.questions or (), run.micro_batch or run.batch, quiet.start.device
+    table = AnswerTable(*np.zeros((len(AnswerTable._fields), len(questions))))
+    for first in range(0, len(text.tokens), size):
+        asked = [i for i, q in enumerate(questions) if first <= q.row < first + size]
+        if not asked:
+            continue
+        rows = [questions[i].row for i in asked]
+        anchors = torch.tensor([[questions[i].position] for i in asked])  # (Q, 1)
+        own = thoughts[rows, anchors[:, 0]]  # (Q, n)
         with quiet.with_settings(**ONE_THOUGHT):
-            if think:
-                anchors, thoughts = quiet.think(tokens, documents, generator=generator)
-            else:
-                anchors, thoughts = tokens[:, :0], tokens[:, :0, None, None]
-            if change:
-                thoughts = change(quiet, documents, thoughts, generator)
-            step = quiet(tokens, documents, None, anchors, thoughts, fixed_weight=fixed_weight)
-            at = [q.row - rows.start for q in asked], [q.position for q in asked]
-            other = step.base_valid.clone()
-            other[at] = False
-            chosen = thoughts[at] if think else thoughts.new_zeros(len(asked), 1, 0)
-            lines += _lines(quiet, tokens[at[0]], documents[at[0]], chosen, asked, fixed_weight)
-        sums.append([text_sums(step, mask).cpu() for mask in (other, step.base_valid)])
-    table = np.array(lines, float).reshape(len(lines), 7)
-    other, everything = (torch.cat(x).numpy() for x in zip(*sums, strict=True))
-    return Measured(
-        gold=table[:, :2],
-        nll=table[:, 2:4],
-        useful=table[:, 4] > 0,
-        weight=table[:, 5],
-        entropy=table[:, 6],
-        other=other,
-        text=everything,
-    )
+            inputs = text.tokens[rows], text.documents[rows], anchors, own[:, None, None]
+            predicted = quiet.predict(*(x.to(device) for x in inputs), fixed_weight=fixed_weight)
+        base, mix, weight = (x.flatten(1).cpu() for x in predicted)  # (Q, V), (Q, V), (Q, 1)
+        for line, i in enumerate(asked):
+            q = questions[i]
+            table.gold_base[i], table.nll_base[i] = _gold(base[line], q)
+            table.gold_mix[i], table.nll_mix[i] = _gold(mix[line], q)
+            table.useful[i] = own[line, : len(q.working)].tolist() == list(q.working)
+            table.weight[i], table.entropy[i] = weight[line], entropy(base[line])
+    return table
 
 
-def gold_above(found: Measured, above: float) -> float:
-    """Mean gold answer probability if only predictions of more entropy (nats) are thought about."""
-    return float(np.where(found.entropy > above, found.gold[:, 1], found.gold[:, 0]).mean())
-
-
-def _lines(
-    quiet: QuietStar,
-    tokens: Tensor,
-    documents: Tensor,
-    thoughts: Tensor,
-    asked: list[Question],
-    fixed_weight: float | None,
-) -> list[list[float]]:
-    """A line of `measure` for each of Q questions: (Q, T) rows, (Q, 1, n) thoughts."""
-    if not asked:
-        return []
-    anchors = torch.tensor([[q.position] for q in asked], device=tokens.device)
-    base, mix, weight = (
-        x.flatten(1).cpu()
-        for x in quiet.predict(
-            tokens, documents, anchors, thoughts[:, None], fixed_weight=fixed_weight
-        )
-    )
-    lines = []
-    for row, (q, thought) in enumerate(zip(asked, thoughts[:, 0].tolist(), strict=True)):
-        chosen = torch.stack([base[row], mix[row]])[:, list(q.choices)].double()
-        gold, nll = chosen.softmax(1)[:, q.gold], -chosen[:, q.gold]
-        useful = tuple(thought[: len(q.working)]) == q.working
-        entropy = -(base[row].exp() * base[row]).sum().item()
-        lines.append([*gold.tolist(), *nll.tolist(), useful, weight[row].item(), entropy])
-    return lines
+def _gold(log_p: Tensor, q: Question) -> tuple[float, float]:
+    """Probability of the answer among its choices, and its NLL, from (V,) log-probabilities."""
+    choices = log_p[list(q.choices)].double()
+    return choices.softmax(0)[q.gold].item(), -choices[q.gold].item()

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qs.config import Config
-from qs.data.dataset import TokenDataset, sequential
+from qs.config import PADDING, Config
+from qs.data.dataset import TokenDataset
+from qs.evaluation.heldout import heldout_text
 from qs.evaluation.page import Passage, Thought, Token, page, terminal
-from qs.evaluation.synthetic import Marked, marked
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import PAUSE, QuietStar
 from qs.quietstar.losses import Step
@@ -49,11 +49,8 @@ def shown(
         config: seq and seed are used.
         rows: to show at most.
     """
-    text = marked(data.folder, tokenizer, config.run.seq, rows)
-    if text is None:
-        (batch,) = sequential(data, config.run.seq, rows, rows)
-        text = Marked(batch.tokens, batch.documents, [])
-    asked = {(q.row, int(text.documents[q.row, q.position])): q for q in text.questions}
+    text = heldout_text(data, tokenizer, config.run.seq, rows)
+    asked = {(q.row, int(text.documents[q.row, q.position])): q for q in text.questions or ()}
     generator = step_generator(config.run.seed, 0)
     device = quiet.start.device
     found: list[Passage] = []
@@ -61,7 +58,7 @@ def shown(
     for row, (tokens, documents) in enumerate(zip(text.tokens, text.documents, strict=True)):
         with quiet.with_settings(anchors="all", anchor_share=1.0):
             step = quiet(tokens[None].to(device), documents[None].to(device), generator=generator)
-        for number in range(int(documents.max()) + 1):
+        for number in documents[documents != PADDING].unique().tolist():
             question = asked.get((row, number))
             title = f"document {len(found) + 1}"
             if question:

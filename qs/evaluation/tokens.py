@@ -1,99 +1,139 @@
-"""What a model is measured on. Here: text, with and without thoughts, on the same tokens."""
+"""Every token of some text, measured once with and without thoughts, in named columns.
+
+What is told of text is read off this table: its score, deciles of difficulty, where thinking pays,
+which tokens it helped most.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from qs.config import ONE_THOUGHT
-from qs.evaluation.statistics import ratio_interval
+from qs.config import ONE_THOUGHT, RunConfig
+from qs.evaluation.statistics import ratio_estimate
 from qs.quietstar.algorithm import QuietStar
-from qs.quietstar.losses import Step
-from qs.quietstar.sampler import prefill
+from qs.quietstar.losses import entropy
+from qs.quietstar.sampler import step_generator
+
+Change = Callable[[QuietStar, Tensor, Tensor, torch.Generator], Tensor]
+"""Module, documents (B, T), thoughts (B, T, 1, n), generator -> other thoughts, of any length."""
+
+
+class RowSums(NamedTuple):
+    """Sums over some tokens of each row of text, (R,) float64 each; NLL in nats."""
+
+    tokens: np.ndarray  # how many
+    nll_base: np.ndarray  # without thoughts
+    nll_mix: np.ndarray  # with thoughts
+    weight: np.ndarray  # mixing weight
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Every token of R rows of text, measured once; on the CPU.
+
+    What stands at position t tells of the next token, x[t+1]. NLL and entropy in nats.
+    """
+
+    tokens: Tensor  # (R, T)
+    documents: Tensor  # (R, T)
+    scored: Tensor  # (R, T) whether x[t+1] counts: nothing is before a document's first token
+    nll_base: Tensor  # (R, T) without thoughts
+    nll_mix: Tensor  # (R, T) with one thought after t; the same as without where none was had
+    weight: Tensor  # (R, T) mixing weight
+    entropy: Tensor  # (R, T) of the prediction without thoughts; (R, 0) where not asked for
+    thoughts: Tensor  # (R, T, n)
+
+    def row_sums(self, chosen: Tensor) -> RowSums:
+        """Sums over the tokens that (R, T) `chosen` names."""
+        columns = (chosen, self.nll_base, self.nll_mix, self.weight)
+        return RowSums(*(x.where(chosen, 0).double().sum(1).numpy() for x in columns))
+
+
+@torch.no_grad()
+def measure_tokens(
+    quiet: QuietStar,
+    tokens: Tensor,
+    documents: Tensor,
+    run: RunConfig,
+    change: Change | None = None,
+    fixed_weight: float | None = None,
+    entropies: bool = False,
+    label: str = "",
+) -> TokenTable:
+    """Read text once, with one sampled thought before every token.
+
+    Args:
+        quiet: the module; thinks everywhere, one thought, judged on the next token.
+        tokens, documents: (R, T).
+        run: seed of the thoughts, rows at a time, and whether it thinks at all.
+        change: gives other thoughts to use instead.
+        fixed_weight: mixing weight to use instead of the head's.
+        entropies: measure them too, outside of the module's forward pass.
+        label: of the progress bar; empty: there is none.
+    """
+    generator, size = step_generator(run.seed, 0), run.micro_batch or run.batch
+    parts: list[TokenTable] = []
+    for first in tqdm(range(0, len(tokens), size), label, leave=False, disable=not label):
+        x, inside = (
+            rows[first : first + size].to(quiet.start.device) for rows in (tokens, documents)
+        )
+        anchors, thoughts = x[:, :0], x[:, :0, None, None]  # nobody thinks
+        with quiet.with_settings(**ONE_THOUGHT):
+            if run.thinks:
+                anchors, thoughts = quiet.think(x, inside, generator=generator)
+            if change:
+                thoughts = change(quiet, inside, thoughts, generator)
+            step = quiet(x, inside, anchors=anchors, thoughts=thoughts, fixed_weight=fixed_weight)
+        nats = step.nll_base[:, :0]
+        if entropies:  # a row at a time: the logits of all would not fit
+            rows = [quiet.model.logits(row).float().log_softmax(-1) for row in step.outputs]
+            nats = torch.stack([entropy(row) for row in rows])
+        parts.append(
+            TokenTable(
+                tokens=x,
+                documents=inside,
+                scored=step.base_valid,
+                nll_base=step.nll_base,
+                nll_mix=step.nll_mix[:, :, 0, 0] if run.thinks else step.nll_base,
+                weight=step.weight[:, :, 0, 0] if run.thinks else torch.zeros_like(step.nll_base),
+                entropy=nats,
+                thoughts=thoughts[:, :, 0] if run.thinks else x.new_zeros((*x.shape, 0)),
+            )
+        )
+    columns = ([getattr(part, f.name) for part in parts] for f in fields(TokenTable))
+    return TokenTable(*(torch.cat(column).cpu() for column in columns))
 
 
 @dataclass(frozen=True)
 class TextScore:
-    """NLL of text, in nats a token, with and without thoughts on the same tokens.
+    """NLL of text, in nats a token, with and without thoughts on the same tokens."""
 
-    Attributes:
-        tokens: how many were scored.
-        nll_base: without thoughts.
-        nll_mix: with thoughts (None where the model was run without).
-        gain: nll_base - nll_mix, paired by token.
-        gain_interval: half-width of its 95 % interval, rows as the units; None for one row.
-        weight: mean mixing weight.
-    """
-
-    tokens: int
-    nll_base: float
-    nll_mix: float | None = None
-    gain: float | None = None
-    gain_interval: float | None = None
-    weight: float | None = None
+    tokens: int  # how many were scored
+    nll_base: float  # without thoughts
+    nll_mix: float | None = None  # with thoughts; None where the model was run without
+    gain: float | None = None  # nll_base - nll_mix, paired by token
+    gain_interval: float | None = None  # half of its 95 % interval over rows; None for one row
+    weight: float | None = None  # mean mixing weight
 
 
-@torch.no_grad()
-def text_score(
-    quiet: QuietStar,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    generator: torch.Generator,
-    think: bool = True,
-) -> TextScore:
-    """NLL of text with one sampled thought before every token, and without thoughts.
-
-    Every token but the first of each document in a row is scored (there is nothing before it).
+def text_score(sums: RowSums, think: bool = True) -> TextScore:
+    """Means over all tokens that were summed.
 
     Args:
-        quiet: the module; thinks everywhere, one thought, judged on the next token.
-        batches: (tokens, documents), each (B, T).
-        generator: source of the thoughts, on the CPU.
-        think: if False, only the NLL without thoughts is measured.
+        sums: of each row.
+        think: False leaves out what is after a thought.
 
     Raises:
-        ValueError: no token can be scored.
+        ValueError: no token was scored.
     """
-    rows: list[Tensor] = []  # of (tokens, nll_base, nll_mix, weight) sums
-    for tokens, documents in batches:
-        none = tokens[:, :0]
-        with quiet.with_settings(**ONE_THOUGHT):
-            if think:
-                step = quiet(tokens, documents, generator=generator)
-            else:
-                step = quiet(tokens, documents, thoughts=none[:, :, None, None], anchors=none)
-        rows.append(text_sums(step, step.base_valid).cpu())
-    return text_summary(torch.cat(rows).numpy() if rows else np.zeros((0, 4)), think)
-
-
-def text_sums(step: Step, there: Tensor) -> Tensor:
-    """Sums over the tokens of each row that (B, T) `there` names.
-
-    Args:
-        step: with one thought at every position, or with none at all.
-        there: (B, T) positions whose next token counts.
-
-    Returns:
-        (B, 4): tokens, nll_base, nll_mix, weight; the last two are 0 without thoughts.
-    """
-    sums = [there, step.nll_base.where(there, 0.0)]
-    for found in (step.nll_mix, step.weight):
-        thinks = there[:, : found.shape[1]]
-        sums.append(found[:, :, 0, 0].where(thinks, 0.0) if found.shape[1] else found.flatten(1))
-    return torch.stack([x.double().sum(1) for x in sums], 1)
-
-
-def text_summary(table: np.ndarray, think: bool) -> TextScore:
-    """Means over (R, 4) `text_sums`.
-
-    Raises:
-        ValueError: no token can be scored.
-    """
-    count, base, mix, weight = table.sum(0)
+    count, base, mix, weight = np.stack(sums, 1).sum(0)  # row by row, as in scores of old runs
     if count == 0:
         raise ValueError("no token to score: every row holds padding or single-token documents")
     if not think:
@@ -103,49 +143,6 @@ def text_summary(table: np.ndarray, think: bool) -> TextScore:
         nll_base=base / count,
         nll_mix=mix / count,
         gain=(base - mix) / count,
-        gain_interval=ratio_interval(table[:, 1] - table[:, 2], table[:, 0]),
+        gain_interval=ratio_estimate(sums.nll_base - sums.nll_mix, sums.tokens).interval,
         weight=weight / count,
     )
-
-
-class Tokens(NamedTuple):
-    """Every token of some text, in nats; (N,) each.
-
-    Attributes:
-        nll_base, nll_mix: NLL without and with one sampled thought.
-        entropy: of the prediction without thoughts.
-        documents: document that the token is in, by its number in `batches`.
-    """
-
-    nll_base: np.ndarray
-    nll_mix: np.ndarray
-    entropy: np.ndarray
-    documents: np.ndarray
-
-
-@torch.no_grad()
-def token_nlls(
-    quiet: QuietStar, batches: Iterable[tuple[Tensor, Tensor]], generator: torch.Generator
-) -> Tokens:
-    """Measure every token.
-
-    Args:
-        quiet, batches, generator: as for `text_score`, which thinks the same thoughts. A document
-            that goes on in other rows has the same number there.
-    """
-    found = []
-    for tokens, documents in batches:
-        with quiet.with_settings(**ONE_THOUGHT):
-            step = quiet(tokens, documents, generator=generator)
-        outputs, _ = prefill(quiet.model, tokens, documents)
-        entropy = torch.stack([_entropy(quiet.model.logits(row)) for row in outputs])
-        there = step.base_valid
-        each = step.nll_base, step.nll_mix[:, :, 0, 0], entropy, documents
-        found.append([x[there].double().cpu().numpy() for x in each])
-    base, mix, nats, names = (np.concatenate(x) for x in zip(*found, strict=True))
-    return Tokens(base, mix, nats, names.astype(int))
-
-
-def _entropy(logits: Tensor) -> Tensor:
-    log_p = logits.float().log_softmax(-1)
-    return -(log_p.exp() * log_p).sum(-1)

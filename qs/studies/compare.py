@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from qs import files
 from qs.config import ONE_THOUGHT, StarConfig
-from qs.evaluation.heldout import measured
+from qs.evaluation.heldout import measure_heldout
 from qs.evaluation.statistics import mean_estimate
 from qs.inference.decoding import Decoding
 from qs.presets import PRESETS
@@ -109,8 +109,9 @@ def known_answers(opened: Opened, thinks: bool) -> tuple[Answers, Answers]:
     """
     config = opened.config if thinks else opened.config.changed(objective="plain")
     text = text_with_answers(config.run, opened.tokenizer)
-    gold = measured(opened.quiet, text, config).gold  # (Q, 2)
-    return Answers(gold[:, 0], 1), Answers(gold[:, 1], 1 + opened.config.thought.thoughts)
+    answers = measure_heldout(opened.quiet, text, config).answers
+    thought = Answers(answers.gold_mix, 1 + opened.config.thought.thoughts)
+    return Answers(answers.gold_base, 1), thought
 
 
 def compare_models(models: Sequence[str], task: Comparable, count: int, device: str) -> Table:

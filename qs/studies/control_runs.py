@@ -17,8 +17,8 @@ from tqdm import tqdm
 from qs import files
 from qs.config import RunConfig
 from qs.data.dataset import TokenDataset, resolve_data
-from qs.evaluation.heldout import measured
-from qs.evaluation.synthetic import Marked, Measured, marked, rewarded
+from qs.evaluation.heldout import Measured, measure_heldout
+from qs.evaluation.synthetic import TextRows, marked, rewarded
 from qs.model import weights
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import ROWS, choose_placement, load
@@ -186,7 +186,7 @@ def training_seconds(run: Path) -> float:
     return sum(config.batch * config.seq / step["tokens_per_second"] for step in steps)
 
 
-def text_with_answers(run: RunConfig, tokenizer: Tokenizer) -> Marked:
+def text_with_answers(run: RunConfig, tokenizer: Tokenizer) -> TextRows:
     """The held-out text that a run is measured on, with its questions.
 
     Raises:
@@ -204,7 +204,7 @@ def text_with_answers(run: RunConfig, tokenizer: Tokenizer) -> Marked:
 
 
 def measure_controls(
-    run: Path, trained: Mapping[BaselineRun, Path], text: Marked
+    run: Path, trained: Mapping[BaselineRun, Path], text: TextRows
 ) -> dict[str, list[ControlRow]]:
     """Rows of tables, by title: a run, its thoughts replaced, other lengths, and what was trained.
 
@@ -242,11 +242,11 @@ def measure_controls(
     return {title: [row(control) for control in table] for title, table in tables.items()}
 
 
-def _measure(control: Control, text: Marked) -> list[Measured]:
+def _measure(control: Control, text: TextRows) -> list[Measured]:
     """One for each seed."""
     change, fixed_weight = control.intervention.change, control.intervention.fixed_weight
     results = []
     for folder, config in zip(control.checkpoints, control.configs, strict=True):
         quiet, _ = load(folder, config, choose_placement(config.run))
-        results.append(measured(quiet, text, config, "", change, fixed_weight))
+        results.append(measure_heldout(quiet, text, config, "", change, fixed_weight))
     return results

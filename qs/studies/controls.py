@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from qs.config import PADDING, Config
-from qs.evaluation.statistics import Estimate, mean_interval, paired, ratio_estimate
-from qs.evaluation.synthetic import Change, Marked, Measured
+from qs.evaluation.heldout import Measured
+from qs.evaluation.statistics import Estimate, mean_estimate, paired, ratio_estimate
+from qs.evaluation.synthetic import TextRows
+from qs.evaluation.tokens import Change
 from qs.files import write_text
 from qs.quietstar.algorithm import PAUSE, QuietStar
 from qs.tables import Table, markdown
@@ -183,19 +185,19 @@ def control_row(
     sampled = intervention.change is None and intervention.fixed_weight != 0.0 and config.sampled
     gold = _gold(measured, thinks)  # (seeds, Q)
     questions = gold.mean(0)  # (Q,)
-    useful = np.stack([m.useful for m in measured]).mean(1)  # (seeds,)
+    useful = np.stack([m.answers.useful for m in measured]).mean(1)  # (seeds,)
     sums, counts = _other(measured, thinks)
     return ControlRow(
         name=control.name,
         seeds=len(measured),
-        gold=Estimate(float(gold.mean()), mean_interval(questions)),
+        gold=Estimate(float(gold.mean()), mean_estimate(questions).interval),
         gold_seeds=_ends(gold.mean(1)),
         gold_change=paired(_gold(before, False).mean(0), questions) if before else None,
         gold_unrewarded=paired(_gold(unrewarded, True).mean(0), questions) if unrewarded else None,
-        nll=float(np.mean([m.nll[:, int(thinks)] for m in measured])),
+        nll=float(np.mean([m.answers.nll_mix if thinks else m.answers.nll_base for m in measured])),
         useful=float(useful.mean()) if sampled else None,
         useful_seeds=_ends(useful) if sampled else None,
-        weight=float(np.mean([m.weight for m in measured])) if thinks else None,
+        weight=float(np.mean([m.answers.weight for m in measured])) if thinks else None,
         other=ratio_estimate(sums, counts),
         other_change=ratio_estimate(sums - _other(before, False)[0], counts) if before else None,
         seconds=seconds,
@@ -205,13 +207,13 @@ def control_row(
 
 def _gold(measured: Sequence[Measured], thinks: bool) -> np.ndarray:
     """(seeds, Q) gold answer probability, with or without a thought."""
-    return np.stack([m.gold[:, int(thinks)] for m in measured])
+    return np.stack([m.answers.gold_mix if thinks else m.answers.gold_base for m in measured])
 
 
 def _other(measured: Sequence[Measured], thinks: bool) -> tuple[np.ndarray, np.ndarray]:
     """(R,) sums of NLL and numbers of other tokens in each row of text, means over seeds."""
-    other = np.stack([m.other for m in measured]).mean(0)  # (R, 4)
-    return other[:, 1 + int(thinks)], other[:, 0]
+    sums = [m.other.nll_mix if thinks else m.other.nll_base for m in measured]
+    return np.mean(sums, 0), np.mean([m.other.tokens for m in measured], 0)
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
@@ -219,7 +221,7 @@ def _ends(values: np.ndarray) -> tuple[float, float]:
 
 
 # ---- the page ------------------------------------------------------------------------------------
-def controls_notes(text: Marked, temperature: float) -> str:
+def controls_notes(text: TextRows, temperature: float) -> str:
     """What a reader of the tables needs to know of a text and the temperature of thoughts."""
     same = text.documents[:, 1:] == text.documents[:, :-1]
     targets = int((same & (text.documents[:, 1:] != PADDING)).sum())

@@ -1,4 +1,4 @@
-"""answers: a question is measured at its own answer, and everything else is another token."""
+"""synthetic: a question is measured at its own answer, and everything else is another token."""
 
 import dataclasses
 import json
@@ -10,14 +10,13 @@ import torch
 from tiny import make_world
 
 from qs.config import Config, RunConfig, ThoughtConfig
-from qs.data.dataset import TokenDataset
 from qs.data.synthetic import World, documents
-from qs.evaluation.heldout import Score, heldout_score, other_change, summarise
-from qs.evaluation.statistics import ratio_interval
-from qs.evaluation.synthetic import gold_above, marked, measure, rewarded
+from qs.evaluation.heldout import measure_heldout, summarise
+from qs.evaluation.synthetic import marked, rewarded
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import PAUSE
 from qs.quietstar.load import choose_placement, load
+from qs.quietstar.sampler import step_generator
 
 SETTINGS = Config(
     ThoughtConfig(thoughts=5, ahead=2, samples=3, beta=0.0, start_text=":", end_text=";"),
@@ -46,12 +45,9 @@ def text(world):
     return marked(world.data, Tokenizer.load(world.tokenizer), 48)
 
 
-def slices(text, size):
-    return [slice(i, i + size) for i in range(0, len(text.tokens), size)]
-
-
-def found(quiet, text, size=4, **arguments):
-    return measure(quiet, text, slices(text, size), torch.Generator().manual_seed(1), **arguments)
+def found(quiet, text, size=4, objective="quiet", **arguments):
+    config = SETTINGS.changed(batch=size, objective=objective, seed=1)
+    return measure_heldout(quiet, text, config, **arguments)
 
 
 def test_rows_hold_whole_documents_and_a_question_for_each_left_out_working(world, text):
@@ -62,8 +58,10 @@ def test_rows_hold_whole_documents_and_a_question_for_each_left_out_working(worl
     held = [
         row[inside == number].tolist()
         for row, inside in zip(text.tokens, text.documents, strict=True)
-        for number in range(int(inside.max()) + 1)
+        for number in inside[inside >= 0].unique()
     ]
+    last = text.documents[-1]  # numbered through the whole text
+    assert int(last.max()) == len(held) - 1
     assert held == [tokenizer.encode(d.text, bos=True, eos=True) for d in drawn]
     asked = [d for d in drawn if d.style == "none"]
     assert len(text.questions) == len(asked) > 10
@@ -90,10 +88,10 @@ def test_an_answer_is_measured_as_by_hand_and_the_rest_is_other_tokens(quiet, te
     result = found(quiet, text)
     with torch.no_grad():
         one = dict(ahead=1, samples=1, baseline="none")
-        generator = torch.Generator().manual_seed(1)
+        generator = step_generator(1, 0)
         lines, other = [], []
         with quiet.with_settings(**one):
-            for rows in slices(text, 4):
+            for rows in (slice(i, i + 4) for i in range(0, len(text.tokens), 4)):
                 tokens, inside = text.tokens[rows], text.documents[rows]
                 step = quiet(tokens, inside, generator=generator)
                 there = step.base_valid.clone()
@@ -122,12 +120,9 @@ def test_an_answer_is_measured_as_by_hand_and_the_rest_is_other_tokens(quiet, te
                 ]
     expected = np.array(lines)
     close = dict(rtol=2e-4, atol=1e-5)
-    np.testing.assert_allclose(result.gold, expected[:, :2], **close)
-    np.testing.assert_allclose(result.nll, expected[:, 2:4], **close)
-    np.testing.assert_array_equal(result.useful, expected[:, 4] > 0)
-    np.testing.assert_allclose(result.weight, expected[:, 5], **close)
-    np.testing.assert_allclose(result.other, np.array(other), **close)
-    counts = result.text[:, 0] - result.other[:, 0]
+    np.testing.assert_allclose(np.array(result.answers[:6]).T, expected, **close)
+    np.testing.assert_allclose(np.array(result.other).T, np.array(other), **close)
+    counts = result.text.tokens - result.other.tokens
     assert counts.sum() == len(text.questions)
 
 
@@ -140,7 +135,7 @@ def test_a_thought_that_holds_the_steps_is_counted_as_useful(quiet, text):
         return thoughts
 
     result = found(quiet, text, size=len(text.tokens), change=right)
-    assert result.useful.all()
+    assert result.answers.useful.all()
 
     def nearly(module, documents, thoughts, generator):
         thoughts = right(module, documents, thoughts, generator)
@@ -148,32 +143,32 @@ def test_a_thought_that_holds_the_steps_is_counted_as_useful(quiet, text):
             thoughts[q.row, q.position, 0, len(q.working) - 1] = 0
         return thoughts
 
-    assert not found(quiet, text, size=len(text.tokens), change=nearly).useful.any()
+    assert not found(quiet, text, size=len(text.tokens), change=nearly).answers.useful.any()
 
 
 def test_weights_of_0_and_1_are_the_text_alone_and_the_thought_alone(quiet, text):
     off = found(quiet, text, fixed_weight=0.0)
-    np.testing.assert_allclose(off.gold[:, 1], off.gold[:, 0], rtol=1e-5)
-    np.testing.assert_allclose(off.other[:, 2], off.other[:, 1], rtol=1e-5)
+    np.testing.assert_allclose(off.answers.gold_mix, off.answers.gold_base, rtol=1e-5)
+    np.testing.assert_allclose(off.other.nll_mix, off.other.nll_base, rtol=1e-5)
     alone = found(quiet, text, fixed_weight=1.0)
-    assert (alone.weight == 1).all()
-    q, rows = text.questions[0], slices(text, 4)[0]
-    tokens, inside = text.tokens[rows], text.documents[rows]
+    assert (alone.answers.weight == 1).all()
+    q, tokens, inside = text.questions[0], text.tokens[:4], text.documents[:4]
     with torch.no_grad(), quiet.with_settings(ahead=1, samples=1, baseline="none"):
-        anchors, thoughts = quiet.think(tokens, inside, generator=torch.Generator().manual_seed(1))
+        anchors, thoughts = quiet.think(tokens, inside, generator=step_generator(1, 0))
         _, branch = quiet.score(tokens, inside, anchors, thoughts)
         after = quiet.model.logits(branch[q.row, q.position, 0, -1]).double()  # at <end>
     nll = -after.log_softmax(-1)[text.tokens[q.row, q.position + 1]]
     gold = after[list(q.choices)].softmax(0)[q.gold]
-    assert alone.nll[0, 1] == pytest.approx(nll.item(), rel=1e-4)
-    assert alone.gold[0, 1] == pytest.approx(gold.item(), rel=1e-4)
+    assert alone.answers.nll_mix[0] == pytest.approx(nll.item(), rel=1e-4)
+    assert alone.answers.gold_mix[0] == pytest.approx(gold.item(), rel=1e-4)
 
 
 def test_without_thinking_both_columns_are_the_text_alone(quiet, text):
-    plain = found(quiet, text, think=False)
-    np.testing.assert_allclose(plain.gold[:, 0], found(quiet, text).gold[:, 0], rtol=1e-4)
-    np.testing.assert_allclose(plain.gold[:, 1], plain.gold[:, 0], rtol=1e-5)
-    assert not plain.useful.any()
+    plain = found(quiet, text, objective="plain")
+    own, thinking = plain.answers, found(quiet, text).answers
+    np.testing.assert_allclose(own.gold_base, thinking.gold_base, rtol=1e-4)
+    np.testing.assert_allclose(own.gold_mix, own.gold_base, rtol=1e-5)
+    assert not own.useful.any()
     score = summarise(text, plain, think=False)
     assert score.answers[-1].gold_mix is score.text.nll_mix is score.other.gain is None
 
@@ -183,8 +178,8 @@ def test_pauses_need_no_sampling(quiet, text):
         return torch.full_like(thoughts, PAUSE)
 
     result = found(quiet, text, change=paused)
-    assert np.isfinite(result.gold).all()
-    assert not result.useful.any()
+    assert np.isfinite(result.answers.gold_mix).all()
+    assert not result.answers.useful.any()
 
 
 def test_answers_are_rewarded_as_long_as_their_document_goes_on(text):
@@ -231,54 +226,6 @@ def test_possible_answers_that_share_a_token_are_refused_though_none_is_the_answ
         marked(world.data, tokenizer, 48, rows=1)
 
 
-def test_the_change_of_other_tokens_is_paired_by_row(quiet, text):
-    one, two = found(quiet, text), found(quiet, text, fixed_weight=0.5)
-    before, after = summarise(text, one), summarise(text, two)
-    mean, half = other_change(before, after)
-    assert mean == pytest.approx(after.other.nll_mix - before.other.nll_mix)
-    difference = two.other[:, 2] - one.other[:, 2]
-    assert half == pytest.approx(ratio_interval(difference, one.other[:, 0]))
-    plain = summarise(text, one, think=False)
-    assert other_change(plain, plain) == (0, 0)
-    assert other_change(before, plain)[0] == pytest.approx(
-        plain.other.nll_base - before.other.nll_mix
-    )
-    fewer = dataclasses.replace(after, other_rows=after.other_rows[1:])
-    assert other_change(before, fewer) is None
-    none = dataclasses.replace(after, other_rows=())
-    assert other_change(none, none) is None
-
-
-def test_no_share_of_useful_thoughts_where_none_are_sampled(quiet, text, world):
-    data, tokenizer = TokenDataset(world.data, "heldout"), Tokenizer.load(world.tokenizer)
-
-    def score(**changes):
-        thought = dataclasses.replace(SETTINGS.thought, **changes.pop("thought", {}))
-        config = Config(thought, run=dataclasses.replace(SETTINGS.run, **changes))
-        with quiet.with_settings(thoughts=thought.thoughts):
-            return heldout_score(quiet, data, tokenizer, config, 2, "", show=False).answers[-1]
-
-    assert 0 <= score().useful <= 1
-    for nothing in (score(objective="pause"), score(thought={"thoughts": 0})):
-        assert nothing.useful is nothing.useful_interval is None
-        assert nothing.gold_mix is not None
-
-
-def test_a_score_has_every_kind_and_all_of_them_and_survives_json(quiet, world, text):
-    data, tokenizer = TokenDataset(world.data, "heldout"), Tokenizer.load(world.tokenizer)
-    score = heldout_score(quiet, data, tokenizer, SETTINGS, 1000, "text", show=False)
-    kinds = {q.kind for q in text.questions}
-    assert {a.kind for a in score.answers} == kinds | {"all"}
-    everything = score.answers[-1]
-    assert everything.questions == sum(a.questions for a in score.answers[:-1])
-    mean = sum(a.gold_mix * a.questions for a in score.answers[:-1]) / everything.questions
-    assert everything.gold_mix == pytest.approx(mean)
-    assert score.text.tokens == score.other.tokens + everything.questions
-    written = json.dumps(dataclasses.asdict(score))
-    again = Score.from_json(json.loads(written))
-    assert json.dumps(dataclasses.asdict(again)) == written
-
-
 def test_text_that_its_recipe_does_not_give_is_refused(world, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(world.data, copy)
@@ -291,14 +238,17 @@ def test_text_that_its_recipe_does_not_give_is_refused(world, tmp_path):
 
 
 def test_a_threshold_of_entropy_chooses_between_both_predictions(quiet, text):
-    result = found(quiet, text)
-    assert gold_above(result, -1) == pytest.approx(result.gold[:, 1].mean())
-    assert gold_above(result, 99) == pytest.approx(result.gold[:, 0].mean())
+    result = found(quiet, text).answers
+    assert result.gold_above(-1) == pytest.approx(result.gold_mix.mean())
+    assert result.gold_above(99) == pytest.approx(result.gold_base.mean())
     middle = float(np.median(result.entropy))
     expected = [
-        g[1] if h > middle else g[0] for g, h in zip(result.gold, result.entropy, strict=True)
+        with_thought if entropy > middle else without
+        for without, with_thought, entropy in zip(
+            result.gold_base, result.gold_mix, result.entropy, strict=True
+        )
     ]
-    assert gold_above(result, middle) == pytest.approx(np.mean(expected))
+    assert result.gold_above(middle) == pytest.approx(np.mean(expected))
     q = text.questions[0]
     tokens, documents = (x[q.row : q.row + 1] for x in (text.tokens, text.documents))
     anchors, thoughts = torch.tensor([[q.position]]), torch.zeros(1, 1, 1, 0, dtype=torch.int64)

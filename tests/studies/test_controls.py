@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from tiny import batch, module
 
 from qs.config import Config, ThoughtConfig
-from qs.evaluation.statistics import mean_interval, ratio_interval
-from qs.evaluation.synthetic import Marked, Measured, Question
+from qs.evaluation.heldout import Measured
+from qs.evaluation.statistics import mean_estimate, ratio_estimate
+from qs.evaluation.synthetic import AnswerTable, Question, TextRows
+from qs.evaluation.tokens import RowSums
 from qs.presets import PRESETS
 from qs.quietstar.algorithm import PAUSE
 from qs.studies.controls import (
@@ -157,35 +159,35 @@ def control(thinks: bool = True, name: str = "name", **settings) -> Control:
 
 def drawn(seed: int, questions: int = 6, rows: int = 4) -> Measured:
     numbers = np.random.default_rng(seed)
-    other = numbers.random((rows, 4)) + 1
-    return Measured(
-        numbers.random((questions, 2)),
-        numbers.random((questions, 2)),
-        numbers.random(questions) < 0.5,
-        numbers.random(questions),
-        numbers.random(questions),
-        other,
-        other,
-    )
+    answers, sums = numbers.random((7, questions)), RowSums(*numbers.random((4, rows)) + 1)
+    return Measured(AnswerTable(*answers)._replace(useful=answers[4] < 0.5), sums, sums)
+
+
+def gold_of(measured: Measured, thinks: bool) -> np.ndarray:
+    return measured.answers.gold_mix if thinks else measured.answers.gold_base
+
+
+def nll_of(measured: Measured, thinks: bool) -> np.ndarray:
+    """Of other tokens, by row."""
+    return measured.other.nll_mix if thinks else measured.other.nll_base
 
 
 @given(first=seeds, count=st.integers(1, 4), thinks=st.booleans())
 def test_differences_are_paired_by_question_and_by_row_of_text(first, count, thinks):
     found, before, other = ([drawn(first + 9 * k + i) for i in range(count)] for k in range(3))
     for one, two in zip(found, before, strict=True):  # the same rows of text
-        two.other[:, 0] = one.other[:, 0]
+        two.other.tokens[:] = one.other.tokens
     line = control_row(control(thinks), found, before=before, unrewarded=other)
-    column = int(thinks)
-    pairs = ((line.gold_change, before, 0), (line.gold_unrewarded, other, 1))
+    pairs = ((line.gold_change, before, False), (line.gold_unrewarded, other, True))
     for difference, others, theirs in pairs:
-        values = [f.gold[:, column] - o.gold[:, theirs] for f, o in zip(found, others, strict=True)]
-        assert difference == pytest.approx((np.mean(values), mean_interval(np.mean(values, 0))))
+        both = zip(found, others, strict=True)
+        values = [gold_of(f, thinks) - gold_of(o, theirs) for f, o in both]
+        assert difference == pytest.approx(mean_estimate(np.mean(values, 0)))
     sums = np.mean(
-        [f.other[:, 1 + column] - b.other[:, 1] for f, b in zip(found, before, strict=True)], 0
+        [nll_of(f, thinks) - nll_of(b, False) for f, b in zip(found, before, strict=True)], 0
     )
-    counts = np.mean([f.other[:, 0] for f in found], 0)
-    expected = sums.sum() / counts.sum(), ratio_interval(sums, counts)
-    assert line.other_change == pytest.approx(expected)
+    counts = np.mean([f.other.tokens for f in found], 0)
+    assert line.other_change == pytest.approx(ratio_estimate(sums, counts))
     alone = control_row(control(), found)
     assert alone.gold_change is alone.gold_unrewarded is alone.other_change is None
 
@@ -194,20 +196,20 @@ def test_differences_are_paired_by_question_and_by_row_of_text(first, count, thi
 def test_a_row_holds_means_over_questions_and_seeds(first, count, thinks):
     found = [drawn(first + i) for i in range(count)]
     line = control_row(control(thinks), found, seconds=3.0)
-    column = int(thinks)
-    gold = [f.gold[:, column] for f in found]
+    gold = [gold_of(f, thinks) for f in found]
     assert line.seeds == count
-    assert line.gold == pytest.approx((np.mean(gold), mean_interval(np.mean(gold, 0))))
+    assert line.gold == pytest.approx(mean_estimate(np.mean(gold, 0)))
     assert line.gold_seeds == pytest.approx(
         (min(g.mean() for g in gold), max(g.mean() for g in gold))
     )
-    assert line.nll == pytest.approx(np.mean([f.nll[:, column] for f in found]))
-    sums = np.mean([f.other[:, 1 + column] for f in found], 0)
-    counts = np.mean([f.other[:, 0] for f in found], 0)
-    expected = sums.sum() / counts.sum(), ratio_interval(sums, counts)
-    assert line.other == pytest.approx(expected)
+    assert line.nll == pytest.approx(
+        np.mean([f.answers.nll_mix if thinks else f.answers.nll_base for f in found])
+    )
+    sums = np.mean([nll_of(f, thinks) for f in found], 0)
+    counts = np.mean([f.other.tokens for f in found], 0)
+    assert line.other == pytest.approx(ratio_estimate(sums, counts))
     if thinks:
-        assert line.useful == pytest.approx(np.mean([f.useful for f in found]))
+        assert line.useful == pytest.approx(np.mean([f.answers.useful for f in found]))
     else:
         assert line.useful is line.weight is line.useful_seeds is None
     for replaced in (Intervention("", repeated_start), Intervention("", fixed_weight=0.0)):
@@ -239,7 +241,7 @@ def test_differences_and_missing_rewards_are_shown():
 def test_the_notes_count_what_was_measured_and_name_the_temperature():
     tokens = torch.zeros(2, 6, dtype=torch.int64)
     documents = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, -1, -1]])
-    text = Marked(tokens, documents, [Question(0, 1, "sum", 3, (1, 2), 0, (3,))])
+    text = TextRows(tokens, documents, [Question(0, 1, "sum", 3, (1, 2), 0, (3,))])
     found = " ".join(controls_notes(text, 0.5).split())
     assert found.startswith("1 questions and 6 other tokens in 2 rows of held-out text.")
     assert "one thought sampled at temperature 0.5 before every token" in found

@@ -1,0 +1,221 @@
+"""heldout: a score has every kind of answer and every token, and its table all of them."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_world
+
+from qs.config import PADDING, Config, RunConfig, ThoughtConfig
+from qs.data.dataset import TokenDataset
+from qs.evaluation.heldout import (
+    AnswerScore,
+    Score,
+    closing_table,
+    heldout_score,
+    measure_heldout,
+    other_change,
+    read_score,
+    score_table,
+    summarise,
+    windows,
+)
+from qs.evaluation.statistics import ratio_estimate
+from qs.evaluation.synthetic import marked
+from qs.evaluation.tokens import TextScore
+from qs.model.tokenizer import Tokenizer
+from qs.quietstar.load import choose_placement, load
+from qs.tables import terminal
+
+SETTINGS = Config(
+    ThoughtConfig(thoughts=5, ahead=2, samples=3, beta=0.0, start_text=":", end_text=";"),
+    run=RunConfig(seq=48, batch=4, device="cpu", dtype="float32"),
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def quiet(world):
+    module, _ = load(world.weights, SETTINGS, choose_placement(SETTINGS.run))
+    with torch.no_grad():  # a head that is open
+        module.mixer[4].weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+    return module
+
+
+@pytest.fixture(scope="module")
+def text(world):
+    return marked(world.data, Tokenizer.load(world.tokenizer), 48)
+
+
+def test_the_change_of_other_tokens_is_paired_by_row(quiet, text):
+    one = measure_heldout(quiet, text, SETTINGS)
+    two = measure_heldout(quiet, text, SETTINGS, fixed_weight=0.5)
+    before, after = summarise(text, one), summarise(text, two)
+    mean, half = other_change(before, after)
+    assert mean == pytest.approx(after.other.nll_mix - before.other.nll_mix)
+    difference = two.other.nll_mix - one.other.nll_mix
+    assert half == ratio_estimate(difference, one.other.tokens).interval
+    plain = summarise(text, one, think=False)
+    assert other_change(plain, plain) == (0, 0)
+    assert other_change(before, plain)[0] == pytest.approx(
+        plain.other.nll_base - before.other.nll_mix
+    )
+    fewer = dataclasses.replace(after, other_rows=after.other_rows[1:])
+    assert other_change(before, fewer) is None
+    none = dataclasses.replace(after, other_rows=())
+    assert other_change(none, none) is None
+
+
+def test_no_share_of_useful_thoughts_where_none_are_sampled(quiet, text, world):
+    data, tokenizer = TokenDataset(world.data, "heldout"), Tokenizer.load(world.tokenizer)
+
+    def score(**changes):
+        thought = dataclasses.replace(SETTINGS.thought, **changes.pop("thought", {}))
+        run = dataclasses.replace(SETTINGS.run, eval_rows=2, **changes)
+        with quiet.with_settings(thoughts=thought.thoughts):
+            return heldout_score(quiet, data, tokenizer, Config(thought, run=run)).answers[-1]
+
+    assert 0 <= score().useful <= 1
+    for nothing in (score(objective="pause"), score(thought={"thoughts": 0})):
+        assert nothing.useful is nothing.useful_interval is None
+        assert nothing.gold_mix is not None
+
+
+def test_a_score_has_every_kind_and_all_of_them_and_survives_json(quiet, world, text, tmp_path):
+    data, tokenizer = TokenDataset(world.data, "heldout"), Tokenizer.load(world.tokenizer)
+    score = heldout_score(quiet, data, tokenizer, SETTINGS.changed(eval_rows=1000))
+    kinds = {q.kind for q in text.questions}
+    assert {a.kind for a in score.answers} == kinds | {"all"}
+    everything = score.answers[-1]
+    assert everything.questions == sum(a.questions for a in score.answers[:-1])
+    mean = sum(a.gold_mix * a.questions for a in score.answers[:-1]) / everything.questions
+    assert everything.gold_mix == pytest.approx(mean)
+    assert score.text.tokens == score.other.tokens + everything.questions
+    written = json.dumps(dataclasses.asdict(score))
+    (tmp_path / "before.json").write_text(written)
+    again = read_score(tmp_path / "before.json")
+    assert json.dumps(dataclasses.asdict(again)) == written
+
+
+def test_a_score_of_a_run_without_evaluation_is_none_and_anything_else_is_refused(tmp_path):
+    path = tmp_path / "before.json"
+    path.write_text("null")
+    assert read_score(path) is None
+    for text in ("{}", "[]", "0", '{"text": {"tokens": 1}, "other": null, "answers": []}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"before.json: expected a score, found"):
+            read_score(path)
+
+
+def test_scores_of_old_runs_have_no_rows_of_other_tokens(tmp_path):
+    path = tmp_path / "before.json"
+    old = dataclasses.asdict(SCORE)
+    del old["other_rows"]
+    path.write_text(json.dumps(old))
+    assert read_score(path) == SCORE
+
+
+def test_text_of_which_nothing_is_known_has_a_score_of_all_tokens_alone(quiet, world, monkeypatch):
+    data, tokenizer = TokenDataset(world.data, "heldout"), Tokenizer.load(world.tokenizer)
+    monkeypatch.setattr("qs.evaluation.heldout.marked", lambda *given: None)
+    score = heldout_score(quiet, data, tokenizer, SETTINGS.changed(eval_rows=5))
+    assert score.other is None
+    assert score.answers == score.other_rows == ()
+    tokens, numbers = data.read(0, 5 * 48)
+    rows = numbers.reshape(5, 48)
+    assert score.text.tokens == (rows[:, 1:] == rows[:, :-1]).sum()
+    assert score.text.gain == pytest.approx(score.text.nll_base - score.text.nll_mix)
+
+
+def test_windows_are_rows_of_the_stream_whose_documents_keep_their_numbers(world):
+    data = TokenDataset(world.data, "heldout")
+    tokens, numbers = data.read(0, data.tokens)
+    rows = windows(data, 48, 1000)
+    inside = rows.documents != PADDING
+    assert rows.tokens[inside].tolist() == tokens.tolist()
+    assert rows.documents[inside].tolist() == numbers.tolist()
+    assert inside[:-1].all()
+    assert rows.questions is None
+    assert np.array_equal(windows(data, 48, 2).tokens, rows.tokens[:2])
+
+
+SCORE = Score(TextScore(1234, 3.25, 3.125, 0.125, 0.01, 0.2))
+
+
+def cells_of(table):
+    """A table as lists of words."""
+    return [line.split() for line in terminal(table).splitlines()]
+
+
+def test_the_table_has_before_after_and_thoughts_off():
+    before = Score(TextScore(1234, 3.5, 3.5, 0.0, 0.0, 0.0))
+    assert cells_of(closing_table(before, SCORE)) == [
+        ["before", "after", "thoughts", "off"],
+        ["held-out", "text,", "1,234", "tokens"],
+        ["NLL,", "nats", "a", "token", "3.5000", "3.1250", "3.2500"],
+        ["gain", "by", "thinking", "0.0000", "0.1250"],
+        ["95", "%", "+-", "0.0000", "0.0100"],
+        ["mixing", "weight", "0.0000", "0.2000"],
+    ]
+    assert cells_of(closing_table(Score(TextScore(9, 3.5)), Score(TextScore(9, 3.0)))) == [
+        ["before", "after"],
+        ["held-out", "text,", "9", "tokens"],
+        ["NLL,", "nats", "a", "token", "3.5000", "3.0000"],
+    ]
+
+
+def test_the_table_names_every_kind_of_answer_and_all_of_them():
+    def score(gold, nll, useful):
+        answers = tuple(
+            AnswerScore(kind, 10, 0.1, 0.01, 2.5, gold, 0.02, nll, useful, [0.0, 1.0], 0.5)
+            for kind in ("sum", "all")
+        )
+        return Score(SCORE.text, TextScore(99, 1.0, 1.1, 0.1, 0.01, 0.3), answers)
+
+    lines = cells_of(closing_table(score(0.1, 2.5, 0.4), score(0.9, 0.75, 0.95)))
+    for line in (
+        ["sum", "(10)", "0.1000", "0.9000", "0.1000"],
+        ["all", "(10)", "0.1000", "0.9000", "0.1000"],
+        ["95", "%", "+-", "0.0200", "0.0200", "0.0100"],
+        ["sum", "(10)", "2.5000", "0.7500", "2.5000"],
+        ["thoughts", "that", "hold", "the", "steps", "0.4000", "0.9500"],
+        ["all", "other", "tokens,", "99", "tokens"],
+        ["NLL,", "nats", "a", "token", "1.1000", "1.1000", "1.0000"],
+        ["held-out", "text,", "1,234", "tokens"],
+    ):
+        assert line in lines
+
+
+def test_the_table_has_the_change_of_other_tokens_with_its_paired_interval():
+    def score(*sums):
+        return Score(SCORE.text, TextScore(8, 1.0, 1.1, 0.1, 0.01, 0.3), (), sums)
+
+    lines = cells_of(closing_table(score((4, 2.0), (4, 2.0)), score((4, 2.4), (4, 2.8))))
+    place = lines.index(["change", "by", "training", "-", "0.1500"])
+    assert lines[place + 1] == ["95", "%", "+-", "-", "0.0980"]
+    table = closing_table(score((4, 2.0)), score((5, 2.0)))
+    assert "change" not in terminal(table)
+
+
+def test_no_table_without_both_scores():
+    for before, after in ((None, SCORE), (SCORE, None)):
+        assert "no held-out text was evaluated" in terminal(closing_table(before, after))
+
+
+def test_a_score_alone_is_told_with_and_without_thoughts():
+    assert cells_of(score_table(SCORE))[:3] == [
+        ["with", "thoughts", "thoughts", "off"],
+        ["held-out", "text,", "1,234", "tokens"],
+        ["NLL,", "nats", "a", "token", "3.1250", "3.2500"],
+    ]
+    assert cells_of(score_table(Score(TextScore(9, 3.5)))) == [
+        [],
+        ["held-out", "text,", "9", "tokens"],
+        ["NLL,", "nats", "a", "token", "3.5000"],
+    ]
