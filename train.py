@@ -189,7 +189,7 @@ def bootstrap(config: Config, folder: Path | None) -> int:
         print(f"\nstopped by {run.stop.name}; what is finished is kept\n{RESUME} {run.folder}")
         return 128 + run.stop
     files.add_results(run.folder, {"rounds": rounds})
-    print("\n" + "\n".join(rounds_table(rounds)))
+    print("\n" + terminal(rounds_table(rounds)))
     print(f"\nrun folder: {run.folder} (settings, log.jsonl, rationales in round_*/, checkpoint)")
     return 0
 

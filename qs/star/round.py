@@ -21,7 +21,7 @@ from typing import Any
 from qs.config import check_names
 from qs.data.prompts import cut
 from qs.inference.decoding import Decoding
-from qs.inference.generate import generate
+from qs.inference.write import Written, write
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
 from qs.star.tasks import Problem, Task
@@ -29,54 +29,31 @@ from qs.star.tasks import Problem, Task
 
 @dataclass(frozen=True)
 class Attempt:
-    """What a model wrote for a problem. A line of `generated.jsonl` and `rationalized.jsonl`.
+    """What a model wrote for a problem. A line of `generated.jsonl` and `rationalized.jsonl`."""
 
-    Attributes:
-        id, group, gold: of the problem.
-        hint: whether the answer was given as a hint.
-        prompt: that made it.
-        rationale: what was written, answer included, up to a stop; None: the prompt did not fit.
-        answer: what it comes to, or None.
-        kept: whether that is right, and no hint is quoted.
-        tokens: generated.
-    """
-
-    id: str
+    id: str  # of the problem, as are group and gold
     group: str
     gold: str
-    hint: bool
-    prompt: str
-    rationale: str | None
-    answer: str | None
-    kept: bool
-    tokens: int
+    hint: bool  # whether the answer was in the prompt
+    prompt: str  # what was asked
+    rationale: str | None  # what was written, answer included, up to a stop; None: no room for it
+    answer: str | None  # what it comes to
+    kept: bool  # whether that is right, and no hint is quoted
+    tokens: int  # generated
 
 
 @dataclass(frozen=True)
 class Example:
-    """What is trained on. A line of `examples.jsonl`.
+    """What is trained on. A line of `examples.jsonl`."""
 
-    Attributes:
-        id: of the problem.
-        hint: whether the rationale was made with a hint.
-        made_by: the prompt that made it; None: it is the answer alone.
-        prompt: the question, no target of the loss.
-        completion: rationale and answer.
-    """
-
-    id: str
-    hint: bool
-    made_by: str | None
-    prompt: str
-    completion: str
+    id: str  # of the problem
+    hint: bool  # whether the rationale was made with a hint
+    made_by: str | None  # the prompt that made it; None: it is the answer alone
+    prompt: str  # the question, no target of the loss
+    completion: str  # rationale and answer
 
 
-def batches(problems: Sequence[Problem], size: int) -> list[Sequence[Problem]]:
-    """Problems in the groups that they are attempted in."""
-    return [problems[i : i + size] for i in range(0, len(problems), size)]
-
-
-def attempts(
+def generate_rationales(
     quiet: QuietStar,
     tokenizer: Tokenizer,
     task: Task,
@@ -85,7 +62,7 @@ def attempts(
     seed: int,
     hint: bool = False,
     size: int = 32,
-    skip: int = 0,
+    done: int = 0,
 ) -> Iterator[list[Attempt]]:
     """Steps 1 and 2, or 3: rationales, a batch at a time.
 
@@ -98,24 +75,44 @@ def attempts(
         seed: of the draw.
         hint: ask with the answer as a hint.
         size: problems at a time.
-        skip: batches that are done already.
+        done: problems whose attempts there are already, in whole batches.
     """
-    for number, batch in enumerate(batches(problems, size)):
-        if number < skip:
-            continue
-        asked = [problem.hinted if hint else problem.prompt for problem in batch]
-        texts = _write(quiet, tokenizer, task, asked, decoding, seed, number * size)
+    for first in range(done, len(problems), size):
+        batch = problems[first : first + size]
+        prompts = [problem.hinted if hint else problem.prompt for problem in batch]
+        written = write(
+            quiet,
+            tokenizer,
+            [tokenizer.encode(prompt, bos=True) for prompt in prompts],
+            decoding,
+            seed,
+            task.stops,
+            numbers=range(first, first + len(batch)),
+        )
         yield [
-            _attempt(task, problem, hint, prompt, *text)
-            for problem, prompt, text in zip(batch, asked, texts, strict=True)
+            judge(task, problem, hint, prompt, text)
+            for problem, prompt, text in zip(batch, prompts, written, strict=True)
         ]
 
 
-def _attempt(
-    task: Task, problem: Problem, hint: bool, prompt: str, text: str | None, tokens: int
+def judge(
+    task: Task, problem: Problem, hint: bool, prompt: str, written: Written | None
 ) -> Attempt:
-    answer = None if text is None else problem.read(text)
-    leaked = text is not None and any(mark in text for mark in task.forbidden)
+    """Read the answer of what was written, and keep what is right and quotes no hint.
+
+    Args:
+        task: stops and what gives a hint away.
+        problem: that was attempted.
+        hint: whether the prompt has its answer.
+        prompt: what was asked.
+        written: what followed; None: the prompt left no room.
+    """
+    text = answer = None
+    leaked = False
+    if written is not None:
+        text = cut(written.text, task.stops)
+        answer = problem.read(text)
+        leaked = any(mark in text for mark in task.forbidden)
     return Attempt(
         id=problem.id,
         group=problem.group,
@@ -125,44 +122,11 @@ def _attempt(
         rationale=text,
         answer=answer,
         kept=answer == problem.gold and not leaked,
-        tokens=tokens,
+        tokens=len(written.generated.tokens) if written else 0,
     )
 
 
-def _write(
-    quiet: QuietStar,
-    tokenizer: Tokenizer,
-    task: Task,
-    prompts: Sequence[str],
-    decoding: Decoding,
-    seed: int,
-    first: int,
-) -> list[tuple[str | None, int]]:
-    """What follows each prompt, up to a stop, and how many tokens; None where it does not fit."""
-    ids = [tokenizer.encode(prompt, bos=True) for prompt in prompts]
-    fit = [i for i, row in enumerate(ids) if len(row) < quiet.model.config.max_positions]
-
-    def ended(row: int, said: list[int]) -> bool:
-        return any(stop in tokenizer.decode(said[-8:]) for stop in task.stops)
-
-    results = generate(
-        quiet,
-        [ids[i] for i in fit],
-        decoding,
-        seed,
-        stop=ended if task.stops else None,
-        numbers=[first + i for i in fit],
-    )
-    found: list[tuple[str | None, int]] = [(None, 0)] * len(prompts)
-    for i, result in zip(fit, results, strict=True):
-        # with the prompt's last token, or a leading space would be lost
-        before = tokenizer.decode(ids[i][-1:])
-        text = tokenizer.decode([ids[i][-1], *result.text_ids])[len(before) :]
-        found[i] = cut(text, task.stops), len(result.tokens)
-    return found
-
-
-def attempt(line: dict[str, Any], where: str) -> Attempt:
+def read_attempt(line: dict[str, Any], where: str) -> Attempt:
     """Read back a line that holds an attempt.
 
     Raises:
@@ -179,7 +143,7 @@ def failures(problems: Sequence[Problem], first: Sequence[Attempt]) -> list[Prob
     ]
 
 
-def examples(problems: Sequence[Problem], made: Sequence[Attempt]) -> list[Example]:
+def kept_examples(problems: Sequence[Problem], made: Sequence[Attempt]) -> list[Example]:
     """Step 4: every kept rationale as it is stored, in the order of the problems.
 
     Args:
@@ -194,7 +158,7 @@ def examples(problems: Sequence[Problem], made: Sequence[Attempt]) -> list[Examp
     ]
 
 
-def answers(problems: Sequence[Problem]) -> list[Example]:
+def answer_examples(problems: Sequence[Problem]) -> list[Example]:
     """The control: every problem with its answer and no rationale."""
     return [Example(p.id, False, None, p.question, p.answer) for p in problems]
 

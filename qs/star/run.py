@@ -16,7 +16,6 @@ Source: STaR (arXiv:2203.14465), algorithm 1 and section 4.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import shutil
 import signal
@@ -28,9 +27,9 @@ from typing import Any
 from tqdm import tqdm
 
 from qs import files
-from qs.config import Config
+from qs.config import PADDING, Config
 from qs.data.completions import Completions
-from qs.files import JsonLines, environment
+from qs.files import JsonLines
 from qs.inference.decoding import Decoding
 from qs.model import weights
 from qs.quietstar.algorithm import QuietStar
@@ -39,20 +38,19 @@ from qs.star.round import (
     Attempt,
     Example,
     accuracy,
-    answers,
-    attempt,
-    attempts,
-    batches,
-    examples,
+    answer_examples,
     failures,
+    generate_rationales,
+    kept_examples,
+    read_attempt,
 )
 from qs.star.tasks import Problem, task_of
+from qs.tables import Table, terminal
 from qs.training import checkpoint
 from qs.training.step import make_optimizer, train_step
 
-GENERATED, RATIONALIZED, EXAMPLES, HELDOUT = (
-    f"{name}.jsonl" for name in ("generated", "rationalized", "examples", "heldout")
-)
+GENERATED, RATIONALIZED = "generated.jsonl", "rationalized.jsonl"
+EXAMPLES, HELDOUT = "examples.jsonl", "heldout.jsonl"
 
 
 class Stopped(Exception):
@@ -76,16 +74,15 @@ class StarRun:
             raise ValueError("--objective star runs in one process: start it without torchrun")
         self.start = weights.resolve(config.run.weights)
         # every batch of rationales has another shape: compiled layers would be compiled for each
-        run = dataclasses.replace(config.run, weights=str(self.start), compile=False)
-        self.config = dataclasses.replace(config, run=run)
-        self.placement = choose_placement(run)
+        self.config = config.changed(weights=str(self.start), compile=False)
+        self.placement = choose_placement(self.config.run)
         shape, self.tokenizer = read(self.start, self.config)
-        self.task = task_of(config.star, run.seed)
+        self.task = task_of(config.star, config.run.seed)
         self.stop: signal.Signals | None = None
-        self.folder = folder or files.new_run(run.out, name, self.config)
-        self.log = files.JsonLines(self.folder / files.LOG)
+        self.folder = folder or files.new_run(config.run.out, name, self.config)
+        self.log = JsonLines(self.folder / files.LOG)
         if not self.log.path.is_file():
-            self.log.append([environment(str(self.placement))])
+            self.log.append([files.environment(str(self.placement))])
         print(f"model   {self.start}: {shape.layers} layers")
         print(f"task    {config.star.task}: {len(self.task.heldout)} held-out problems")
         print(f"device  {self.placement}")
@@ -98,9 +95,9 @@ class StarRun:
             Stopped: after SIGINT or SIGTERM.
             ValueError: a round kept nothing.
         """
-        records = [r for r in files.read_log(self.folder) if "round" in r]
+        records = round_records(self.folder)
         if records:
-            print("\n".join(["", *rounds_table(records)]), flush=True)
+            print(f"\n{terminal(rounds_table(records))}", flush=True)
         for number in range(len(records), self.config.star.rounds + 1):
             if number == 0:
                 quiet, record = self._load(self.start), {"round": 0}
@@ -109,16 +106,12 @@ class StarRun:
             record |= self._evaluate(quiet, number)
             self.log.append([record])
             records.append(record)
-            rows = rounds_table(records)
-            print("\n".join(["", *rows] if number == 0 else rows[-1:]), flush=True)
-            self._forget(number)
+            lines = terminal(rounds_table(records)).splitlines()
+            print("\n".join(["", *lines] if number == 0 else lines[-1:]), flush=True)
+            for step, folder in files.saved_steps(self.folder).items():
+                if step < number:  # nothing is read from it any more
+                    shutil.rmtree(folder)
         return records
-
-    def _forget(self, number: int) -> None:
-        """Remove the models of rounds before this one."""
-        for step, folder in files.saved_steps(self.folder).items():
-            if step < number:
-                shutil.rmtree(folder)
 
     def steps(self, number: int) -> int:
         """Optimiser steps of a round."""
@@ -127,136 +120,125 @@ class StarRun:
     def _load(self, folder: Path) -> QuietStar:
         return load(folder, self.config, self.placement)[0]
 
-    def _before(self, number: int) -> QuietStar:
-        """The model that generates in a round: the last round's, the original one in round 1."""
-        return self._load(self.folder / f"step_{number - 1:06d}" if number > 1 else self.start)
+    def _step(self, number: int) -> Path:
+        return self.folder / f"step_{number:06d}"
+
+    def _texts(self, number: int) -> Path:
+        """Folder of a round's attempts and examples."""
+        return self.folder / f"round_{number:02d}"
 
     def _round(self, number: int) -> tuple[QuietStar, dict[str, Any]]:
         """Generate, filter, rationalise, train from the original model, save."""
-        done = self.folder / f"step_{number:06d}"
+        done = self._step(number)
         if done.is_dir():  # stopped while it was evaluated
             return self._load(done), files.read_json(done / files.TRAINER)
         began = time.perf_counter()
         problems = self.task.training(number)
         record: dict[str, Any] = {"round": number, "problems": len(problems)}
         if self.config.star.learn == "answers":
-            found = answers(problems)
+            examples = answer_examples(problems)
         else:
-            found, counts = self._rationales(number, problems)
+            examples, counts = self._rationales(number, problems)
             record |= counts
-        self._write(number, found)
-        record["examples"] = len(found)
+        self._texts(number).mkdir(exist_ok=True)
+        JsonLines(self._texts(number) / EXAMPLES).rewrite([dataclasses.asdict(e) for e in examples])
+        record["examples"] = len(examples)
         record["generating_seconds"] = time.perf_counter() - began
-        if not found:
+        if not examples:
             raise ValueError(
                 f"round {number}: expected right answers to train on, found none among "
-                f"{len(problems)} problems (what was written is in {self._of(number)}): take a "
+                f"{len(problems)} problems (what was written is in {self._texts(number)}): take a "
                 "model that gets some right, or more --problems, --shots or --rationale-tokens"
             )
         quiet = self._load(self.start)
-        record |= self._train(quiet, found, number)
+        record |= self._train(quiet, examples, number)
         self._save(quiet, number, record)
         return quiet, record
-
-    def _of(self, number: int) -> Path:
-        """Where a round's attempts and examples are."""
-        return self.folder / f"round_{number:02d}"
-
-    def _write(self, number: int, found: Sequence[Example]) -> None:
-        """Write a round's examples, whole or not at all."""
-        path = self._of(number) / EXAMPLES
-        path.parent.mkdir(exist_ok=True)
-        JsonLines(path).rewrite([dataclasses.asdict(e) for e in found])
 
     def _rationales(
         self, number: int, problems: Sequence[Problem]
     ) -> tuple[list[Example], dict[str, int]]:
-        """Every kept rationale of a round, and what was counted."""
-        folder, quiet = self._of(number), self._before(number)
-        made = self._attempts(quiet, folder / GENERATED, problems, number)
+        """Every kept rationale of a round by the model of the one before, and what was counted."""
+        quiet = self._load(self._step(number - 1) if number > 1 else self.start)
+        temperature = self.config.star.rationale_temperature
+        made = self._resume(quiet, number, GENERATED, problems, temperature)
         counts = {
             "too_long": sum(a.rationale is None for a in made),
             "kept": sum(a.kept for a in made),
         }
         if self.config.star.rationalize:
             failed = failures(problems, made)
-            hinted = self._attempts(quiet, folder / RATIONALIZED, failed, number, hint=True)
+            hinted = self._resume(quiet, number, RATIONALIZED, failed, temperature, hint=True)
             counts |= {
                 "rationalized": len(failed),
                 "rationalized_kept": sum(a.kept for a in hinted),
             }
             made = [*made, *hinted]
         counts["generated_tokens"] = sum(a.tokens for a in made)
-        return examples(problems, made), counts
+        return kept_examples(problems, made), counts
 
-    def _attempts(
+    def _resume(
         self,
         quiet: QuietStar,
-        path: Path,
-        problems: Sequence[Problem],
         number: int,
+        name: str,
+        problems: Sequence[Problem],
+        temperature: float,
         hint: bool = False,
-        temperature: float | None = None,
     ) -> list[Attempt]:
-        """Attempts at all problems: read what is there, make and append the rest."""
-        star, lines = self.config.star, JsonLines(path)
-        made = [attempt(line, str(path)) for line in lines.records()]
-        # whole batches only: a batch is attempted as it was
-        ends = list(itertools.accumulate(map(len, batches(problems, star.rationale_batch))))
-        skip = sum(end <= len(made) for end in ends)
-        made = made[: ends[skip - 1] if skip else 0]
+        """Attempts at all problems: read those that a file of the round holds, append the rest."""
+        star, path = self.config.star, self._texts(number) / name
+        lines, size = JsonLines(path), star.rationale_batch
+        made = [read_attempt(line, str(path)) for line in lines.records()]
+        if len(made) < len(problems):
+            # whole batches only: a batch is attempted as it was
+            made = made[: len(made) // size * size]
         if [a.id for a in made] != [p.id for p in problems[: len(made)]]:
             raise ValueError(
                 f"{path}: expected attempts at the problems of this run, found others; are the "
                 "question files the same? start a new run"
             )
         if path.is_file():
-            lines.rewrite(lines.records()[: len(made)])
-        drawn = star.rationale_temperature if temperature is None else temperature
-        decoding = Decoding(max_tokens=star.rationale_tokens, temperature=drawn, think_when="never")
-        seed = self.config.run.seed * 1000 + number
+            lines.rewrite([dataclasses.asdict(a) for a in made])
+        rest = generate_rationales(
+            quiet,
+            self.tokenizer,
+            self.task,
+            problems,
+            Decoding(star.rationale_tokens, temperature, think_when="never"),
+            self.config.run.seed * 1000 + number,
+            hint,
+            size,
+            done=len(made),
+        )
         label = f"round {number}, {path.stem}"
         with tqdm(total=len(problems), desc=label, unit=" problems", leave=False) as bar:
             bar.update(len(made))
-            for batch in attempts(
-                quiet,
-                self.tokenizer,
-                self.task,
-                problems,
-                decoding,
-                seed,
-                hint,
-                star.rationale_batch,
-                skip,
-            ):
+            for batch in rest:
                 lines.append([dataclasses.asdict(a) for a in batch])
                 made += batch
                 bar.update(len(batch))
                 bar.set_postfix_str(f"{sum(a.kept for a in made)} right")
-                self._pause()
+                self._raise_if_stopped()
         return made
 
-    def _train(self, quiet: QuietStar, found: Sequence[Example], number: int) -> dict[str, Any]:
+    def _train(self, quiet: QuietStar, examples: Sequence[Example], number: int) -> dict[str, Any]:
         """Train the original model on a round's examples."""
-        began, run = time.perf_counter(), self.config.run
-        steps = self.steps(number)
-        config = dataclasses.replace(self.config, run=dataclasses.replace(run, steps=steps))
-        data = Completions(
-            [(e.prompt, e.completion) for e in found], self.tokenizer, run.seq, run.seed
-        )
+        began, run, steps = time.perf_counter(), self.config.run, self.steps(number)
+        config = self.config.changed(steps=steps)
+        pairs = [(example.prompt, example.completion) for example in examples]
+        data = Completions(pairs, self.tokenizer, run.seq, run.seed)
         optimizer = make_optimizer(quiet, config.optim)
-        device, tokens, skipped, loss = self.placement.device, 0, 0, 0.0
+        batches, tokens, skipped, loss = data.batches(run.batch), 0, 0, 0.0
         bar = tqdm(range(steps), f"round {number}, training", unit="step", leave=False)
-        for step, batch in zip(bar, data.batches(run.batch), strict=False):
-            text, documents, counted = (x.to(device) for x in batch)
-            step_record = train_step(
-                quiet, optimizer, text, documents, config, step, False, counted=counted
-            )
-            tokens += int((batch.documents >= 0).sum())
-            skipped += int(step_record["skipped"])
-            loss = step_record["nll_base"]
+        for step in bar:
+            text, documents, counted = (x.to(self.placement.device) for x in next(batches))
+            record = train_step(quiet, optimizer, text, documents, config, step, counted=counted)
+            tokens += int((documents != PADDING).sum())
+            skipped += int(record["skipped"])
+            loss = record["nll_base"]
             bar.set_postfix_str(f"nll {loss:.3f}")
-            self._pause()
+            self._raise_if_stopped()
         if skipped == steps or not all(p.isfinite().all() for p in quiet.model.parameters()):
             raise ValueError(
                 f"round {number}: {skipped} of {steps} steps had a loss or gradient that is not "
@@ -284,30 +266,38 @@ class StarRun:
     def _evaluate(self, quiet: QuietStar, number: int) -> dict[str, Any]:
         """Accuracy on held-out problems, greedily decoded."""
         began = time.perf_counter()
-        path = self._of(number) / HELDOUT
-        made = self._attempts(quiet, path, self.task.heldout, number, temperature=0.0)
-        seconds = time.perf_counter() - began
-        return {"accuracy": accuracy(made), "heldout_seconds": seconds}
+        made = self._resume(quiet, number, HELDOUT, self.task.heldout, temperature=0.0)
+        return {"accuracy": accuracy(made), "heldout_seconds": time.perf_counter() - began}
 
-    def _pause(self) -> None:
+    def _raise_if_stopped(self) -> None:
         if self.stop is not None:
             raise Stopped
 
 
-def rounds_table(records: Sequence[dict[str, Any]]) -> list[str]:
+def round_records(run: Path) -> list[dict[str, Any]]:
+    """What a run of STaR logged of each round, the untrained model first."""
+    return [record for record in files.read_log(run) if "round" in record]
+
+
+def minutes(record: dict[str, Any]) -> float:
+    """What a round took, generating, training and evaluation together."""
+    return sum(value for name, value in record.items() if name.endswith("_seconds")) / 60
+
+
+def rounds_table(records: Sequence[dict[str, Any]]) -> Table:
     """Rounds of STaR: what was kept, and accuracy on held-out problems by group, in %."""
-    groups = list(records[0]["accuracy"])
-    heads = ("round", "problems", "kept", "hinted", "kept", "steps", "minutes", *groups)
-    widths = [max(8, len(head)) for head in heads]
-
-    def line(cells: Sequence[str]) -> str:
-        return "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-
-    lines = [line(heads)]
-    for record in records:
-        seconds = sum(value for name, value in record.items() if name.endswith("_seconds"))
-        names = ("round", "problems", "kept", "rationalized", "rationalized_kept", "steps")
-        cells = [str(record.get(name, "-")) for name in names] + [f"{seconds / 60:.1f}"]
-        cells += [f"{100 * record['accuracy'][group]:.1f}" for group in groups]
-        lines.append(line(cells))
-    return lines
+    counts = ("round", "problems", "kept", "rationalized", "rationalized_kept", "steps")
+    groups = records[0]["accuracy"]
+    rows = [
+        (
+            *(str(record.get(name, "-")) for name in counts),
+            f"{minutes(record):.1f}",
+            *(f"{100 * record['accuracy'][group]:.1f}" for group in groups),
+        )
+        for record in records
+    ]
+    # as wide as 100.0: rows are printed one by one
+    heads = (f"{group:>5}" for group in groups)
+    return Table(
+        "", ("round", "problems", "kept", "hinted", "kept", "steps", "minutes", *heads), rows
+    )

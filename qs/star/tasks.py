@@ -11,10 +11,10 @@ Source: STaR (arXiv:2203.14465), section 3 and 4.
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from qs.config import StarConfig
 from qs.data import arithmetic, prompts, synthetic
@@ -27,27 +27,16 @@ LONGEST = 5  # digits of a sum
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem as the texts that a model reads or learns.
+    """One problem as the texts that a model reads or learns."""
 
-    Attributes:
-        id: unique in its set.
-        group: by which accuracy is told ("3 digits"), or "".
-        gold: the answer, as `read` gives it.
-        question: what is stored and trained on: the question, never hinted nor with examples.
-        hint: the question with the answer (the answer only) as a hint; None: the task has no hints.
-        answer: the completion that is the answer without a rationale.
-        read: completion -> the answer it comes to, or None.
-        shown: worked examples, without and with hints; one object for all problems of a task.
-    """
-
-    id: str
-    group: str
-    gold: str
-    question: str
-    hint: str | None
-    answer: str
-    read: Callable[[str], str | None]
-    shown: tuple[str, str] = ("", "")
+    id: str  # unique in its set
+    group: str  # by which accuracy is told ("3 digits"), or ""
+    gold: str  # the answer, as `read` gives it
+    question: str  # what is stored and trained on: never hinted nor with worked examples
+    hint: str | None  # the question with the answer (the answer only); None: the task has no hints
+    answer: str  # the completion that is the answer without a rationale
+    read: Callable[[str], str | None]  # completion -> the answer it comes to, or None
+    shown: tuple[str, str] = ("", "")  # worked examples without and with hints, held once for all
 
     @property
     def prompt(self) -> str:
@@ -68,19 +57,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Task:
-    """A source of problems.
+    """A source of problems."""
 
-    Attributes:
-        training: round number -> its problems.
-        heldout: problems that are only ever measured on.
-        stops: texts before which a completion ends, if not by end of text.
-        forbidden: texts that only a hint holds; a rationale with one is not kept.
-    """
-
-    training: Callable[[int], Sequence[Problem]]
-    heldout: Sequence[Problem]
-    stops: tuple[str, ...] = ()
-    forbidden: tuple[str, ...] = ()
+    training: Callable[[int], Sequence[Problem]]  # round number -> its problems
+    heldout: Sequence[Problem]  # only ever measured on
+    stops: tuple[str, ...] = ()  # texts before which a completion ends, if not by end of text
+    forbidden: tuple[str, ...] = ()  # texts that only a hint holds; no rationale is kept with one
 
 
 def task_of(config: StarConfig, seed: int) -> Task:
@@ -100,9 +82,18 @@ def task_of(config: StarConfig, seed: int) -> Task:
     return _question_set(config, seed)
 
 
-def rng(seed: int, number: int) -> random.Random:
+def _rng(seed: int, number: int) -> random.Random:
     """The source of one round's choices."""
     return random.Random(f"star {seed} {number}")
+
+
+def _different(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """Problems without those that come again."""
+    ids = set()
+    for problem in problems:
+        if problem.id not in ids:
+            ids.add(problem.id)
+            yield problem
 
 
 # ---- sums ----------------------------------------------------------------------------------------
@@ -110,14 +101,14 @@ def _sums(config: StarConfig, seed: int) -> Task:
     steps = config.learn == "rationales"
     complete = arithmetic.scratchpad if steps else arithmetic.direct
     streams = [arithmetic.sums(seed, "train", digits) for digits in range(1, LONGEST + 1)]
-    shown = [next(stream) for stream, _ in zip(itertools.cycle(streams), range(config.shots))]
+    shown = [next(streams[i % LONGEST]) for i in range(config.shots)]
 
     def read(text: str) -> str | None:
         return arithmetic.parse_answer(text, steps)
 
     # not parted by empty lines: what follows a sum is then cut off without a trace of it
-    asks = (arithmetic.prompt, arithmetic.hinted_prompt)
-    plain, hinted = ("".join(ask(one) + complete(one) for one in shown) for ask in asks)
+    plain = "".join(arithmetic.prompt(one) + complete(one) for one in shown)
+    hinted = "".join(arithmetic.hinted_prompt(one) + complete(one) for one in shown)
 
     def problem(one: arithmetic.Sum) -> Problem:
         return Problem(
@@ -131,57 +122,47 @@ def _sums(config: StarConfig, seed: int) -> Task:
             shown=(plain, hinted),
         )
 
-    def different(seed: int | str, split: Split, each: int) -> list[Problem]:
-        found: dict[str, Problem] = {}
-        for digits in range(1, LONGEST + 1):
-            for one in itertools.islice(arithmetic.sums(seed, split, digits), each):
-                found.setdefault(f"{one.a}+{one.b}", problem(one))
-        return list(found.values())
+    def draw(seed: int | str, split: Split, each: int) -> list[Problem]:
+        lengths = (arithmetic.sums(seed, split, digits) for digits in range(1, LONGEST + 1))
+        return list(_different(problem(x) for sums in lengths for x in islice(sums, each)))
 
     def training(number: int) -> list[Problem]:
-        found = different(f"{seed} {number}", "train", -(-config.problems // LONGEST))
-        rng(seed, number).shuffle(found)
-        return found[: config.problems]
+        drawn = draw(f"{seed} {number}", "train", -(-config.problems // LONGEST))
+        _rng(seed, number).shuffle(drawn)
+        return drawn[: config.problems]
 
-    return Task(training, different("heldout", "heldout", config.test_problems), ("Input:",))
+    return Task(training, draw("heldout", "heldout", config.test_problems), ("Input:",))
 
 
 # ---- the bundled kind of text --------------------------------------------------------------------
 def _world(config: StarConfig, seed: int) -> Task:
     world = synthetic.World(written=0.0)
-    opened, closed = synthetic.OPEN, synthetic.CLOSE
+    worked = config.learn == "rationales"
 
     def read(text: str) -> str | None:
-        if config.learn == "rationales" and closed not in text:
+        if worked and synthetic.CLOSE not in text:
             return None
-        return text.rpartition(closed)[2].strip() or None
+        return text.rpartition(synthetic.CLOSE)[2].strip() or None
 
     def problem(one: synthetic.Document) -> Problem:
-        question = f"{one.question}\n"
-        if config.learn == "rationales":
-            question += opened
         return Problem(
             id=one.question,
             group=one.kind,
             gold=one.answer.strip(),
-            question=question,
+            question=f"{one.question}\n{synthetic.OPEN if worked else ''}",
             hint=None,
             answer=one.answer,
             read=read,
         )
 
-    def different(seed: int, split: Split, count: int) -> list[Problem]:
-        found: dict[str, Problem] = {}
-        for one in synthetic.documents(world, seed, split):
-            found.setdefault(one.question, problem(one))
-            if len(found) == count:
-                return list(found.values())
-        raise AssertionError("documents never end")
+    def draw(seed: int, split: Split, count: int) -> list[Problem]:
+        documents = synthetic.documents(world, seed, split)  # they never end
+        return list(islice(_different(map(problem, documents)), count))
 
     def training(number: int) -> list[Problem]:
-        return different(rng(seed, number).randrange(2**31), "train", config.problems)
+        return draw(_rng(seed, number).randrange(2**31), "train", config.problems)
 
-    return Task(training, different(0, "heldout", config.test_problems))
+    return Task(training, draw(0, "heldout", config.test_problems))
 
 
 # ---- published questions -------------------------------------------------------------------------
@@ -208,10 +189,10 @@ def _question_set(config: StarConfig, seed: int) -> Task:
         return read_questions(config.task, split, config.questions, limit or None)
 
     everything = read("train", 0)
+    count = min(config.problems or len(everything), len(everything))
 
     def training(number: int) -> list[Problem]:
-        count = min(config.problems or len(everything), len(everything))
-        return [problem(q) for q in rng(seed, number).sample(everything, count)]
+        return [problem(q) for q in _rng(seed, number).sample(everything, count)]
 
     heldout = [problem(q) for q in read("heldout", config.test_problems)]
     hints = (prompts.CHOICE_HINT.strip(), prompts.NUMBER_HINT.strip())

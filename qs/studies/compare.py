@@ -21,10 +21,10 @@ from qs.evaluation.statistics import mean_estimate
 from qs.inference.decoding import Decoding
 from qs.presets import PRESETS
 from qs.quietstar.load import Opened, open_model
-from qs.star.round import attempts
+from qs.star.round import generate_rationales
+from qs.star.run import round_records
 from qs.star.tasks import task_of
 from qs.studies.control_runs import text_with_answers
-from qs.studies.star_rounds import round_records
 from qs.tables import Table
 
 Comparable = Literal["world", "arithmetic"]
@@ -89,7 +89,7 @@ def decoded_answers(
         temperature=1.0 if written else 0.0,
     )
     source = task_of(config, 0)
-    batches = attempts(
+    batches = generate_rationales(
         opened.quiet, opened.tokenizer, source, source.heldout, decoding, 0, size=100
     )
     made = [attempt for batch in batches for attempt in batch]

@@ -11,6 +11,7 @@ import numpy as np
 
 from qs import files
 from qs.config import Config
+from qs.star.run import minutes, round_records
 from qs.tables import Table
 
 ABOUT_ROUNDS = """Right answers to held-out problems, greedily decoded, in %: mean over seeds \
@@ -44,11 +45,6 @@ class Arm:
         if self.config.star.learn == "answers":
             return "answers alone"
         return f"STaR, {'with' if self.config.star.rationalize else 'without'} rationalisation"
-
-
-def round_records(run: Path) -> list[dict[str, Any]]:
-    """What a run of STaR logged of each round."""
-    return [record for record in files.read_log(run) if "round" in record]
 
 
 def read_arms(runs: Sequence[Path]) -> list[Arm]:
@@ -100,10 +96,7 @@ def arm_table(arm: Arm) -> Table:
         )
         for number in range(arm.accuracy.shape[1])
     ]
-    minutes = [
-        sum(v for record in rounds for k, v in record.items() if k.endswith("_seconds")) / 60
-        for rounds in arm.records
-    ]
+    took = np.mean([sum(map(minutes, rounds)) for rounds in arm.records])
     seeds = ", ".join(map(str, arm.seeds))
     heads = ("round", "kept", "hinted, kept", "steps", *arm.groups)
-    return Table(arm.name, heads, rows, [f"seeds {seeds}; {np.mean(minutes):.1f} minutes a run"])
+    return Table(arm.name, heads, rows, [f"seeds {seeds}; {took:.1f} minutes a run"])

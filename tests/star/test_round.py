@@ -8,13 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import init_weights
 
+import qs.inference.write
 import qs.star.round as round_
 from qs.config import Config, RunConfig, StarConfig
 from qs.data import arithmetic
 from qs.inference.decoding import Decoding, Generated, OutputToken
+from qs.inference.write import Written
 from qs.model.tokenizer import train_tokenizer
 from qs.quietstar.load import choose_placement, load
-from qs.star.round import Attempt, Example, accuracy, answers, attempt, attempts, examples, failures
+from qs.star.round import (
+    Attempt,
+    Example,
+    accuracy,
+    answer_examples,
+    failures,
+    generate_rationales,
+    kept_examples,
+    read_attempt,
+)
 from qs.star.tasks import Problem, Task, task_of
 
 LETTERS = "abcdefgh"
@@ -53,19 +64,27 @@ def opened(tmp_path_factory):
 def scripted(monkeypatch, said: dict[str, str]):
     """What is written for each question, by its letter and, with a hint, `!`."""
 
-    def write(quiet, tokenizer, task, prompts, decoding, seed, first):
+    def write(quiet, tokenizer, prompts, decoding, seed, stops, numbers):
         found = []
         for prompt in prompts:
             last = prompt.rpartition("Q: ")[2]
             text = said.get(last[0] + "!" * ("Hint:" in last), " is x")
-            found.append((text, 3) if text is not None else (None, 0))
+            three = Generated((OutputToken(0, None, None, 0.0, 0.0),) * 3, "eos", 0)
+            found.append(None if text is None else Written(text, three))
         return found
 
-    monkeypatch.setattr(round_, "_write", write)
+    monkeypatch.setattr(round_, "write", write)
+
+
+class Letters:
+    """Stands where a tokenizer does: prompts stay texts."""
+
+    def encode(self, text, bos):
+        return text
 
 
 def made(problems, hint=False, size=3, **more) -> list[Attempt]:
-    found = attempts(None, None, TASK, problems, DRAWN, 0, hint, size, **more)
+    found = generate_rationales(None, Letters(), TASK, problems, DRAWN, 0, hint, size, **more)
     return [a for batch in found for a in batch]
 
 
@@ -86,7 +105,7 @@ def test_right_rationales_are_kept_and_failures_rationalised_and_stored_plainly(
     assert second[1].answer == second[1].gold == "4"  # right, but it quotes the hint
     assert all(a.hint and a.prompt == p.hinted for a, p in zip(second, failed, strict=True))
     assert all(not a.hint and a.prompt == p.prompt for a, p in zip(first, some, strict=True))
-    found = examples(some, [*first, *second])
+    found = kept_examples(some, [*first, *second])
     assert found == [
         Example("p0", False, some[0].prompt, "Q: a?\nA:", " I think it is 0"),
         Example("p1", True, some[1].hinted, "Q: b?\nA:", " so it is 1"),
@@ -100,7 +119,7 @@ def test_right_rationales_are_kept_and_failures_rationalised_and_stored_plainly(
 
 def test_the_control_has_every_answer_and_no_rationale():
     expected = [Example(f"p{i}", False, None, f"Q: {LETTERS[i]}?\nA:", f" {i}") for i in range(8)]
-    assert answers(PROBLEMS) == expected
+    assert answer_examples(PROBLEMS) == expected
 
 
 @given(marks=st.lists(st.tuples(st.sampled_from(["", "x", "y"]), st.booleans(), st.booleans())))
@@ -119,29 +138,35 @@ def test_accuracy_is_of_each_group_and_of_all(marks):
 
 def test_an_attempt_is_read_back_and_other_lines_are_named():
     one = Attempt("i", "", "1", True, "p", None, None, False, 0)
-    assert attempt(dataclasses.asdict(one), "x.jsonl") == one
+    assert read_attempt(dataclasses.asdict(one), "x.jsonl") == one
     line = dataclasses.asdict(one) | {"thought": "z"}
     del line["gold"]
     with pytest.raises(ValueError, match=r"x.jsonl: 1 missing \(gold\), 1 unexpected \(thought\)"):
-        attempt(line, "x.jsonl")
+        read_attempt(line, "x.jsonl")
 
 
 # ---- generation ----------------------------------------------------------------------------------
 @given(size=st.integers(1, 5), skip=st.integers(0, 5), hint=st.booleans(), seed=st.integers(0, 3))
 def test_attempts_do_not_depend_on_where_they_were_resumed(opened, size, skip, hint, seed):
-    whole = list(attempts(*opened, TASK, PROBLEMS[:5], DRAWN, seed, hint, size))
-    rest = list(attempts(*opened, TASK, PROBLEMS[:5], DRAWN, seed, hint, size, skip))
+    whole = list(generate_rationales(*opened, TASK, PROBLEMS[:5], DRAWN, seed, hint, size))
+    rest = list(
+        generate_rationales(*opened, TASK, PROBLEMS[:5], DRAWN, seed, hint, size, skip * size)
+    )
     assert [len(batch) for batch in whole] == [size] * (5 // size) + [5 % size] * (5 % size > 0)
     assert rest == whole[skip:]
 
 
 def test_each_problem_draws_by_numbers_of_its_own(opened):
     same = [PROBLEMS[0]] * 4
-    (one, two) = (list(attempts(*opened, TASK, same, DRAWN, 0, size=size)) for size in (2, 4))
+    (one, two) = (
+        list(generate_rationales(*opened, TASK, same, DRAWN, 0, size=size)) for size in (2, 4)
+    )
     texts = [a.rationale for batch in one for a in batch]
     assert len(set(texts)) == 4
     assert texts == [a.rationale for batch in two for a in batch]
-    other = [a.rationale for b in attempts(*opened, TASK, same, DRAWN, 1, size=4) for a in b]
+    other = [
+        a.rationale for b in generate_rationales(*opened, TASK, same, DRAWN, 1, size=4) for a in b
+    ]
     assert not set(other) & set(texts)
 
 
@@ -151,8 +176,8 @@ def test_what_does_not_fit_is_counted_and_changes_nothing_else(opened, long):
         dataclasses.replace(p, question="long " * 40 + p.question) if i in long else p
         for i, p in enumerate(PROBLEMS[:3])
     ]
-    ((*found,),) = attempts(*opened, TASK, some, DRAWN, 0)
-    ((*whole,),) = attempts(*opened, TASK, PROBLEMS[:3], DRAWN, 0)
+    ((*found,),) = generate_rationales(*opened, TASK, some, DRAWN, 0)
+    ((*whole,),) = generate_rationales(*opened, TASK, PROBLEMS[:3], DRAWN, 0)
     for i, (a, b) in enumerate(zip(found, whole, strict=True)):
         if i in long:
             assert (a.rationale, a.answer, a.kept, a.tokens) == (None, None, False, 0)
@@ -200,8 +225,8 @@ class Said:
 )
 def test_a_rationale_is_the_text_up_to_a_stop_to_the_letter(opened, monkeypatch, text, kept, whole):
     quiet, tokenizer = opened
-    monkeypatch.setattr(round_, "generate", Said(tokenizer, text))
-    ((one, *_),) = attempts(quiet, tokenizer, TASK, PROBLEMS[1:3], DRAWN, 0)
+    monkeypatch.setattr(qs.inference.write, "generate", Said(tokenizer, text))
+    ((one, *_),) = generate_rationales(quiet, tokenizer, TASK, PROBLEMS[1:3], DRAWN, 0)
     assert one.rationale == kept
     assert one.kept == kept.endswith("is 1")
     length = len(tokenizer.encode(PROBLEMS[1].prompt + text)) - len(
@@ -217,7 +242,9 @@ def test_a_right_sum_is_kept_to_its_last_newline(opened, monkeypatch):
     monkeypatch.setattr(quiet.model, "config", shape)
     for p in task.training(1):
         right = arithmetic.scratchpad(arithmetic.Sum(*map(int, p.id.split("+"))))
-        monkeypatch.setattr(round_, "generate", Said(tokenizer, right + "Input:\n1 + 1\n"))
-        ((one,),) = attempts(quiet, tokenizer, task, [p], DRAWN, 0)
+        monkeypatch.setattr(
+            qs.inference.write, "generate", Said(tokenizer, right + "Input:\n1 + 1\n")
+        )
+        ((one,),) = generate_rationales(quiet, tokenizer, task, [p], DRAWN, 0)
         assert one.kept
         assert one.rationale == right

@@ -23,6 +23,7 @@ from qs.model.tokenizer import train_tokenizer
 from qs.presets import PRESETS
 from qs.quietstar.load import choose_placement, load
 from qs.star.run import StarRun, rounds_table
+from qs.tables import terminal
 from qs.training.step import make_optimizer, train_step
 
 FLAGS = [
@@ -53,19 +54,19 @@ def rig(monkeypatch):
 
     For all others the model speaks: so attempts depend on it.
     """
-    write = qs.star.round._write
+    write = qs.star.round.write
 
-    def rigged(quiet, tokenizer, task, prompts, *others):
-        found = write(quiet, tokenizer, task, prompts, *others)
+    def rigged(quiet, tokenizer, prompts, *others, **more):
+        written = write(quiet, tokenizer, prompts, *others, **more)
         for i, prompt in enumerate(prompts):
             form = r"Input:\n([\d ]+) \+ ([\d ]+)\nTarget:(.*)\n$"
-            a, b, hint = re.search(form, prompt).groups()
+            a, b, hint = re.search(form, tokenizer.decode(prompt)).groups()
             one = arithmetic.Sum(*(int(x.replace(" ", "")) for x in (a, b)))
             if (one.a + 2 * one.b) % 3 == 0 or (hint and one.a % 2):
-                found[i] = arithmetic.scratchpad(one), 9
-        return found
+                written[i] = written[i]._replace(text=arithmetic.scratchpad(one))
+        return written
 
-    monkeypatch.setattr(qs.star.round, "_write", rigged)
+    monkeypatch.setattr(qs.star.round, "write", rigged)
 
 
 def flags(model, out, *more):
@@ -152,7 +153,8 @@ def test_a_run_has_its_examples_its_table_and_only_the_last_model(straight, caps
     before = contents(straight)
     assert train.main(["--resume", str(straight)]) == 0  # a finished run changes nothing
     assert contents(straight) == before
-    table = rounds_table(json.loads((straight / "results.json").read_text())["rounds"])
+    records = json.loads((straight / "results.json").read_text())["rounds"]
+    table = terminal(rounds_table(records)).splitlines()
     assert "\n".join(table) in capsys.readouterr().out
     assert len({len(line) for line in table}) == 1
     assert table[2].split()[:6] == [str(first[n]) for n in ("round", "problems", "kept")] + [
@@ -181,14 +183,14 @@ def test_every_round_trains_the_original_model_on_its_examples_alone(model, stra
 
 
 def test_every_round_is_written_by_the_model_of_the_round_before(model, tmp_path, monkeypatch):
-    original, models = qs.star.run.attempts, []
+    original, models = qs.star.run.generate_rationales, []
 
-    def attempts(quiet, *arguments):
+    def generate_rationales(quiet, *arguments, **more):
         models.append(quiet.model.head.clone())
-        return original(quiet, *arguments)
+        return original(quiet, *arguments, **more)
 
     rig(monkeypatch)
-    monkeypatch.setattr(qs.star.run, "attempts", attempts)
+    monkeypatch.setattr(qs.star.run, "generate_rationales", generate_rationales)
     tools.run(tmp_path, flags(model, tmp_path))
     before, written, hinted, after, again, hinted_again, last = models
     assert all(torch.equal(before, x) for x in (written, hinted))
@@ -240,16 +242,16 @@ def test_steps_grow_by_a_fifth_each_round():
 # ---- stopped and resumed -------------------------------------------------------------------------
 def after(monkeypatch, count, act):
     """Act when that many batches of attempts are made, before the last one is written."""
-    original, made = qs.star.run.attempts, []
+    original, made = qs.star.run.generate_rationales, []
 
-    def attempts(*arguments):
-        for batch in original(*arguments):
+    def generate_rationales(*arguments, **more):
+        for batch in original(*arguments, **more):
             made.append(batch)
             if len(made) == count:
                 act()
             yield batch
 
-    monkeypatch.setattr(qs.star.run, "attempts", attempts)
+    monkeypatch.setattr(qs.star.run, "generate_rationales", generate_rationales)
 
 
 def die():
