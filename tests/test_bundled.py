@@ -38,14 +38,14 @@ def test_bundled_model_tokenizer_and_text_fit_together(monkeypatch):
     config = PRESETS["tiny"]
     assert weights.resolve(config.run.weights).resolve() == WEIGHTS
     assert dataset.resolve_data(config.run.data).resolve() == DATA
-    tokenizer = Tokenizer.load(WEIGHTS)
+    tokenizer = Tokenizer(WEIGHTS)
     check_fits(read_model_config(WEIGHTS), tokenizer, config, WEIGHTS)
     for split in ("train", "heldout"):
         TokenDataset(DATA, split).check_tokenizer(tokenizer)
 
 
 def test_marks_of_a_working_are_tokens_of_their_own():
-    tokenizer = Tokenizer.load(WEIGHTS)
+    tokenizer = Tokenizer(WEIGHTS)
     for mark in (synthetic.OPEN, synthetic.CLOSE):
         assert tokenizer.decode(tokenizer.encode("1" + mark)[-1:]) == mark
 
@@ -62,7 +62,7 @@ def test_the_default_run_trains_the_bundled_model(tmp_path, monkeypatch, capsys)
 
 
 def test_the_bundled_model_works_out_steps_that_are_written():
-    tokenizer = Tokenizer.load(WEIGHTS)
+    tokenizer = Tokenizer(WEIGHTS)
     settings = Config(run=RunConfig(seq=64, batch=16, device="cpu", dtype="float32"))
     quiet, _ = load(WEIGHTS, settings, choose_placement(settings.run))
     right = {kind: [] for kind in KINDS}
@@ -81,7 +81,7 @@ def test_the_bundled_model_works_out_steps_that_are_written():
 
 def test_after_a_working_that_does_not_help_the_bundled_model_knows_no_answer():
     """It writes an unhelpful working as surely as a useful one, after which alone it answers."""
-    tokenizer = Tokenizer.load(WEIGHTS)
+    tokenizer = Tokenizer(WEIGHTS)
     settings = Config(run=RunConfig(seq=64, batch=16, device="cpu", dtype="float32"))
     quiet, _ = load(WEIGHTS, settings, choose_placement(settings.run))
     styles = [style for style in synthetic.STYLES if style != "none"]
@@ -109,7 +109,7 @@ def test_after_a_working_that_does_not_help_the_bundled_model_knows_no_answer():
 
 
 def test_the_bundled_model_fails_without_workings():
-    tokenizer = Tokenizer.load(WEIGHTS)
+    tokenizer = Tokenizer(WEIGHTS)
     settings = Config(run=RunConfig(seq=64, batch=16, device="cpu", dtype="float32"))
     quiet, _ = load(WEIGHTS, settings, choose_placement(settings.run))
     text = marked(DATA, tokenizer, 64, rows=192)

@@ -127,7 +127,7 @@ def prepare_dataset(
             "expected heldout from 0 to 1, workers and shard tokens 1 or more, seed 0 or more, "
             f"found {heldout}, {workers}, {shard_tokens}, {seed}; change what is out of range"
         )
-    model = Tokenizer.load(tokenizer)
+    model = Tokenizer(tokenizer)
     jobs = [(DocumentReader(sources, fields), heldout)]
     if heldout_sources:
         jobs = [(jobs[0][0], 0.0), (DocumentReader(heldout_sources, fields), 1.0)]
@@ -266,7 +266,7 @@ def encode_documents(
 
 @functools.cache  # once per process; the hash keeps a retrained model from being taken for the old
 def _tokenizer(folder: str, expected_hash: str) -> Tokenizer:
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer(folder)
     if tokenizer.hash != expected_hash:
         raise ValueError(f"{folder}: the tokenizer changed during the preparation; start it again")
     return tokenizer

@@ -21,8 +21,7 @@ from qs.data.dataset import TokenDataset
 from qs.data.synthetic import OPEN, Document, read_recipe
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
-from qs.quietstar.losses import entropy
-from qs.quietstar.terms import targets_ahead
+from qs.quietstar.losses import entropy, targets_ahead
 
 
 class Question(NamedTuple):

@@ -17,8 +17,8 @@ from qs.evaluation.heldout import heldout_text
 from qs.evaluation.page import Passage, Thought, Token, page, terminal
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import PAUSE, QuietStar
+from qs.quietstar.losses import Step
 from qs.quietstar.sampler import step_generator
-from qs.quietstar.terms import Step
 
 PAGE, PAGE_ROWS = "thoughts.html", 12  # of a run, and of held-out text on it
 

@@ -39,7 +39,7 @@ def random_parameters(config: ModelConfig, seed: int, spread: float = 0.02) -> d
 
 def init(out: Path, tokenizer: Path, std: float, seed: int, **sizes: Any) -> None:
     """Write a randomly initialised model with a tokenizer; `sizes` are fields of `ModelConfig`."""
-    text, dim, heads = Tokenizer.load(tokenizer), sizes["dim"], sizes["heads"]
+    text, dim, heads = Tokenizer(tokenizer), sizes["dim"], sizes["heads"]
     if heads < 1 or dim % heads:
         raise ValueError(f"--heads {heads} does not divide --dim {dim}; change one")
     if sizes["kv_heads"] is None:

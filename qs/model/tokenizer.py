@@ -21,43 +21,16 @@ _SPACE = "\u2581"
 
 
 class Tokenizer:
-    """A sentencepiece model; `Tokenizer.load(folder)` makes one.
+    """The sentencepiece model `tokenizer.model` of a folder.
 
     `decode(encode(text)) == text` for every text without U+2581 (sentencepiece's own mark for a
     space) if the model normalises nothing, as Mistral's and those of `train_tokenizer` do.
+
+    Raises:
+        ValueError: if the file is missing, unreadable or no sentencepiece model.
     """
 
-    def __init__(self, model: bytes, origin: str = MODEL_FILE) -> None:
-        """Build from the bytes of a sentencepiece model file.
-
-        Args:
-            model: what the file `tokenizer.model` holds.
-            origin: where the bytes come from, for messages.
-
-        Raises:
-            ValueError: if they are no sentencepiece model.
-        """
-        try:
-            if not model:  # sentencepiece takes empty bytes for "load nothing" and goes on
-                raise RuntimeError
-            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError:
-            raise ValueError(
-                f"{origin}: expected a sentencepiece model, found {len(model):,} bytes that are "
-                "none; get the file again (a Git LFS pointer is not the model)"
-            ) from None
-        self.hash: str = hashlib.sha256(model).hexdigest()
-        self.vocab_size: int = self._model.get_piece_size()
-        special = (self._model.bos_id(), self._model.eos_id(), self._model.pad_id())
-        self.bos_id, self.eos_id, self.pad_id = (None if i < 0 else i for i in special)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Tokenizer:
-        """Read `tokenizer.model` of a folder.
-
-        Raises:
-            ValueError: if the file is missing, unreadable or no sentencepiece model.
-        """
+    def __init__(self, folder: str | Path) -> None:
         path = Path(folder) / MODEL_FILE
         try:
             model = path.read_bytes()
@@ -66,7 +39,19 @@ class Tokenizer:
                 f"{path}: expected a readable sentencepiece model, found: {error.strerror}; give "
                 f"the folder that holds {MODEL_FILE}"
             ) from None
-        return cls(model, str(path))
+        try:
+            if not model:  # sentencepiece takes empty bytes for "load nothing" and goes on
+                raise RuntimeError
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError:
+            raise ValueError(
+                f"{path}: expected a sentencepiece model, found {len(model):,} bytes that are "
+                "none; get the file again (a Git LFS pointer is not the model)"
+            ) from None
+        self.hash: str = hashlib.sha256(model).hexdigest()
+        self.vocab_size: int = self._model.get_piece_size()
+        special = (self._model.bos_id(), self._model.eos_id(), self._model.pad_id())
+        self.bos_id, self.eos_id, self.pad_id = (None if i < 0 else i for i in special)
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Token ids of a text, all below `vocab_size`; `<s>` and the like are plain characters.
@@ -181,4 +166,4 @@ def train_tokenizer(
     path = Path(out) / MODEL_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, model.getvalue())
-    return Tokenizer(model.getvalue(), str(path))
+    return Tokenizer(out)

@@ -275,7 +275,7 @@ def save(
     ours = {**parameters, **(extras or {})}
     expected = {name: parameter.shape for name, parameter in meta_parameters(config).items()}
     if extras is not None:
-        expected |= dict.fromkeys(QUIET_NAMES)
+        expected |= dict.fromkeys(QUIET_NAMES) | dict.fromkeys(VECTORS, (config.dim,))
     _check(str(folder), {name: tensor.shape for name, tensor in ours.items()}, expected)
     tensors = {}
     for name, tensor in ours.items():

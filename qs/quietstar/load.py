@@ -95,7 +95,7 @@ def check_fits(shape: ModelConfig, tokenizer: Tokenizer, settings: Config, folde
 
 def read(folder: Path, settings: Config) -> tuple[ModelConfig, Tokenizer]:
     """Shape and tokenizer of a checkpoint, checked against settings (see `check_fits`)."""
-    shape, tokenizer = read_model_config(folder), Tokenizer.load(folder)
+    shape, tokenizer = read_model_config(folder), Tokenizer(folder)
     check_fits(shape, tokenizer, settings, folder)
     return shape, tokenizer
 

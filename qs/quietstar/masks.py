@@ -45,8 +45,12 @@ class Slots:
 
     def map(self, function) -> Slots:
         """Apply one function (a reshape, an index) to all four tensors."""
-        slots = (self.anchor, self.branch, self.depth, self.document)
-        return Slots(*map(function, slots))
+        return Slots(
+            function(self.anchor),
+            function(self.branch),
+            function(self.depth),
+            function(self.document),
+        )
 
 
 def sees(query: Slots, key: Slots, window: int | None = None) -> Tensor:

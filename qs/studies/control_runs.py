@@ -64,7 +64,7 @@ def run_controls(
     check_jobs(run, jobs)
     config = files.read_config(run)
     rows = rows or config.run.eval_rows or ROWS
-    tokenizer = Tokenizer.load(files.newest_step(run))
+    tokenizer = Tokenizer(files.newest_step(run))
     text = text_with_answers(config.changed(eval_rows=rows).run, tokenizer)
     environment = files.environment(str(choose_placement(config.run)))
     trained = train_all(jobs, script, at_once)

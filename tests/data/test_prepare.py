@@ -46,7 +46,7 @@ def make(where, folder, texts, **settings):
 
 def stream(folder, texts):
     """Naive: the tokens of all documents, one after the other, and each token's document."""
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer(folder)
     rows = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in texts]
     return sum(rows, []), [number for number, row in enumerate(rows) for _ in row]
 
@@ -246,7 +246,7 @@ def test_settings_out_of_range_are_refused(tmp_path, folder, wrong):
 
 
 def test_a_tokenizer_without_bos_is_refused(tmp_path, folder, monkeypatch):
-    plain = Tokenizer.load(folder)
+    plain = Tokenizer(folder)
     plain.bos_id = None
     monkeypatch.setattr(prepare_, "_tokenizer", lambda folder, expected_hash: plain)
     with pytest.raises(ValueError, match="expected a tokenizer with BOS and EOS, found BOS None"):
@@ -259,10 +259,10 @@ def test_a_tokenizer_that_changes_during_the_job_is_refused(folder):
 
 
 def test_a_large_vocabulary_is_stored_in_32_bits(tmp_path, folder, monkeypatch):
-    large = Tokenizer.load(folder)
+    large = Tokenizer(folder)
     large.vocab_size = 65537
     large.encode = lambda text, bos, eos: [1, 65536, 2]
-    monkeypatch.setattr(Tokenizer, "load", lambda folder: large)
+    monkeypatch.setattr(prepare_, "Tokenizer", lambda folder: large)
     prepare_._tokenizer.cache_clear()
     try:
         dataset = TokenDataset(make(tmp_path, folder, ["a", "b"], heldout=0))
@@ -309,7 +309,7 @@ def test_the_two_commands_work_one_after_the_other(tmp_path, capsys):
     last = capsys.readouterr().out.splitlines()
     assert last[-1] == str(out)
     assert "documents" in last[-3]
-    TokenDataset(out).check_tokenizer(Tokenizer.load(tokenizer))
+    TokenDataset(out).check_tokenizer(Tokenizer(tokenizer))
 
 
 def test_an_error_is_one_line_and_a_status(tmp_path, capsys):
@@ -338,7 +338,7 @@ def test_a_heldout_source_is_the_whole_heldout_split(tmp_path, folder):
     assert [meta["splits"][split]["documents"] for split in ("train", "heldout")] == [3, 2]
     for split, first in (("train", "one"), ("heldout", "four")):
         ids = TokenDataset(tmp_path / "out", split).read(0, 3)[0]
-        assert first.startswith(Tokenizer.load(folder).decode(ids[1:2].tolist()))
+        assert first.startswith(Tokenizer(folder).decode(ids[1:2].tolist()))
 
 
 def test_workers_start_without_torch():

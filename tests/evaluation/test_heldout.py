@@ -50,7 +50,7 @@ def quiet(world):
 
 @pytest.fixture(scope="module")
 def text(world):
-    return marked(world.data, Tokenizer.load(world.tokenizer), 48)
+    return marked(world.data, Tokenizer(world.tokenizer), 48)
 
 
 def test_the_change_of_other_tokens_is_paired_by_row(quiet, text):
@@ -73,7 +73,7 @@ def test_the_change_of_other_tokens_is_paired_by_row(quiet, text):
 
 
 def test_no_share_of_useful_thoughts_where_none_are_sampled(quiet, text, world):
-    data, tokenizer = TokenDataset(world.data, "heldout"), Tokenizer.load(world.tokenizer)
+    data, tokenizer = TokenDataset(world.data, "heldout"), Tokenizer(world.tokenizer)
 
     def score(**changes):
         thought = dataclasses.replace(SETTINGS.thought, **changes.pop("thought", {}))
@@ -88,7 +88,7 @@ def test_no_share_of_useful_thoughts_where_none_are_sampled(quiet, text, world):
 
 
 def test_a_score_has_every_kind_and_all_of_them_and_survives_json(quiet, world, text, tmp_path):
-    data, tokenizer = TokenDataset(world.data, "heldout"), Tokenizer.load(world.tokenizer)
+    data, tokenizer = TokenDataset(world.data, "heldout"), Tokenizer(world.tokenizer)
     score = heldout_score(quiet, data, tokenizer, SETTINGS.changed(eval_rows=1000))
     kinds = {q.kind for q in text.questions}
     assert {a.kind for a in score.answers} == kinds | {"all"}
@@ -122,7 +122,7 @@ def test_scores_of_old_runs_have_no_rows_of_other_tokens(tmp_path):
 
 
 def test_text_of_which_nothing_is_known_has_a_score_of_all_tokens_alone(quiet, world, monkeypatch):
-    data, tokenizer = TokenDataset(world.data, "heldout"), Tokenizer.load(world.tokenizer)
+    data, tokenizer = TokenDataset(world.data, "heldout"), Tokenizer(world.tokenizer)
     monkeypatch.setattr("qs.evaluation.heldout.marked", lambda *given: None)
     score = heldout_score(quiet, data, tokenizer, SETTINGS.changed(eval_rows=5))
     assert score.other is None

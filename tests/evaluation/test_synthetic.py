@@ -42,7 +42,7 @@ def quiet(world):
 
 @pytest.fixture(scope="module")
 def text(world):
-    return marked(world.data, Tokenizer.load(world.tokenizer), 48)
+    return marked(world.data, Tokenizer(world.tokenizer), 48)
 
 
 def found(quiet, text, size=4, objective="quiet", **arguments):
@@ -51,7 +51,7 @@ def found(quiet, text, size=4, objective="quiet", **arguments):
 
 
 def test_rows_hold_whole_documents_and_a_question_for_each_left_out_working(world, text):
-    tokenizer = Tokenizer.load(world.tokenizer)
+    tokenizer = Tokenizer(world.tokenizer)
     drawn = []
     for d, _ in zip(documents(World(), 3, "heldout"), range(40), strict=False):
         drawn.append(d)
@@ -77,7 +77,7 @@ def test_rows_hold_whole_documents_and_a_question_for_each_left_out_working(worl
 
 
 def test_fewer_rows_are_the_first_ones_and_long_documents_make_rows_longer(world, text):
-    tokenizer = Tokenizer.load(world.tokenizer)
+    tokenizer = Tokenizer(world.tokenizer)
     some = marked(world.data, tokenizer, 48, rows=3)
     assert torch.equal(some.tokens, text.tokens[:3])
     assert some.questions == [q for q in text.questions if q.row < 3]
@@ -207,7 +207,7 @@ class Odd(Tokenizer):
     ],
 )
 def test_a_tokenizer_that_does_not_spell_answers_in_one_token_is_refused(world, swaps, message):
-    tokenizer = Odd.load(world.tokenizer)
+    tokenizer = Odd(world.tokenizer)
     assert type(tokenizer) is Odd
     assert marked(world.data, tokenizer, 48)
     tokenizer.swaps = swaps
@@ -220,7 +220,7 @@ def test_possible_answers_that_share_a_token_are_refused_though_none_is_the_answ
     assert any(q.kind != "chain" for q in first)
     right = {q.gold for q in first if q.kind != "chain"}
     one, two, *_ = (digit for digit in range(10) if digit not in right)
-    tokenizer = Odd.load(world.tokenizer)
+    tokenizer = Odd(world.tokenizer)
     tokenizer.swaps = ((f"\n{one}", f"\n{two}"),)
     with pytest.raises(ValueError, match="expected each possible answer to be one token"):
         marked(world.data, tokenizer, 48, rows=1)
@@ -232,9 +232,9 @@ def test_text_that_its_recipe_does_not_give_is_refused(world, tmp_path):
     recipe = json.loads((copy / "world.json").read_text())
     (copy / "world.json").write_text(json.dumps(recipe | {"seed": 4}))
     with pytest.raises(ValueError, match=r"expected held-out text drawn from its world.json"):
-        marked(copy, Tokenizer.load(world.tokenizer), 48)
+        marked(copy, Tokenizer(world.tokenizer), 48)
     (copy / "world.json").unlink()
-    assert marked(copy, Tokenizer.load(world.tokenizer), 48) is None
+    assert marked(copy, Tokenizer(world.tokenizer), 48) is None
 
 
 def test_a_threshold_of_entropy_chooses_between_both_predictions(quiet, text):

@@ -100,4 +100,4 @@ def test_pauses_are_shown_as_dots(world):
 def test_special_tokens_show_nothing(world):
     found = shown(*opened(world), SETTINGS, rows=1)
     assert found.passages[0].tokens[0].text == found.passages[0].tokens[-1].text == ""
-    assert Tokenizer.load(world.tokenizer).bos_id == 1
+    assert Tokenizer(world.tokenizer).bos_id == 1

@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(folder):
-    return Tokenizer.load(folder)
+    return Tokenizer(folder)
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=MARK))
@@ -116,14 +116,14 @@ def test_the_vocabulary_that_a_refusal_names_is_accepted(tmp_path):
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected a readable sentencepiece model.*No such file"):
-        Tokenizer.load(tmp_path)
+        Tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"])
 def test_a_file_that_is_no_model_is_refused(tmp_path, content):
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(ValueError, match=f"found {len(content)} bytes that are none"):
-        Tokenizer.load(tmp_path)
+        Tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("token", [-1, 300, 32000, 32001])
@@ -140,7 +140,7 @@ def test_text_that_is_not_unicode_is_refused(tokenizer):
 
 @pytest.mark.parametrize("which", ["bos_id", "eos_id"])
 def test_a_special_id_that_the_model_lacks_is_refused(folder, which):
-    without = Tokenizer.load(folder)
+    without = Tokenizer(folder)
     setattr(without, which, None)
     assert without.decode(without.encode("the")) == "the"
     with pytest.raises(ValueError, match="expected a tokenizer with BOS and EOS, found"):

@@ -174,6 +174,8 @@ def test_save_refuses_what_could_not_be_read_back(folder, tmp_path):
         save(tmp_path / "x", SMALL, parameters | {"norm.weight": torch.ones(3)})
     with pytest.raises(ValueError, match=r"2 tensors unexpected \(end, start\)"):
         save(tmp_path / "x", SMALL, parameters | {n: extras[n] for n in ("start", "end")})
+    with pytest.raises(ValueError, match=r"another shape \(start: expected \[12\], found \[13\]\)"):
+        save(tmp_path / "x", SMALL, parameters, extras | {"start": torch.ones(13)})
     del extras["mixer.0.bias"]
     with pytest.raises(ValueError, match=r"1 tensor missing \(mixer.0.bias\)"):
         save(tmp_path / "x", SMALL, parameters, extras)
@@ -347,6 +349,14 @@ def test_some_but_not_all_extras_are_refused(asked, tmp_path):
     edit(tmp_path, lambda t: t.pop("talk_head.0.2.bias"))
     with pytest.raises(ValueError, match=r"1 tensor missing \(talk_head.0.2.bias\)"):
         load_into(tmp_path, parameters, extras if asked else None)
+
+
+def test_extras_of_another_width_are_refused(tmp_path):
+    parameters, extras = filled(SMALL, 0), filled_extras(12, 1)
+    save(tmp_path, SMALL, parameters, extras)
+    with pytest.raises(ValueError, match="7 tensors of another shape") as error:
+        load_into(tmp_path, parameters, filled_extras(10, 1))
+    assert "(end_embedding: expected [2, 10], found [2, 12], " in str(error.value)
 
 
 def test_damaged_or_missing_files_are_refused(folder):

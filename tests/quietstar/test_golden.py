@@ -14,8 +14,7 @@ from qs.config import ThoughtConfig
 from qs.model.config import ModelConfig
 from qs.model.mistral import Mistral
 from qs.quietstar.algorithm import QuietStar
-from qs.quietstar.losses import advantages, rewards
-from qs.quietstar.terms import count_terms, loss_terms
+from qs.quietstar.losses import advantages, count_terms, loss_terms, rewards
 
 FOLDER = Path(__file__).parents[1] / "golden"
 CASES = sorted(path.stem for path in FOLDER.glob("qs*.json"))

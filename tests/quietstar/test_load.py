@@ -57,7 +57,7 @@ def test_stored_vectors_and_mixing_head_come_back_bit_for_bit(tiny, tmp_path, ex
     for seed in (0, 1):  # nothing is made new
         quiet, tokenizer = load(folder, Config(config, run=RunConfig(seq=16, seed=seed)), CPU)
         same_bits(extras_of(quiet), extras)
-    assert tokenizer.hash == Tokenizer.load(tiny.tokenizer).hash
+    assert tokenizer.hash == Tokenizer(tiny.tokenizer).hash
     parameters = main.random_parameters(model_config.read_model_config(folder), seed=3)
     same_bits({n: p.detach() for n, p in quiet.model.named_parameters()}, parameters)
 
@@ -132,7 +132,7 @@ def test_what_is_made_new_depends_on_the_seed_and_on_nothing_else(tiny):
 
 
 def test_the_start_text_loses_the_bare_space_that_sentencepiece_puts_before_it(tiny):
-    tokenizer = Tokenizer.load(tiny.tokenizer)
+    tokenizer = Tokenizer(tiny.tokenizer)
     ids = tokenizer.encode("---")
     assert tokenizer.decode(first_tokens(tokenizer, "---")) == "---"
     assert len(ids) == 4  # the space and each dash
@@ -176,7 +176,7 @@ SHAPE = ModelConfig(
 
 @pytest.mark.parametrize("rows", [VOCAB, VOCAB + 2])
 def test_a_tokenizer_fits_with_and_without_rows_for_thought_marks(tiny, rows):
-    tokenizer = Tokenizer.load(tiny.tokenizer)
+    tokenizer = Tokenizer(tiny.tokenizer)
     marks = tuple(range(3, 3 + rows - VOCAB))
     shape = dataclasses.replace(SHAPE, vocab_size=rows, thought_ids=marks)
     check_fits(shape, tokenizer, Config(), tiny.weights)
@@ -189,7 +189,7 @@ def test_a_tokenizer_fits_with_and_without_rows_for_thought_marks(tiny, rows):
 
 @pytest.mark.parametrize("objective", ["quiet", "plain"])
 def test_a_row_and_its_longest_branch_fit_into_the_positions_of_the_model(tiny, objective):
-    tokenizer = Tokenizer.load(tiny.tokenizer)
+    tokenizer = Tokenizer(tiny.tokenizer)
     shape = dataclasses.replace(SHAPE, max_positions=POSITIONS)
     # start, n thought tokens, end and m - 1 true tokens follow the last of T positions
     branch = 2 + 3 + 1 if objective == "quiet" else 0

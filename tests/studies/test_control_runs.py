@@ -203,7 +203,7 @@ def test_text_without_answers_and_runs_that_do_not_think_are_refused(tmp_path):
     tiny = make(tmp_path / "tiny")
     found = run(tmp_path / "out", tiny.flags(tmp_path / "out", "--start-text=plus", "--steps=1"))
     with pytest.raises(ValueError, match=r"expected world.json, which says where the answers"):
-        text_with_answers(files.read_config(found).run, Tokenizer.load(files.newest_step(found)))
+        text_with_answers(files.read_config(found).run, Tokenizer(files.newest_step(found)))
     assert evaluate.main(["controls", str(found)]) == 2
     assert not (found / "controls").exists()
     plain = run(tmp_path / "plain", tiny.flags(tmp_path / "plain", "--objective=plain"))
