@@ -128,10 +128,12 @@ def tasks(args: argparse.Namespace) -> None:
     for exam, asked, other in zip(exams, questions, others, strict=True):
         summary = question_sets.run(exam, opened.quiet, opened.tokenizer, asked, out)
         made = [question_sets.exam_table(exam, summary)]
+        facts = {"exam": dataclasses.asdict(exam)} | summary.to_json()
         if other:
-            summary["against"] = question_sets.against(out / exam.file, other)
-            made.append(question_sets.against_table(summary["against"]))
-        facts = {"exam": dataclasses.asdict(exam)} | summary | {"environment": environment}
+            difference = question_sets.against(out / exam.file, other)
+            made.append(question_sets.against_table(difference))
+            facts["against"] = difference.to_json()
+        facts["environment"] = environment
         before = files.read_results(out).get("exams", {})
         files.add_results(out, {"exams": before | {exam.file: facts}})
         print("\n" + "\n\n".join(map(terminal, made)))

@@ -1,8 +1,8 @@
 """EleutherAI's lm-evaluation-harness on a model that thinks, and on the same model without.
 
     pip install -e '.[harness]'
-    python -m qs.harness run --model qs --model_args pretrained=runs/NAME --tasks lambada_openai
-    python -m qs.harness run --model qs --model_args pretrained=runs/NAME,think=false --tasks ...
+    python -m qs.evaluation.harness run --model qs --model_args pretrained=runs/NAME --tasks TASK
+    python -m qs.evaluation.harness run --model qs --model_args pretrained=runs/NAME,think=false ...
 
 That is the harness's own command line, `lm-eval`, with one model more. Its `--model_args`:
 
@@ -27,21 +27,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
 from qs import cli
-from qs.config import ONE_THOUGHT, at_least
-from qs.inference.decoding import Decoding, ThinkWhen
-from qs.inference.generate import generate
-from qs.inference.loglikelihood import Row, Scored, Thinking, fitted, score, seed_of, split, windows
-from qs.model.tokenizer import Tokenizer
-from qs.quietstar.algorithm import QuietStar
+from qs.config import ONE_THOUGHT, check_limits, setting
+from qs.data.prompts import cut
+from qs.inference.decoding import Decoding, think_above
+from qs.inference.loglikelihood import ScoredText, Thinking, score, seed_of
+from qs.inference.write import write
 from qs.quietstar.load import open_model
 
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -59,18 +59,17 @@ class Arguments:
     think: bool | None = None
     thoughts: int | None = None
     think_when: str = "always"
-    samples: int = 1
-    think_temperature: float = 0.0
-    max_length: int = 0
-    max_gen_toks: int = 256
-    batch_size: int = 8
+    samples: int = setting(1, "K", least=1)
+    think_temperature: float = setting(0.0, "of thoughts", least=0)
+    max_length: int = setting(0, "tokens; 0: all that the model was made for", least=0)
+    max_gen_toks: int = setting(256, "tokens", least=1)
+    batch_size: int = setting(8, "texts at a time", least=1)
     device: str = "auto"
-    seed: int = 0
+    seed: int = setting(0, "of thoughts and text", least=0)
 
     def __post_init__(self) -> None:
-        at_least(self, samples=1, think_temperature=0, max_length=0, max_gen_toks=1)
-        at_least(self, batch_size=1, seed=0)
-        ThinkWhen.parse(self.think_when)
+        check_limits(self)
+        think_above(self.think_when)
         if self.samples > 1 and self.think_temperature == 0:
             raise ValueError(
                 f"samples={self.samples}: greedy thoughts are all the same; add think_temperature=1"
@@ -100,76 +99,162 @@ class Arguments:
 
 
 class Adapter:
-    """What the harness asks of a model, without the harness.
-
-    Args:
-        quiet: the module; n is its config's.
-        tokenizer: that goes with it.
-        given: how to think.
+    """What the harness's `TemplateLM` asks of a model; keyword arguments are those of `Arguments`.
 
     Attributes:
         thinking: how it thinks, and where.
-        longest: tokens in a row, the one that is only predicted not counted.
+        max_length: tokens in a row, the one that is only predicted not counted.
         tally: "tokens" scored or said, "thoughts" at them, and texts that were "cut".
+
+    Raises:
+        ValueError: an argument or the checkpoint is none, or they do not fit.
     """
 
-    def __init__(self, quiet: QuietStar, tokenizer: Tokenizer, given: Arguments):
-        self.quiet, self.tokenizer, self.given = quiet, tokenizer, given
-        thinks = given.think is not False and quiet.config.thoughts > 0
-        when = ThinkWhen.parse(given.think_when if thinks else "never")
-        self.thinking = Thinking(when, given.samples, given.think_temperature, given.seed)
-        branch = 0 if when.never else quiet.config.thoughts + 2
+    def __init__(self, **given: Any) -> None:
+        super().__init__()
+        self.given = Arguments.read(given)
+        device = "auto" if self.given.device == "cuda:0" else self.given.device  # theirs, unasked
+        if device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device: expected auto, cpu or cuda, got {device}")
+        settings = ONE_THOUGHT | {"thoughts": self.given.thoughts, "seed": self.given.seed}
+        # every batch has another shape: layers that are compiled would be compiled for each
+        self.opened = open_model(
+            self.given.pretrained, **settings, device=device, seq=2, compile=False
+        )
+        quiet, think = self.opened.quiet, self.given.think
+        think = self.opened.config.run.thinks if think is None else think
+        when = self.given.think_when if think and quiet.config.thoughts else "never"
+        how = (self.given.samples, self.given.think_temperature, self.given.seed)
+        self.thinking = Thinking(when, *how)
+        branch = 0 if think_above(when) == math.inf else quiet.config.thoughts + 2
         room = quiet.model.config.max_positions - branch
-        self.longest = min(room, given.max_length or room)
+        self.max_length = min(room, self.given.max_length or room)
         self.tally: Counter[str] = Counter(tokens=0, thoughts=0, cut=0)
+        log.info(f"{self.opened.folder} on {self.opened.placement}, thinks {when}")
 
-    @staticmethod
-    def open(given: Arguments) -> Adapter:
-        """Load a run or a checkpoint.
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> Any:
+        """As of the harness's own models, but what was given twice is no error."""
+        return cls(**(additional_config or {}) | arg_dict)
+
+    @property
+    def eot_token_id(self) -> int | None:
+        """What stands before a text without a context: BOS."""
+        return self.opened.tokenizer.bos_id
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
+        """Ids, BOS first unless told otherwise."""
+        return self.opened.tokenizer.encode(string, bos=add_special_tokens is not False)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """A last token may hold the end of the context and the whole continuation."""
+        before, after = super()._encode_pair(context, continuation)
+        whole = self.tok_encode(context + continuation)
+        return (before, after) if after else (whole[:-1], whole[-1:])
+
+    def loglikelihood(self, requests: Sequence[Any], **options: Any) -> list[tuple[float, bool]]:
+        """Log-probability of continuations in nats, and whether greedy decoding says them."""
+        for context, continuation in (request.args for request in requests):
+            if not continuation:
+                raise ValueError(f"expected a continuation of {context[-40:]!r}, got an empty one")
+        return super().loglikelihood(requests, **options)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        from lm_eval.models.utils import Collator
+
+        # the longest first: the first batch needs most memory
+        order = Collator(requests, sort_fn=lambda request: -len(request[1]) - len(request[2]))
+        answers, cut_before = [], self.tally["cut"]
+        for batch in tqdm(order.get_batched(self.given.batch_size), "qs", unit=" batches"):
+            texts = [self._text(before, after) for _, before, after in batch]
+            (scores,) = score(self.opened.quiet, texts, [self.thinking])
+            for (pair, _, after), found in zip(batch, scores, strict=True):
+                self.tally.update(tokens=len(after), thoughts=found.thoughts)
+                mean = found.log_p.logsumexp(0) - math.log(len(found.log_p))  # over thoughts
+                answers.append((mean.sum().item(), found.likeliest.tolist() == after))
+                if pair is not None:
+                    self.cache_hook.add_partial("loglikelihood", pair, answers[-1])
+        self._warn_of_cut(cut_before, len(requests))
+        return order.get_original(answers)
+
+    def _text(self, before: list[int], after: list[int]) -> ScoredText:
+        """A continuation after as much of its context as fits."""
+        ids = self._fitting([*before, *after], self.max_length + 1)
+        if len(after) >= len(ids):
+            raise ValueError(
+                f"a continuation of {len(after)} tokens does not fit in {self.max_length}"
+            )
+        return ScoredText(tuple(ids), tuple(range(len(ids) - len(after) - 1, len(ids) - 1)))
+
+    def _fitting(self, ids: list[int], longest: int) -> list[int]:
+        self.tally["cut"] += len(ids) > longest
+        return ids[-longest:]
+
+    def _warn_of_cut(self, before: int, texts: int) -> None:
+        if now := self.tally["cut"] - before:
+            log.warning(f"{now} of {texts} texts did not fit and were cut")
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
+        """Log-probability of whole texts in nats, each token once."""
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        owners, windows = [], []
+        for owner, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0], add_special_tokens=False)
+            for window in get_rolling_token_windows(ids, self.eot_token_id, self.max_length, 1):
+                owners.append(owner)
+                windows.append((None, *make_disjoint_window(window)))
+        totals = [0.0] * len(requests)
+        for owner, (log_p, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += log_p
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
+        """Go on from contexts up to the first stop string; one that comes again draws anew.
+
+        One thought a token, whatever `samples` is.
 
         Raises:
-            ValueError: it is none, or does not fit what was asked for.
+            ValueError: what a task asks for is not here, or leaves no room for a context.
         """
-        device = "auto" if given.device == "cuda:0" else given.device  # the harness's default
-        if device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device: expected auto, cpu or cuda, got {given.device}")
-        thought = ONE_THOUGHT | {"thoughts": given.thoughts}
-        # every batch has another shape: layers that are compiled would be compiled for each
-        run = {"device": device, "seed": given.seed, "seq": 2, "compile": False}
-        opened = open_model(given.pretrained, **thought, **run)
-        if not opened.config.run.thinks and given.think is None:
-            given = dataclasses.replace(given, think=False)
-        adapter = Adapter(opened.quiet, opened.tokenizer, given)
-        log.info(f"{opened.folder} on {opened.placement}, thinks {adapter.thinking.when}")
-        return adapter
+        from lm_eval.models.utils import Collator
 
-    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Scored]]:
-        """Continuations after their contexts: (index of the pair, result), longest first."""
-        rows = [split(self.tokenizer, *pair) for pair in pairs]
-        self.tally["cut"] += sum(len(row.ids) > self.longest + 1 for row in rows)
-        yield from self._scored([fitted(row, self.longest) for row in rows])
-
-    def loglikelihood_rolling(self, texts: Sequence[str]) -> list[float]:
-        """Log-probabilities of whole texts in nats, each token once."""
-        encoded = [self.tokenizer.encode(text, bos=True) for text in texts]
-        rows = [(i, w) for i, x in enumerate(encoded) for w in windows(x[1:], x[0], self.longest)]
-        total = [0.0] * len(texts)
-        for at, found in self._scored([row for _, row in rows]):
-            total[rows[at][0]] += found.log_p
-        return total
-
-    def _scored(self, rows: Sequence[Row]) -> Iterator[tuple[int, Scored]]:
-        for batch in self._batches([row.ids for row in rows]):
-            found = score(self.quiet, [rows[i] for i in batch], self.thinking)
-            for i, x in zip(batch, found, strict=True):
-                self.tally.update(tokens=x.tokens, thoughts=x.thoughts)
-                yield i, x
-
-    def _batches(self, texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Indices of texts of similar length, longest first: the first batch needs most memory."""
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        for first in tqdm(range(0, len(order), self.given.batch_size), "qs", unit=" batches"):
-            yield order[first : first + self.given.batch_size]
+        order = Collator(
+            [request.args for request in requests],
+            sort_fn=lambda args: -len(self.tok_encode(args[0])),
+            group_fn=lambda args: args[1],
+            group_by="gen_kwargs",
+        )
+        texts, repeats, cut_before = [], Counter(), self.tally["cut"]
+        for batch in tqdm(order.get_batched(self.given.batch_size), "qs", unit=" batches"):
+            decoding, stops = self.decoding(batch[0][1])
+            room = self.max_length - decoding.max_tokens
+            if room < 1:
+                raise ValueError(
+                    f"{decoding.max_tokens} output tokens leave no room for a context in "
+                    f"{self.max_length}: lower them with --gen_kwargs max_gen_toks=N"
+                )
+            prompts, numbers = [], []
+            for args in batch:
+                prompts.append(tuple(self._fitting(self.tok_encode(args[0]), room)))
+                numbers.append(seed_of(prompts[-1]) + repeats[repr(args)])
+                repeats[repr(args)] += 1
+            written = write(
+                *(self.opened.quiet, self.opened.tokenizer, prompts, decoding, self.given.seed),
+                stops=stops,
+                numbers=numbers,
+            )
+            for args, each in zip(batch, written, strict=True):
+                thoughts = sum(token.thought is not None for token in each.tokens)
+                self.tally.update(tokens=len(each.tokens), thoughts=thoughts)
+                texts.append(cut(each.text, stops))
+                self.cache_hook.add_partial("generate_until", args, texts[-1])
+        self._warn_of_cut(cut_before, len(requests))
+        return order.get_original(texts)
 
     def decoding(self, asked: Mapping[str, Any]) -> tuple[Decoding, list[str]]:
         """What a task's `generation_kwargs` say: how to draw, and the strings to stop at.
@@ -189,61 +274,15 @@ class Adapter:
             temperature=float(heat),
             top_p=float(asked.get("top_p", 1)),
             think_temperature=self.given.think_temperature,
-            think_when=str(self.thinking.when),
+            think_when=self.thinking.when,
         )
         until = asked.get("until") or []
         return decoding, list(filter(None, [until] if isinstance(until, str) else until))
 
-    def generate_until(
-        self, contexts: Sequence[str], asked: Mapping[str, Any]
-    ) -> Iterator[tuple[int, str]]:
-        """Go on from contexts: (index, text up to the first stop string), longest first.
-
-        One thought a token, whatever `samples` is. A context that comes again draws anew.
-
-        Raises:
-            ValueError: `asked` leaves no room for a context, or see `decoding`.
-        """
-        decoding, stops = self.decoding(asked)
-        room = self.longest - decoding.max_tokens
-        if room < 1:
-            raise ValueError(
-                f"{decoding.max_tokens} output tokens leave no room for a context in "
-                f"{self.longest}: lower them with --gen_kwargs max_gen_toks=N"
-            )
-        prompts = [tuple(self.tokenizer.encode(context, bos=True)) for context in contexts]
-        self.tally["cut"] += sum(len(ids) > room for ids in prompts)
-        prompts = [ids[-room:] for ids in prompts]
-        before: Counter[tuple[int, ...]] = Counter()
-        numbers = []
-        for ids in prompts:
-            numbers.append(seed_of(ids) + before[ids])
-            before[ids] += 1
-        # a stop string has at most as many tokens as bytes, and may begin and end inside of them
-        tail = max((len(stop.encode()) for stop in stops), default=0)
-
-        def ended(_: int, said: list[int]) -> bool:
-            text = self._text(said[-tail:])
-            return any(stop in text for stop in stops)
-
-        for batch in self._batches(prompts):
-            found = generate(
-                self.quiet,
-                [prompts[i] for i in batch],
-                decoding,
-                self.given.seed,
-                stop=ended if stops else None,
-                numbers=[numbers[i] for i in batch],
-            )
-            for i, result in zip(batch, found, strict=True):
-                thoughts = sum(token.thought is not None for token in result.tokens)
-                self.tally.update(tokens=len(result.tokens), thoughts=thoughts)
-                text = self._text(result.text_ids)
-                yield i, min((text.partition(stop)[0] for stop in stops), key=len, default=text)
-
-    def _text(self, ids: Iterable[int]) -> str:
-        """The text of ids that follow others: a space that it begins with stays."""
-        return self.tokenizer.decode([self.tokenizer.encode("\n")[-1], *ids])[1:]
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes into its results."""
+        thinking = self.thinking._asdict() | {"length": self.opened.quiet.config.thoughts}
+        return {"thinking": thinking, "counts": dict(self.tally)}
 
 
 @functools.cache
@@ -255,67 +294,24 @@ def harness_model() -> type:
     """
     try:
         import lm_eval.models  # noqa: F401 - its own models, which only an empty registry looks for
-        from lm_eval.api.model import LM
+        from lm_eval.api.model import TemplateLM
         from lm_eval.api.registry import register_model
     except ImportError:
         raise ValueError(MISSING) from None
 
     @register_model("qs")
-    class QuietLM(LM):
-        """A thinking model for the harness; the arguments are those of `Arguments`."""
-
-        def __init__(self, **given: Any) -> None:
-            super().__init__()
-            self.adapter = Adapter.open(Arguments.read(given))
-
-        @classmethod
-        def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> LM:
-            return cls(**(additional_config or {}) | arg_dict)  # what was given comes last
-
-        def loglikelihood(self, requests: list) -> list[tuple[float, bool]]:
-            found = self.adapter.loglikelihood([request.args for request in requests])
-            return self._all("loglikelihood", requests, ((i, x[:2]) for i, x in found))
-
-        def loglikelihood_rolling(self, requests: list) -> list[float]:
-            found = self.adapter.loglikelihood_rolling([request.args[0] for request in requests])
-            return self._all("loglikelihood_rolling", requests, enumerate(found))
-
-        def generate_until(self, requests: list) -> list[str]:
-            groups: dict[str, list[int]] = {}
-            for i, request in enumerate(requests):
-                groups.setdefault(repr(request.args[1]), []).append(i)
-            found = (
-                (group[i], text)
-                for group in groups.values()
-                for i, text in self.adapter.generate_until(
-                    [requests[i].args[0] for i in group], requests[group[0]].args[1]
-                )
-            )
-            return self._all("generate_until", requests, found)
-
-        def _all(self, kind: str, requests: list, found: Iterable[tuple[int, Any]]) -> list:
-            before, results = self.adapter.tally["cut"], [None] * len(requests)
-            for i, result in found:
-                results[i] = result
-                self.cache_hook.add_partial(kind, requests[i].args, result)
-            if cut := self.adapter.tally["cut"] - before:
-                log.warning(f"{kind}: {cut} of {len(requests)} texts did not fit and were cut")
-            return results
-
-        def get_model_info(self) -> dict[str, Any]:
-            thinking = self.adapter.thinking._asdict() | {"when": str(self.adapter.thinking.when)}
-            thinking["length"] = self.adapter.quiet.config.thoughts
-            return {"thinking": thinking, "counts": dict(self.adapter.tally)}
+    class QuietLM(Adapter, TemplateLM):
+        """A thinking model for the harness."""
 
     return QuietLM
 
 
-def evaluate(argv: list[str]) -> None:
+def command(argv: list[str]) -> None:
     """The harness's own command line, with one model more."""
     harness_model()
     from lm_eval.__main__ import cli_evaluate
 
-    before, sys.argv = sys.argv, ["qs.harness", *argv]
+    before, sys.argv = sys.argv, ["qs.evaluation.harness", *argv]
     try:
         cli_evaluate()
     finally:
@@ -323,8 +319,8 @@ def evaluate(argv: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line: `evaluate`."""
-    return cli.main(evaluate, argv, "interrupted")
+    """Command line: `command`."""
+    return cli.main(command, argv, "interrupted")
 
 
 if __name__ == "__main__":

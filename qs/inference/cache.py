@@ -104,15 +104,11 @@ class Rows:
 
 
 class Reading(NamedTuple):
-    """Texts that were read.
+    """Texts that were read."""
 
-    Attributes:
-        rows: what is kept of them.
-        outputs: (R, T, D) of every token.
-    """
-
-    rows: Rows
-    outputs: Tensor
+    tokens: Tensor  # (R, T) ids, the shorter rows filled up
+    rows: Rows  # what is kept of them
+    outputs: Tensor  # (R, T, D) of every token
 
     @property
     def last(self) -> Tensor:
@@ -123,23 +119,28 @@ class Reading(NamedTuple):
     def until(self, lengths: Sequence[int], room: int) -> Reading:
         """A copy of which only the first tokens of each row were read, with room to go on."""
         first = Rows(self.rows.model, self.rows.cache, lengths, self.rows.limit)
-        return Reading(first.copy(range(len(lengths)), room), self.outputs)
+        return self._replace(rows=first.copy(range(len(lengths)), room))
 
 
-def read(model: Mistral, texts: Sequence[Sequence[int]], limit: int) -> Reading:
-    """Read texts of any lengths in one pass; `limit` as of `Rows`."""
+def read(model: Mistral, texts: Sequence[Sequence[int]], limit: int = 0) -> Reading:
+    """Read texts of any lengths in one pass.
+
+    Args:
+        model: the language model.
+        texts: ids, at least one in each.
+        limit: slots that a row will ever hold, if more than its text.
+    """
     config, device = model.config, model.norm.weight.device
     lengths = [len(text) for text in texts]
     T = max(lengths)
     # shorter rows end in some token, which nobody sees and what follows the text overwrites
     tokens = torch.tensor([[*text, *[0] * (T - len(text))] for text in texts], device=device)
     x = model.embed(tokens)  # (R, T, D)
-    room = (len(texts), min(limit, 2 * T))
-    rows = Rows(
-        model, new_cache(config.layers, room, config.kv_heads, config.head_dim, x), lengths, limit
-    )
+    held = (len(texts), max(T, min(limit, 2 * T)))
+    cache = new_cache(config.layers, held, config.kv_heads, config.head_dim, x)
+    rows = Rows(model, cache, lengths, max(T, limit))
     positions = torch.arange(T, device=device)[None]
-    return Reading(rows, rows._run(x, positions, T, masked_attention))
+    return Reading(tokens, rows, rows._run(x, positions, T, masked_attention))
 
 
 def _longer(cache: list, slots: int) -> list:

@@ -1,4 +1,4 @@
-"""What decoding is asked for, how tokens are drawn, and what it gives."""
+"""What decoding is asked for, the numbers that it draws by, and what it gives."""
 
 from __future__ import annotations
 
@@ -12,134 +12,93 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qs.config import above, at_least, setting
+from qs.config import check_limits, setting
 from qs.model.config import ModelConfig
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.sampler import allowed_ids
 
-Reason = Literal["eos", "stop_id", "stop", "length"]
+Reason = Literal["eos", "stop", "length"]
 
 
-@dataclass(frozen=True)
-class ThinkWhen:
-    """Think where the entropy of the base prediction is above this many nats.
+def think_above(when: str) -> float:
+    """Entropy of the base prediction, in nats, above which a token is thought about.
 
-    `always` is above -inf, `never` above inf.
+    Args:
+        when: `always` (-inf), `never` (inf) or `entropy>X`.
+
+    Raises:
+        ValueError: it is none of them.
     """
-
-    above: float
-
-    @staticmethod
-    def parse(text: str) -> ThinkWhen:
-        """Read `always`, `never` or `entropy>X`.
-
-        Raises:
-            ValueError: it is none of them.
-        """
-        if text == "always":
-            return ThinkWhen(-math.inf)
-        if text == "never":
-            return ThinkWhen(math.inf)
-        number = re.fullmatch(r"entropy>((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", text, re.ASCII)
-        if number is None or math.isinf(float(number[1])):
-            raise ValueError(
-                "--think-when: expected always, never or entropy>X with X in nats "
-                f"(such as entropy>1.5), got {text!r}"
-            )
-        return ThinkWhen(float(number[1]))
-
-    @property
-    def always(self) -> bool:
-        """Whether every token thinks, whatever the entropy."""
-        return self.above == -math.inf
-
-    @property
-    def never(self) -> bool:
-        """Whether no token thinks."""
-        return self.above == math.inf
-
-    def __str__(self) -> str:
-        names = {-math.inf: "always", math.inf: "never"}
-        return names.get(self.above, f"entropy>{self.above}")
+    if when in ("always", "never"):
+        return -math.inf if when == "always" else math.inf
+    number = re.fullmatch(r"entropy>((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", when, re.ASCII)
+    if number is None or math.isinf(float(number[1])):
+        raise ValueError(
+            "--think-when: expected always, never or entropy>X with X in nats "
+            f"(such as entropy>1.5), got {when!r}"
+        )
+    return float(number[1])
 
 
 @dataclass(frozen=True)
 class Decoding:
     """How output tokens and the thoughts before them are drawn."""
 
-    max_tokens: int = setting(128, "output tokens at most")
-    temperature: float = setting(0.0, "temperature of output tokens; 0 takes the likeliest")
-    top_p: float = setting(
-        1.0, "draw output tokens from the likeliest that have this much probability together"
+    max_tokens: int = setting(128, "output tokens at most", least=1)
+    temperature: float = setting(
+        0.0, "temperature of output tokens; 0 takes the likeliest", least=0
     )
-    think_temperature: float = setting(0.0, "temperature of thoughts; 0 takes the likeliest")
+    top_p: float = setting(
+        1.0,
+        "draw output tokens from the likeliest that have this much probability together",
+        above=0,
+    )
+    think_temperature: float = setting(
+        0.0, "temperature of thoughts; 0 takes the likeliest", least=0
+    )
     think_when: str = setting(
         "always", "always, never, or entropy>X: where the base prediction has above X nats"
     )
     fixed_weight: float | None = setting(None, "mixing weight to use instead of the head's")
 
     def __post_init__(self) -> None:
-        at_least(self, max_tokens=1, temperature=0, think_temperature=0)
-        above(self, top_p=0)
+        check_limits(self)
         if self.top_p > 1:
             raise ValueError(f"--top-p is a share in (0, 1], got {self.top_p}")
-        ThinkWhen.parse(self.think_when)
+        think_above(self.think_when)
 
 
 class OutputToken(NamedTuple):
-    """One output token.
-
-    Attributes:
-        id: of the token.
-        thought: its n ids, `quiet.PAUSE` where it was a pause; None: nothing was thought.
-        weight: of the mixing; None: nothing was thought.
-        entropy: of the base prediction in nats.
-        log_p: of the token in nats, in the mixed prediction (over all ids, at temperature 1).
-    """
+    """One output token, and the thought before it (None: nothing was thought)."""
 
     id: int
-    thought: tuple[int, ...] | None
-    weight: float | None
-    entropy: float
-    log_p: float
+    thought: tuple[int, ...] | None  # n ids, PAUSE where it was a pause
+    weight: float | None  # of the mixing
+    entropy: float  # of the base prediction, in nats
+    log_p: float  # of the token in nats, in the mixed prediction (all ids, temperature 1)
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What followed one prompt.
-
-    Attributes:
-        tokens: all that were drawn, the one that ended the row included.
-        reason: it ended at EOS, at a stop id, because `stop` said so, or at its greatest length;
-            None: it was not ended.
-        slots: that the model computed for it, prompt included, padding not.
-    """
+    """What followed one prompt, the EOS that ended it included."""
 
     tokens: tuple[OutputToken, ...]
-    reason: Reason | None
-    slots: int
+    reason: Reason | None  # why it ended; None: it was not ended
 
     @property
     def ids(self) -> list[int]:
-        """Output ids, the one that ended the row included."""
+        """Output ids, EOS included."""
         return [token.id for token in self.tokens]
 
     @property
     def text_ids(self) -> list[int]:
-        """Output ids without the EOS or stop id that ended the row."""
-        return self.ids[:-1] if self.reason in ("eos", "stop_id") else self.ids
+        """Output ids without EOS."""
+        return self.ids[:-1] if self.reason == "eos" else self.ids
 
 
 @dataclass
 class Counts:
-    """What was computed for a whole batch.
-
-    Attributes:
-        passes: forward passes, each of any number of rows.
-        slots: positions in them, padding of shorter prompts not counted.
-        tokens: output tokens.
-        thoughts: thoughts, of n tokens (or pauses) each.
-    """
+    """What was computed: forward passes, slots in them (padding not counted), tokens, thoughts."""
 
     passes: int = 0
     slots: int = 0

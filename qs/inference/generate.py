@@ -18,7 +18,8 @@ Source: Quiet-STaR (arXiv:2403.09629), section 4.3; thinking only where it may p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,8 +32,8 @@ from qs.inference.decoding import (
     Generated,
     OutputToken,
     Reason,
-    ThinkWhen,
     sayable_ids,
+    think_above,
     uniforms,
 )
 from qs.quietstar.algorithm import QuietStar, pauses
@@ -44,39 +45,30 @@ Stop = Callable[[int, list[int]], bool]
 """(row, all its output ids so far) -> whether to end it."""
 
 
-class Prediction(NamedTuple):
-    """What follows R rows, W of which thought about it.
-
-    Attributes:
-        log_p: (R, V) in nats, mixed where a row thought.
-        entropy: (R,) of the prediction without a thought, in nats.
-        thinkers: the W rows.
-        thoughts: (W, n) tokens, or PAUSE.
-        weights: (W,) of the mixing.
-    """
-
-    log_p: Tensor
-    entropy: Tensor
-    thinkers: Sequence[int]
-    thoughts: Tensor
-    weights: Tensor
-
-
 def generate(
     quiet: QuietStar,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     seed: int = 0,
-    stop_ids: Collection[int] = (),
     stop: Stop | None = None,
     numbers: Sequence[int] | None = None,
     reading: Reading | None = None,
 ) -> list[Generated]:
     """What follows each prompt. Arguments and errors are those of `Stream`."""
-    stream = Stream(quiet, prompts, decoding, seed, stop_ids, stop, numbers, reading)
+    stream = Stream(quiet, prompts, decoding, seed, stop, numbers, reading)
     for _ in stream:
         pass
     return stream.results()
+
+
+class Prediction(NamedTuple):
+    """What follows R rows, W of which thought about it."""
+
+    log_p: Tensor  # (R, V) in nats, mixed where a row thought
+    entropy: Tensor  # (R,) of the prediction without a thought, in nats
+    thinkers: Sequence[int]  # the W rows
+    thoughts: Tensor  # (W, n) tokens, or PAUSE
+    weights: Tensor  # (W,) of the mixing
 
 
 class Stream:
@@ -91,7 +83,6 @@ class Stream:
         prompts: ids, at least one in each.
         decoding: how to draw.
         seed: of the numbers that tokens and thoughts are drawn by.
-        stop_ids: end a row like EOS.
         stop: asked after each token that has not ended its row.
         numbers: of the rows, by default 0, 1, ..: rows of the same number and seed draw by the
             same numbers. Give them where a larger batch is split.
@@ -103,8 +94,8 @@ class Stream:
         counts: what was computed so far.
 
     Raises:
-        ValueError: a prompt is empty, too long or holds an id that is none; a stop id is none;
-            `numbers` has another length.
+        ValueError: a prompt is empty, too long or holds an id that is none; `numbers` has another
+            length.
     """
 
     def __init__(
@@ -113,18 +104,16 @@ class Stream:
         prompts: Sequence[Sequence[int]],
         decoding: Decoding,
         seed: int = 0,
-        stop_ids: Collection[int] = (),
         stop: Stop | None = None,
         numbers: Sequence[int] | None = None,
         reading: Reading | None = None,
     ):
         shape, device = quiet.model.config, quiet.start.device
-        self.quiet, self.prompts, self.decoding = quiet, prompts, decoding
-        self.stop_ids, self.stop = frozenset(stop_ids), stop
+        self.quiet, self.prompts, self.decoding, self.stop = quiet, prompts, decoding, stop
         self.n = quiet.config.thoughts
-        self.when = ThinkWhen.parse(decoding.think_when if self.n else "never")
-        self.branch = 0 if self.when.never else self.n + 2  # slots of a thought
-        self.most = self._check(numbers)
+        self.think_above = think_above(decoding.think_when if self.n else "never")
+        self.branch = 0 if self.think_above == math.inf else self.n + 2  # slots of a thought
+        self.most = [self._most(row) for row in range(len(prompts))]
         self.tokens: list[list[OutputToken]] = [[] for _ in prompts]
         self.reasons: list[Reason | None] = [None] * len(prompts)
         self.counts = Counts()
@@ -132,36 +121,34 @@ class Stream:
         self._thinkable = allowed_ids(shape.vocab_size, set(shape.forbidden), device)
         self._sayable = sayable_ids(shape, device)
         self._going = list(range(len(prompts)))
-        drawn = uniforms(
-            seed, self._going if numbers is None else numbers, max(self.most, default=0), self.n
-        )
+        numbers = self._going if numbers is None else numbers
+        if len(numbers) != len(prompts):
+            raise ValueError(f"expected {len(prompts)} numbers of rows, got {len(numbers)}")
+        drawn = uniforms(seed, numbers, max(self.most, default=0), self.n)
         self._uniforms = [x.to(device) for x in drawn]  # of the rows that go on
         self._step = 0
         self._text = None if reading is None else reading.rows
-        # (R, D) outputs at the last tokens; None: not read yet
+        # (R, D) outputs at the last tokens; None: those (R, 1, D) embeddings are not read yet
         self._base = None if reading is None else reading.last
-        self._unread: Tensor | None = None  # (R, 1, D) embeddings of the last tokens
+        self._unread: Tensor | None = None
 
-    def _check(self, numbers: Sequence[int] | None) -> list[int]:
-        """Refuse what cannot be decoded; else the number of tokens that each row may get."""
-        shape, most = self.quiet.model.config, []
-        for row, prompt in enumerate(self.prompts):
-            if not len(prompt):
-                raise ValueError(f"prompt {row}: expected at least one token, got none")
-            _check_ids(f"prompt {row}", prompt, shape.vocab_size)
-            after = max(1, self.branch)
-            room = shape.max_positions - len(prompt) - after + 1
-            if room < 1:
-                more = f"a thought of {after} (start and end included)" if self.branch else "one"
-                raise ValueError(
-                    f"prompt {row}: {len(prompt)} tokens and {more} after them exceed the "
-                    f"{shape.max_positions} positions that the model was made for: shorten it"
-                )
-            most.append(min(self.decoding.max_tokens, room))
-        _check_ids("stop ids", self.stop_ids, shape.vocab_size)
-        if numbers is not None and len(numbers) != len(self.prompts):
-            raise ValueError(f"expected {len(self.prompts)} numbers of rows, got {len(numbers)}")
-        return most
+    def _most(self, row: int) -> int:
+        """Tokens that a row may get; refuses a prompt that cannot be gone on from."""
+        shape, prompt, after = self.quiet.model.config, self.prompts[row], max(1, self.branch)
+        if not len(prompt):
+            raise ValueError(f"prompt {row}: expected at least one token, got none")
+        if wrong := [i for i in prompt if not 0 <= i < shape.vocab_size]:
+            raise ValueError(
+                f"prompt {row}: expected ids in [0, {shape.vocab_size}), got {wrong[0]}"
+            )
+        room = shape.max_positions - len(prompt) - after + 1
+        if room < 1:
+            more = f"a thought of {after} (start and end included)" if self.branch else "one"
+            raise ValueError(
+                f"prompt {row}: {len(prompt)} tokens and {more} after them exceed the "
+                f"{shape.max_positions} positions that the model was made for: shorten it"
+            )
+        return min(self.decoding.max_tokens, room)
 
     def __iter__(self) -> Iterator[list[tuple[int, OutputToken]]]:
         while self._going:
@@ -169,12 +156,8 @@ class Stream:
 
     def results(self) -> list[Generated]:
         """What followed each prompt, so far."""
-        results = []
-        for prompt, tokens, reason in zip(self.prompts, self.tokens, self.reasons, strict=True):
-            thoughts = sum(token.thought is not None for token in tokens)
-            fed = len(prompt) + len(tokens) - 1 if tokens else 0  # the last one is not
-            results.append(Generated(tuple(tokens), reason, fed + self.branch * thoughts))
-        return results
+        rows = zip(self.tokens, self.reasons, strict=True)
+        return [Generated(tuple(tokens), reason) for tokens, reason in rows]
 
     @torch.no_grad()
     def _next(self) -> list[tuple[int, OutputToken]]:
@@ -221,28 +204,25 @@ class Stream:
 
     def _reason(self, row: int) -> Reason | None:
         """Why a row ends after its last token; None: it goes on."""
-        tokens = self.tokens[row]
-        if tokens[-1].id == self.quiet.model.config.eos_id:
+        ids = [token.id for token in self.tokens[row]]
+        if ids[-1] == self.quiet.model.config.eos_id:
             return "eos"
-        if tokens[-1].id in self.stop_ids:
-            return "stop_id"
-        if self.stop is not None and self.stop(row, [token.id for token in tokens]):
+        if self.stop is not None and self.stop(row, ids):
             return "stop"
-        return "length" if len(tokens) == self.most[row] else None
+        return "length" if len(ids) == self.most[row] else None
 
     def _predict(self, numbers: Tensor) -> Prediction:
         """Read the last tokens, think by (R, n) numbers where it may pay, mix."""
         text, R, weight = self._text, len(self._going), self.decoding.fixed_weight
-        if self.when.always:
+        if self.think_above == -math.inf:
             thoughts, after = self._think(text, numbers)
             base, log_p, weights = predict_next(self.quiet, self._base, after, weight)
             return Prediction(log_p, entropy(base), range(R), thoughts, weights)
         if self._base is None:
             self._base = self._feed(text, self._unread)[:, 0]
         log_p = self.quiet.model.logits(self._base).log_softmax(-1)
-        nats, thinkers = entropy(log_p), []
-        if not self.when.never:
-            thinkers = (nats > self.when.above).nonzero().squeeze(1).tolist()
+        nats = entropy(log_p)
+        thinkers = (nats > self.think_above).nonzero().squeeze(1).tolist() if self.branch else []
         if not thinkers:
             return Prediction(log_p, nats, (), numbers[:0], nats[:0])
         at = torch.tensor(thinkers, device=log_p.device)
@@ -283,12 +263,6 @@ class Stream:
     def _count(self, slots: int) -> None:
         self.counts.passes += 1
         self.counts.slots += slots
-
-
-def _check_ids(what: str, ids: Collection[int], vocabulary: int) -> None:
-    wrong = [i for i in ids if not 0 <= i < vocabulary]
-    if wrong:
-        raise ValueError(f"{what}: expected ids in [0, {vocabulary}), got {wrong[0]}")
 
 
 def predict_next(

@@ -1,104 +1,57 @@
-"""Log-probability of continuations: only the positions that predict one of its tokens think.
+"""Log-probability of given tokens: only the positions that predict one of them think.
 
-What comes before is read once, in one plain causal pass, as a continuation's own tokens are.
+The text is read once, in one plain causal pass, and shared by all that is thought about it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from qs.config import ONE_THOUGHT, PADDING
-from qs.inference.decoding import ThinkWhen, uniforms
-from qs.model.tokenizer import Tokenizer
+from qs.inference.cache import Reading, read
+from qs.inference.decoding import sayable_ids, think_above, uniforms
+from qs.inference.generate import predict_next
 from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.attention import CachedBranches, new_cache
 from qs.quietstar.losses import entropy
-from qs.quietstar.sampler import allowed_ids, prefill
+from qs.quietstar.masks import Layout, one_document
 
 SLOTS_AT_ONCE = 1024  # of thoughts, for each row of a batch, or as many as its text if that is more
 LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
 
 
-class Row(NamedTuple):
-    """Text of which the tokens from `first` >= 1 on are scored; the last one is only predicted."""
+class ScoredText(NamedTuple):
+    """Text of which some tokens are scored; the last one is only predicted."""
 
-    ids: tuple[int, ...]
-    first: int
-
-
-class Scored(NamedTuple):
-    """What was found for one row.
-
-    Attributes:
-        log_p: of its scored tokens together, in nats.
-        greedy: whether each of them is the one that greedy decoding would say.
-        tokens, thoughts: how many were scored, and how many thoughts that took.
-    """
-
-    log_p: float
-    greedy: bool
-    tokens: int
-    thoughts: int
+    ids: tuple[int, ...]  # two or more
+    positions: tuple[int, ...]  # one or more rising t whose next token is scored
+    among: tuple[int, ...] | None = None  # ids that are told of there; None: the scored one
 
 
 class Thinking(NamedTuple):
-    """How to think: where, K thoughts at a time, at which temperature, by which numbers."""
+    """How to think: where, K thoughts at a time, and how they are drawn."""
 
-    when: ThinkWhen
+    when: str  # as `Decoding.think_when`
     samples: int = 1
     temperature: float = 0.0
     seed: int = 0
 
 
-def split(tokenizer: Tokenizer, context: str, continuation: str) -> Row:
-    """A continuation after its context, BOS first.
+class Score(NamedTuple):
+    """What was found for one text, on the CPU."""
 
-    As in lm-evaluation-harness: the spaces that end the context belong to the continuation; the
-    text is encoded as a whole, and as many tokens as the context has alone are the context.
-
-    Raises:
-        ValueError: the continuation is empty.
-    """
-    if not continuation:
-        raise ValueError(f"expected a continuation of {context[-40:]!r}, got an empty one")
-    whole = tokenizer.encode(context + continuation, bos=True)
-    known = len(tokenizer.encode(context.rstrip(), bos=True))
-    # a last token may hold the end of the context and the whole continuation
-    return Row(tuple(whole), min(known, len(whole) - 1))
+    log_p: Tensor  # (K, L, W) float64 in nats, of W ids at L positions after K thoughts
+    likeliest: Tensor  # (L,) ids that greedy decoding would say, by the mean over thoughts
+    thoughts: int  # that were thought; where there were none, log_p is K times the same
 
 
-def fitted(row: Row, longest: int) -> Row:
-    """Cut a row from the left to `longest` tokens, the one that is only predicted not counted.
-
-    Raises:
-        ValueError: its scored tokens alone are more.
-    """
-    over = max(0, len(row.ids) - longest - 1)
-    if over >= row.first:
-        raise ValueError(
-            f"a continuation of {len(row.ids) - row.first} tokens does not fit in {longest}"
-        )
-    return Row(row.ids[over:], row.first - over)
-
-
-def windows(ids: Sequence[int], prefix: int, longest: int) -> Iterator[Row]:
-    """Cut a text so that each token is scored once, after as much of the text as fits.
-
-    Args:
-        ids: the text.
-        prefix: what stands before its first token.
-        longest: tokens in a row, the one that is only predicted not counted.
-    """
-    text = (prefix, *ids)
-    for done in range(1, len(text), longest):
-        end = min(done + longest, len(text))
-        start = max(0, end - longest - 1)
-        yield Row(text[start:end], done - start)
+class _Scored(NamedTuple):
+    log_p: Tensor  # (B, A, K, W)
+    likeliest: Tensor  # (B, A)
 
 
 def seed_of(ids: Sequence[int]) -> int:
@@ -107,71 +60,112 @@ def seed_of(ids: Sequence[int]) -> int:
 
 
 @torch.no_grad()
-def score(quiet: QuietStar, rows: Sequence[Row], thinking: Thinking) -> list[Scored]:
-    """Log-probabilities of a batch of continuations.
+def score(
+    quiet: QuietStar,
+    texts: Sequence[ScoredText],
+    ways: Sequence[Thinking],
+    reading: Reading | None = None,
+) -> list[list[Score]]:
+    """Log-probabilities of the scored tokens of a batch, in several ways of thinking.
 
-    The probability of a token is its mean over K thoughts. Rows draw by numbers of their own text,
-    so a row's result does not depend on the others.
+    Thoughts draw by numbers of their own text, so a result does not depend on the other texts.
 
     Args:
         quiet: the module; n is its config's, and n = 0 is no thought.
-        rows: B of them, which fit in the positions that the model was made for.
-        thinking: how.
+        texts: B of them, which fit in the positions that the model was made for.
+        ways: how to think, each of them after the same reading.
+        reading: of their ids; None: they are read here, all but the last.
+
+    Returns:
+        for each way the scores of the texts.
     """
-    model, device, size = quiet.model, quiet.start.device, len(rows)
-    length, most = max(len(r.ids) for r in rows) - 1, max(len(r.ids) - r.first for r in rows)
-    tokens, documents = torch.zeros(size, length).long(), torch.full((size, length), PADDING)
-    anchors, targets, there = torch.zeros(3, size, most).long()
-    for i, (ids, first) in enumerate(rows):
-        tokens[i, : len(ids) - 1], documents[i, : len(ids) - 1] = torch.tensor(ids[:-1]), 0
-        anchors[i, : len(ids) - first] = torch.arange(first - 1, len(ids) - 1)
-        targets[i, : len(ids) - first] = torch.tensor(ids[first:])
-        there[i, : len(ids) - first] = 1
-    batch = (tokens, documents, anchors, targets, there > 0)
-    tokens, documents, anchors, targets, there = (x.to(device) for x in batch)
+    if reading is None:
+        reading = read(quiet.model, [text.ids[:-1] for text in texts])
+    batch = _Batch(quiet, texts, reading)
+    results = []
+    for thinking in ways:
+        scored, thinks = batch.think(thinking)
+        thoughts = (thinks.sum(1) * thinking.samples).tolist()
+        log_p, likeliest = scored.log_p.transpose(1, 2).cpu(), scored.likeliest.cpu()
+        results.append([])
+        for i, text in enumerate(texts):
+            L, W = len(text.positions), len(text.among or [0])
+            results[-1].append(Score(log_p[i, :, :L, :W], likeliest[i, :L], thoughts[i]))
+    return results
 
-    K, n = thinking.samples, quiet.config.thoughts
-    outputs, cache = prefill(model, tokens, documents)
-    outputs = outputs.gather(1, anchors[..., None].expand(-1, -1, outputs.shape[2]))  # (B, A, D)
-    columns = max(1, LOGITS_AT_ONCE // (size * K * model.config.vocab_size))
-    parts = []
-    for some, right in zip(outputs.split(columns, 1), targets.split(columns, 1), strict=True):
-        predicted = model.logits(some).log_softmax(-1)
-        parts.append((*_judge(quiet, predicted, right), entropy(predicted)))
-    log_p, greedy, nats = (torch.cat(x, 1) for x in zip(*parts, strict=True))  # (B, A)
 
-    thinks = there & (nats > (thinking.when.above if n else math.inf))
-    columns = max(1, min(columns, max(length, SLOTS_AT_ONCE) // (K * (n + 2))))
-    drawn = uniforms(thinking.seed, [seed_of(row.ids) for row in rows], most, K * n)[1]
-    drawn = drawn.view(size, most, K, n)
-    order = thinks.int().argsort(dim=1, descending=True, stable=True)  # those that think come first
-    busy = int(thinks.sum(1).max())
-    for first in range(0, busy, columns):
-        at = order[:, first : min(first + columns, busy)]
-        places, some = anchors.gather(1, at), at.cpu()[..., None, None].expand(-1, -1, K, n)
-        numbers = drawn.gather(1, some)
-        thoughts = quiet.sample(documents, places, cache, numbers, thinking.temperature)
-        read = slice(0, int(places.max()) + 1)
-        with quiet.with_settings(**ONE_THOUGHT):
-            mixed = quiet.predict(tokens[:, read], documents[:, read], places, thoughts)[1]
-        mean = mixed.squeeze(3).logsumexp(2) - math.log(K)  # (B, A, V)
-        use = thinks.gather(1, at)
-        for held, new in zip(
-            (log_p, greedy), _judge(quiet, mean, targets.gather(1, at)), strict=True
+class _Batch:
+    """B texts with A scored positions at most, and what is predicted there without thoughts."""
+
+    def __init__(self, quiet: QuietStar, texts: Sequence[ScoredText], reading: Reading):
+        self.quiet, self.reading, device = quiet, reading, reading.tokens.device
+        B, A = len(texts), max(len(text.positions) for text in texts)
+        W = max(len(text.among or [0]) for text in texts)
+        wanted, valid = torch.zeros(B, A, W).long(), torch.zeros(B, A).bool()
+        anchors = torch.zeros(B, A).long()
+        for i, (ids, positions, among) in enumerate(texts):
+            L = len(positions)
+            anchors[i, :L], valid[i, :L] = torch.tensor(positions), True
+            columns = [among or (ids[t + 1],) for t in positions]
+            wanted[i, :L, : len(columns[0])] = torch.tensor(columns)
+        self.anchors, self.valid, self.wanted = (x.to(device) for x in (anchors, valid, wanted))
+        self.sayable = sayable_ids(quiet.model.config, device)
+        self.seeds = [seed_of(text.ids) for text in texts]
+        self.rows = torch.arange(B, device=device)[:, None]
+        self.outputs = reading.outputs[self.rows, self.anchors]  # (B, A, D)
+        parts, nats = [], []
+        columns = max(1, LOGITS_AT_ONCE // (B * quiet.model.config.vocab_size))
+        for outputs, ids in zip(
+            self.outputs.split(columns, 1), self.wanted.split(columns, 1), strict=True
         ):
-            held.scatter_(1, at, new.where(use, held.gather(1, at)))
-    found = (
-        log_p.double().where(there, 0.0).sum(1),
-        (greedy | ~there).all(1),
-        there.sum(1),
-        thinks.sum(1) * K,
-    )
-    return [Scored(*x) for x in zip(*(x.tolist() for x in found), strict=True)]
+            log_p = quiet.model.logits(outputs).double().log_softmax(-1)  # (B, a, V)
+            parts.append(self._scored(log_p[:, :, None], ids))
+            nats.append(entropy(log_p))
+        self.plain = _Scored(*(torch.cat(x, 1) for x in zip(*parts, strict=True)))
+        self.entropy = torch.cat(nats, 1)  # (B, A)
 
+    def think(self, thinking: Thinking) -> tuple[_Scored, Tensor]:
+        """Scores in one way of thinking, and (B, A) which positions thought."""
+        (B, A), K, n = self.anchors.shape, thinking.samples, self.quiet.config.thoughts
+        thinks = self.valid & (self.entropy > think_above(thinking.when)) & (n > 0)
+        result = _Scored(self.plain.log_p.repeat(1, 1, K, 1), self.plain.likeliest.clone())
+        numbers = uniforms(thinking.seed, self.seeds, A, K * n)[1].view(B, A, K, n)
+        T, V = self.reading.tokens.shape[1], self.quiet.model.config.vocab_size
+        columns = min(LOGITS_AT_ONCE // (B * K * V), max(T, SLOTS_AT_ONCE) // (K * (n + 2)))
+        order = thinks.int().argsort(dim=1, descending=True, stable=True)
+        busy = int(thinks.sum(1).max())  # positions, those that think first
+        for first in range(0, busy, max(1, columns)):
+            at = (self.rows, order[:, first : min(first + max(1, columns), busy)])
+            drawn = numbers[tuple(x.cpu() for x in at)]  # (B, a, K, n)
+            new, use = self._after_thoughts(at, drawn, thinking.temperature), thinks[at]
+            result.log_p[at] = new.log_p.where(use[..., None, None], result.log_p[at])
+            result.likeliest[at] = new.likeliest.where(use, result.likeliest[at])
+        return result, thinks
 
-def _judge(quiet: QuietStar, log_p: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, A, V) -> log-probability of (B, A) targets, and whether greedy decoding says them."""
-    shape = quiet.model.config
-    sayable = allowed_ids(shape.vocab_size, set(shape.forbidden) - {shape.eos_id}, log_p.device)
-    likeliest = sayable[log_p[..., sayable].argmax(-1)]
-    return log_p.gather(-1, targets[..., None]).squeeze(-1), likeliest == targets
+    def _after_thoughts(
+        self, at: tuple[Tensor, Tensor], numbers: Tensor, temperature: float
+    ) -> _Scored:
+        """Sample thoughts at some positions of each text, and mix the predictions after them."""
+        quiet, model, anchors = self.quiet, self.quiet.model, self.anchors[at]
+        tokens = self.reading.tokens[:, : int(anchors.max()) + 1]  # what comes later is not seen
+        documents, T = one_document(tokens), tokens.shape[1]
+        cache = [(k[:, :T], v[:, :T]) for k, v in self.reading.rows.cache]
+        thoughts = quiet.sample(documents, anchors, cache, numbers, temperature)
+        (B, a, K, n), shape = thoughts.shape, model.config
+        layout = Layout(documents, anchors, K, n + 2)
+        with quiet.with_settings(ahead=1):
+            x = quiet.embed_branches(tokens, anchors, thoughts).flatten(1, 3)
+        own = new_cache(shape.layers, (B, a, K, n + 2), shape.kv_heads, shape.head_dim, x)
+        both = [(*text, *branch) for text, branch in zip(cache, own, strict=True)]
+        attend = CachedBranches.of(layout, shape.window)
+        outputs = model(x, layout.branches.position.flatten(1), attend, both)
+        after = outputs.unflatten(1, (a, K, n + 2))[:, :, :, -1]  # (B, a, K, D), at <end>
+        before = self.outputs[at][:, :, None].expand_as(after)
+        log_p = predict_next(quiet, before.flatten(0, 2), after.flatten(0, 2))[1]
+        return self._scored(log_p.view(B, a, K, -1), self.wanted[at])
+
+    def _scored(self, log_p: Tensor, wanted: Tensor) -> _Scored:
+        """(B, a, K, V) -> log-probabilities of (B, a, W) ids, and what greedy decoding says."""
+        wanted = wanted[:, :, None].expand(-1, -1, log_p.shape[2], -1)
+        mean = log_p.logsumexp(2)[..., self.sayable]  # less log K
+        return _Scored(log_p.gather(3, wanted).double(), self.sayable[mean.argmax(-1)])

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from qs.inference.decoding import Decoding, Generated
+from qs.inference.cache import Reading
+from qs.inference.decoding import Decoding, OutputToken
 from qs.inference.generate import generate
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
 
 
 class Written(NamedTuple):
-    """What was written after a prompt: its text, and how it came about."""
+    """What was written after a prompt: text, stop and leading space included, and its tokens."""
 
     text: str
-    generated: Generated
+    tokens: tuple[OutputToken, ...]
 
 
 def write(
@@ -27,17 +28,17 @@ def write(
     stops: Sequence[str] = (),
     longest: int | None = None,
     numbers: Sequence[int] | None = None,
+    reading: Reading | None = None,
 ) -> list[Written | None]:
     """The text that follows each prompt, or None where a prompt leaves no room for any.
 
     Args:
         quiet, tokenizer: the model.
         prompts: ids, at least one in each.
-        decoding: how to draw.
-        seed: of the numbers that tokens and thoughts are drawn by.
+        decoding, seed, numbers, reading: as of `generate.Stream`; if they were read already, all
+            prompts leave room.
         stops: a text ends with the token that completes the first of them.
         longest: tokens of a prompt and its text together; None: what the model was made for.
-        numbers: of the rows, by default 0, 1, .. (see `Stream`).
     """
     longest = quiet.model.config.max_positions if longest is None else longest
     fitting = [i for i, prompt in enumerate(prompts) if len(prompt) < longest]
@@ -49,17 +50,12 @@ def write(
         full = len(said) >= longest - len(prompts[fitting[row]])
         return full or any(stop in ending for stop in stops)
 
-    results = generate(
-        quiet,
-        [prompts[i] for i in fitting],
-        decoding,
-        seed,
-        stop=ended,
-        numbers=fitting if numbers is None else [numbers[i] for i in fitting],
-    )
+    rows = [prompts[i] for i in fitting]
+    numbers = fitting if numbers is None else [numbers[i] for i in fitting]
+    results = generate(quiet, rows, decoding, seed, ended, numbers, reading)
     written: list[Written | None] = [None] * len(prompts)
     for i, result in zip(fitting, results, strict=True):
-        written[i] = Written(text_after(tokenizer, result.text_ids), result)
+        written[i] = Written(text_after(tokenizer, result.text_ids), result.tokens)
     return written
 
 

@@ -122,7 +122,7 @@ def judge(
         rationale=text,
         answer=answer,
         kept=answer == problem.gold and not leaked,
-        tokens=len(written.generated.tokens) if written else 0,
+        tokens=len(written.tokens) if written else 0,
     )
 
 

@@ -1,4 +1,4 @@
-"""exams: answers are scored as the official code scores them, thinking only where needed."""
+"""gold_probability: answers are scored as the official code scores them."""
 
 import dataclasses
 import json
@@ -15,9 +15,9 @@ from qs.config import Config, RunConfig, ThoughtConfig
 from qs.data.arithmetic import Sum, split_of
 from qs.data.prompts import direct_answer, direct_prompt
 from qs.data.question_sets import BenchmarkQuestion, arithmetic_questions
-from qs.evaluation.gold_probability import batches, fitting, gold_probability, item, score
+from qs.evaluation.gold_probability import by_length, fitting, gold_probability, item
 from qs.inference.decoding import uniforms
-from qs.inference.loglikelihood import seed_of
+from qs.inference.loglikelihood import Score, Thinking, score, seed_of
 from qs.model.mistral import Mistral
 from qs.model.tokenizer import train_tokenizer
 from qs.quietstar import algorithm
@@ -75,9 +75,10 @@ def tokenizer(tmp_path_factory):
 @pytest.mark.parametrize(("question", "answer"), [(NUMBER, "1042\n"), (CHOICE, "B\n")])
 def test_the_answer_and_its_newline_are_scored_and_nothing_else(tokenizer, question, answer):
     x = item(question, tokenizer)
-    spelt = [tokenizer.decode([x.tokens[t + 1]]).strip(" ") for t in x.scored]
+    spelt = [tokenizer.decode([x.text.ids[t + 1]]).strip(" ") for t in x.text.positions]
     assert "".join(spelt) == answer
-    assert tokenizer.decode(x.tokens[1:]).startswith(direct_prompt(question))
+    assert tokenizer.decode(x.text.ids[1:]).startswith(direct_prompt(question))
+    assert tokenizer.decode(x.prompt[1:]) == direct_prompt(question)
     assert [tokenizer.decode([i]).strip(" ") for i in x.options] == list(question.labels)
     assert len(set(x.allowed)) == len(x.allowed) == (11 if question is NUMBER else 4)
 
@@ -85,7 +86,7 @@ def test_the_answer_and_its_newline_are_scored_and_nothing_else(tokenizer, quest
 def test_marks_in_the_question_are_not_its_answer(tokenizer):
     tricky = BenchmarkQuestion("t", "Is 7 odd?\nA: 7\nQ: And 8?", (), "0", "0")
     x = item(tricky, tokenizer)
-    assert [tokenizer.decode([x.tokens[t + 1]]) for t in x.scored] == ["0", "\n"]
+    assert [tokenizer.decode([x.text.ids[t + 1]]) for t in x.text.positions] == ["0", "\n"]
 
 
 def some(tokenizer):
@@ -107,12 +108,13 @@ def test_a_batch_is_scored_as_each_question_alone_thinking_everywhere(
 ):
     quiet = some(tokenizer)
     items = [item(q, tokenizer) for q in (NUMBER, CHOICE)]
-    found = score(quiet, items, samples, temperature, 5)
-    for x, result in zip(items, found, strict=True):
-        tokens = torch.tensor([x.tokens])
-        n, anchors = quiet.config.thoughts, torch.tensor([x.scored])
-        shape = (1, len(x.scored), samples, n)
-        numbers = uniforms(5, [seed_of(x.tokens)], len(x.scored), samples * n)[1].view(shape)
+    texts, thinking = [x.text for x in items], Thinking("always", samples, temperature, 5)
+    without, after = score(quiet, texts, [Thinking("never"), thinking])
+    for x, before, result in zip(items, without, after, strict=True):
+        tokens = torch.tensor([x.text.ids])
+        n, anchors = quiet.config.thoughts, torch.tensor([x.text.positions])
+        shape = (1, len(x.text.positions), samples, n)
+        numbers = uniforms(5, [seed_of(x.text.ids)], shape[1], samples * n)[1].view(shape)
         settings = dict(samples=samples, ahead=1, sample_temperature=temperature)
         with pytest.MonkeyPatch.context() as patch, torch.no_grad():
             patch.setattr(
@@ -123,45 +125,39 @@ def test_a_batch_is_scored_as_each_question_alone_thinking_everywhere(
                 _, thoughts = quiet.think(tokens, documents, anchors)
                 base, mix, _ = quiet.predict(tokens, documents, anchors, thoughts)
         gold, plain = torch.ones(samples, dtype=torch.float64), 1.0
-        for i, t in enumerate(x.scored):
-            place = x.allowed.index(x.tokens[t + 1])
+        for i, t in enumerate(x.text.positions):
+            place = x.allowed.index(x.text.ids[t + 1])
             gold *= mix[0, i, :, 0][:, list(x.allowed)].softmax(-1)[:, place]
             plain *= base[0, i, 0, 0][list(x.allowed)].softmax(-1)[place].item()
-        assert result.gold_mix == pytest.approx(gold.mean().item(), rel=1e-9)
-        assert result.gold_base == pytest.approx(plain, rel=1e-9)
-        assert result.id == x.question.id
+        assert x.gold(result) == pytest.approx(gold.mean().item(), rel=1e-9)
+        assert x.gold(before) == pytest.approx(plain, rel=1e-9)
+        assert x.chance == len(x.allowed) ** -len(x.text.positions)
         if x.options:
-            options = list(x.options)
-            best = mix[0, 0, :, 0].exp().mean(0)[options].argmax()
-            assert result.likeliest_mix == x.question.labels[best]
-            assert result.likeliest_base == x.question.labels[base[0, 0, 0, 0][options].argmax()]
-        else:
-            assert result.likeliest_mix == result.likeliest_base == ""
-        assert result.slots == len(x.scored) * samples * 6
-        assert result.slots_everywhere == len(x.tokens) * samples * 6
+            options, right = list(x.options), x.question.labels.index(x.question.gold)
+            likeliest = mix[0, 0, :, 0].exp().mean(0)[options].argmax()
+            assert x.chosen(result) == (likeliest == right)
+            assert x.chosen(before) == (base[0, 0, 0, 0][options].argmax() == right)
 
 
-def test_a_thought_of_no_tokens_is_no_thought(tokenizer):
-    quiet = some(tokenizer)
-    items = [item(q, tokenizer) for q in (NUMBER, CHOICE)]
-    thinking = score(quiet, items, 1, 0.0, 0)
-    with quiet.with_settings(thoughts=0):
-        found = score(quiet, items, 1, 0.0, 0)
-    for x, other in zip(found, thinking, strict=True):
-        assert (x.gold_base, x.likeliest_base) == (other.gold_base, other.likeliest_base)
-        assert (x.gold_mix, x.slots, x.slots_everywhere) == (None, 0, 0)
-        assert x.likeliest_mix == x.likeliest_base
+def test_the_option_that_is_likeliest_on_average_over_thoughts_is_chosen(tokenizer):
+    x = item(CHOICE, tokenizer)
+    columns = [x.allowed.index(option) for option in x.options]
+    p = torch.full((2, 2, len(x.allowed)), 0.01, dtype=torch.float64)
+    p[:, 0, columns] = torch.tensor([[0.8, 0.3, 0.1], [0.1, 0.7, 0.2]], dtype=torch.float64)
+    score = Score(p.log(), torch.zeros(2), 0)
+    assert x.chosen(score)
+    assert not x.chosen(score._replace(log_p=score.log_p[:1]))
 
 
 def test_questions_that_do_not_fit_are_named_and_the_longest_come_first(tokenizer):
     items = [item(q, tokenizer) for q in (NUMBER, CHOICE)]
-    longest = max(items, key=lambda x: len(x.tokens))
-    fit, named = fitting(items, len(longest.tokens) - 1)
+    longest = max(items, key=lambda x: len(x.text.ids))
+    fit, named = fitting(items, len(longest.text.ids) - 1)
     assert named == [longest.question.id]
     assert len(fit) == 1
-    assert fitting(items, len(longest.tokens)) == (items, [])
-    assert [len(b) for b in batches(items * 3, 4)] == [4, 2]
-    assert next(batches(items * 3, 4))[0].question == longest.question
+    assert fitting(items, len(longest.text.ids)) == (items, [])
+    assert [len(b) for b in by_length(items * 3, 4)] == [4, 2]
+    assert next(by_length(items * 3, 4))[0].question == longest.question
 
 
 def test_a_tokenizer_without_single_digits_is_refused(tmp_path):
@@ -170,7 +166,7 @@ def test_a_tokenizer_without_single_digits_is_refused(tmp_path):
         ThoughtConfig(start_text="1", end_text="1"), run=RunConfig(seq=16, device="cpu")
     )
     _, tokenizer = load(tiny.weights, settings, choose_placement(settings.run))
-    assert item(NUMBER, tokenizer).scored
+    assert item(NUMBER, tokenizer).text.positions
     strange = BenchmarkQuestion("s", "Which?", (("Ω", "x"), ("Ж", "y")), "Ω", "Ω")
     with pytest.raises(ValueError, match="expected a token for"):
         item(strange, tokenizer)

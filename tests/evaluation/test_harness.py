@@ -5,6 +5,7 @@ import math
 import re
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ from tiny import make, run
 
 from qs.config import ONE_THOUGHT
 from qs.evaluation import harness
-from qs.evaluation.harness import Adapter, Arguments
+from qs.evaluation.harness import Arguments, harness_model
 from qs.inference.decoding import Decoding
 from qs.inference.generate import generate
-from qs.inference.loglikelihood import split, windows
+from qs.inference.loglikelihood import ScoredText, score
 
 QUESTIONS = [
     ("3 plus 4 is", (" 7", " 9."), 0),
@@ -32,19 +33,32 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory):
+def installed():
+    """The harness, without its warnings."""
+    pytest.importorskip("lm_eval")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        harness_model()
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, installed, tmp_path_factory):
     """A run of which thoughts matter."""
     folder = tmp_path_factory.mktemp("runs")
     return run(folder, tiny.flags(folder, "--mixer-lr=1", "--steps=4"))
 
 
 def opened(folder, **given):
-    return Adapter.open(Arguments(str(folder), device="cpu", **given))
+    return harness_model()(pretrained=str(folder), device="cpu", **given)
+
+
+def requests(*arguments):
+    return [SimpleNamespace(args=each) for each in arguments]
 
 
 def directly(adapter, context, continuation, longest=None):
     """Sum of log-probabilities and greediness by thinking everywhere, one row at a time."""
-    quiet, encode = adapter.quiet, adapter.tokenizer.encode
+    quiet, encode = adapter.opened.quiet, adapter.opened.tokenizer.encode
     ids = encode(context + continuation, bos=True)
     count = len(ids) - len(encode(context.rstrip(), bos=True))
     ids = ids[-(longest or len(ids)) - 1 :]
@@ -53,7 +67,7 @@ def directly(adapter, context, continuation, longest=None):
         documents, anchors = torch.zeros_like(tokens), torch.arange(len(ids) - 1)[None]
         _, thoughts = quiet.think(tokens, documents, anchors)
         base, mix, _ = quiet.predict(tokens, documents, anchors, thoughts)
-    log_p = (base if adapter.thinking.when.never else mix)[0, -count:, 0, 0]
+    log_p = (base if adapter.thinking.when == "never" else mix)[0, -count:, 0, 0]
     targets = tokens[0, -count:]
     log_p[:, 1] -= math.inf * (targets != 1)  # BOS is never said
     chosen = log_p.gather(1, targets[:, None]).double().sum().item()
@@ -64,67 +78,120 @@ def directly(adapter, context, continuation, longest=None):
 def test_continuations_have_the_probability_that_the_model_gives_them(trained, think):
     adapter = opened(trained, think=think, batch_size=3)
     pairs = [(q, c) for q, choices, _ in QUESTIONS for c in choices] + [("", "Then"), ("is ", "7")]
-    found = dict(adapter.loglikelihood(pairs))
-    for i, pair in enumerate(pairs):
-        log_p, greedy = directly(adapter, *pair)
-        assert found[i].log_p == pytest.approx(log_p, abs=1e-4)
-        assert found[i].greedy == greedy
+    for pair, (log_p, greedy) in zip(
+        pairs, adapter.loglikelihood(requests(*pairs), disable_tqdm=True), strict=True
+    ):
+        expected, likeliest = directly(adapter, *pair)
+        assert log_p == pytest.approx(expected, abs=1e-4)
+        assert greedy == likeliest
     assert (adapter.tally["thoughts"] > 0) == think
     assert adapter.tally["thoughts"] in (0, adapter.tally["tokens"])
     assert adapter.tally["cut"] == 0
 
 
+def test_probabilities_are_means_over_thoughts(trained):
+    one, three = (
+        opened(trained, samples=samples, think_temperature=1.0).loglikelihood(
+            requests(("3 plus 4 is", " 7.")), disable_tqdm=True
+        )[0][0]
+        for samples in (1, 3)
+    )
+    adapter = opened(trained, samples=3, think_temperature=1.0)
+    before, after = adapter._encode_pair("3 plus 4 is", " 7.")
+    positions = range(len(before) - 1, len(before) + len(after) - 1)
+    text = ScoredText((*before, *after), tuple(positions))
+    (((log_p, _, thoughts),),) = score(adapter.opened.quiet, [text], [adapter.thinking])
+    assert three == pytest.approx(log_p.exp().mean(0).log().sum().item())
+    assert three != one
+    assert thoughts == 3 * len(after)
+
+
 def test_thoughts_change_the_numbers(trained):
     with_thoughts, without = (
-        dict(opened(trained, think=think).loglikelihood([("3 plus 4 is", " 7.")]))[0].log_p
+        opened(trained, think=think).loglikelihood(
+            requests(("3 plus 4 is", " 7.")), disable_tqdm=True
+        )
         for think in (True, False)
     )
-    assert abs(with_thoughts - without) > 1e-3
+    assert abs(with_thoughts[0][0] - without[0][0]) > 1e-3
 
 
-def test_a_long_context_loses_its_beginning_and_is_counted(trained):
+def test_a_long_context_loses_its_beginning_and_is_counted(trained, caplog):
     adapter = opened(trained, max_length=20)
-    found = dict(adapter.loglikelihood([(LONG, " 7"), ("3 plus", " 4")]))
-    assert found[0].log_p == pytest.approx(directly(adapter, LONG, " 7", 20)[0], abs=1e-4)
+    found = adapter.loglikelihood(requests((LONG, " 7"), ("3 plus", " 4")), disable_tqdm=True)
+    assert found[0][0] == pytest.approx(directly(adapter, LONG, " 7", 20)[0], abs=1e-4)
     assert adapter.tally["cut"] == 1
-    assert adapter.longest == 20
-    n = adapter.quiet.config.thoughts
-    assert opened(trained).longest == 128 - n - 2
-    assert opened(trained, think=False).longest == 128
+    assert "1 of 2 texts did not fit and were cut" in caplog.text
+    assert adapter.max_length == 20
+    n = adapter.opened.quiet.config.thoughts
+    assert opened(trained).max_length == 128 - n - 2
+    assert opened(trained, think=False).max_length == 128
+    with pytest.raises(ValueError, match=r"\d+ tokens does not fit in 20"):
+        adapter.loglikelihood(requests(("3", LONG)), disable_tqdm=True)
+
+
+def test_a_continuation_begins_with_the_spaces_before_it(trained):
+    adapter = opened(trained)
+    for context in ("3 plus", "3 plus ", "3\n\n", " ", "3 plu"):
+        for continuation in ("4", " is", "\n7 is.", "s"):
+            before, after = adapter._encode_pair(context, continuation)
+            assert before + after == adapter.tok_encode(context + continuation)
+            known = len(adapter.tok_encode(context.rstrip()))
+            assert len(before) == known or len(before) == len(before + after) - 1 < known
+
+
+def test_an_empty_continuation_is_refused(trained):
+    with pytest.raises(ValueError, match="expected a continuation of 'one and'"):
+        opened(trained).loglikelihood(requests(("one and", "")))
 
 
 def test_all_windows_of_a_text_together_are_the_text(trained):
     whole, cut = opened(trained), opened(trained, max_length=9)
-    assert whole.loglikelihood_rolling([TEXT, ""]) == [
+    assert whole.loglikelihood_rolling(requests((TEXT,), ("",))) == [
         pytest.approx(directly(whole, "", TEXT)[0], abs=1e-4),
         0.0,
     ]
-    ids = cut.tokenizer.encode(TEXT)
-    (total,) = cut.loglikelihood_rolling([TEXT])
+    ids = cut.opened.tokenizer.encode(TEXT)
+    (total,) = cut.loglikelihood_rolling(requests((TEXT,)))
     assert cut.tally["tokens"] == len(ids)
-    assert total != pytest.approx(whole.loglikelihood_rolling([TEXT])[0], abs=1e-4)
+    assert cut.tally["cut"] == 0
+    assert total != pytest.approx(whole.loglikelihood_rolling(requests((TEXT,)))[0], abs=1e-4)
+
+
+def test_each_token_is_scored_once_after_all_that_fits(trained, monkeypatch):
+    adapter, scored = opened(trained, max_length=5), []
+    ids = adapter.tok_encode(TEXT)
+
+    def scoring(quiet, texts, ways):
+        scored.extend(texts)
+        return score(quiet, texts, ways)
+
+    monkeypatch.setattr(harness, "score", scoring)
+    adapter.loglikelihood_rolling(requests((TEXT,)))
+    ends = {tuple(ids[max(0, end - 6) : end]) for end in range(2, len(ids) + 1)}
+    assert {text.ids for text in scored} <= ends
+    told = [text.ids[t + 1] for text in scored for t in text.positions]
+    assert sorted(told) == sorted(ids[1:])
 
 
 @pytest.mark.parametrize("think", [True, False])
 def test_generation_ends_before_the_first_stop_string(trained, think):
     adapter = opened(trained, think=think, batch_size=2)
     contexts = ["3 plus 4 is", "Then 2 times", "8 plus"]
-    free = dict(adapter.generate_until(contexts, {"max_gen_toks": 12}))
+    free = adapter.generate_until(requests(*((x, {"max_gen_toks": 12}) for x in contexts)))
     assert adapter.tally["thoughts"] == adapter.tally["tokens"] * think
-    for i, text in free.items():
+    for context, text in zip(contexts, free, strict=True):
         middle = len(text) // 2
         for stop in (text[middle : middle + 1], text[middle : middle + 3], text[:1]):
             asked = {"until": [stop, "never said"], "max_gen_toks": 12, "do_sample": False}
-            (found,) = adapter.generate_until([contexts[i]], asked)
-            assert found == (0, text[: text.index(stop)])
+            found = adapter.generate_until(requests((context, asked)))
+            assert found == [text[: text.index(stop)]]
 
 
 def test_a_context_that_comes_again_draws_anew_and_a_batch_changes_nothing(trained):
     asked = {"max_gen_toks": 8, "do_sample": True, "temperature": 2.0}
-    contexts = ["3 plus", "Then", "3 plus"]
-    one, two = (
-        dict(opened(trained, batch_size=size).generate_until(contexts, asked)) for size in (1, 3)
-    )
+    contexts = requests(*((x, asked) for x in ("3 plus", "Then", "3 plus")))
+    one, two = (opened(trained, batch_size=size).generate_until(contexts) for size in (1, 3))
     assert one == two
     assert one[0] != one[2]
 
@@ -132,13 +199,13 @@ def test_a_context_that_comes_again_draws_anew_and_a_batch_changes_nothing(train
 def test_generation_that_leaves_no_room_is_refused_and_long_contexts_are_cut(trained):
     adapter = opened(trained)
     with pytest.raises(ValueError, match="256 output tokens leave no room for a context in"):
-        list(adapter.generate_until(["3"], {}))
-    kept = adapter.tokenizer.encode(LONG, bos=True)[100 - adapter.longest :]
-    ((_, text),) = adapter.generate_until([LONG], {"max_gen_toks": 100})
+        adapter.generate_until(requests(("3", {})))
+    decode = adapter.opened.tokenizer.decode
+    kept = adapter.tok_encode(LONG)[100 - adapter.max_length :]
+    (text,) = adapter.generate_until(requests((LONG, {"max_gen_toks": 100})))
     assert adapter.tally["cut"] == 1
-    (found,) = generate(adapter.quiet, [kept], Decoding(max_tokens=100))
-    whole, before = (adapter.tokenizer.decode(x) for x in (kept + found.text_ids, kept))
-    assert text == whole[len(before) :]
+    (found,) = generate(adapter.opened.quiet, [kept], Decoding(max_tokens=100))
+    assert text == decode(kept + found.text_ids)[len(decode(kept)) :]
 
 
 def test_what_a_task_asks_for_is_read_as_the_harness_means_it(trained):
@@ -177,25 +244,25 @@ def test_arguments_that_cannot_be_are_refused(given, message):
 
 
 def test_the_device_that_the_harness_gives_unasked_is_taken_where_it_is_there(trained):
-    device = Adapter.open(Arguments(str(trained), device="cuda:0")).quiet.start.device
+    device = harness_model()(pretrained=str(trained), device="cuda:0").opened.quiet.start.device
     assert (device.type == "cuda") == torch.cuda.is_available()
 
 
 def test_a_device_that_is_none_is_refused(trained):
     with pytest.raises(ValueError, match="device: expected auto, cpu or cuda, got mps"):
-        Adapter.open(Arguments(str(trained), device="mps"))
+        harness_model()(pretrained=str(trained), device="mps")
 
 
-def test_a_plain_run_does_not_think_unless_told_to(tiny, tmp_path):
+def test_a_plain_run_does_not_think_unless_told_to(tiny, installed, tmp_path):
     plain = run(tmp_path, tiny.flags(tmp_path, "--objective=plain", "--steps=1"))
-    assert opened(plain).thinking.when.never
-    assert opened(plain, think=True).thinking.when.always
-    assert opened(tiny.weights, thoughts=0).thinking.when.never
-    assert opened(tiny.weights, thoughts=5).quiet.config.thoughts == 5
+    assert opened(plain).thinking.when == "never"
+    assert opened(plain, think=True).thinking.when == "always"
+    assert opened(tiny.weights, thoughts=0).thinking.when == "never"
+    assert opened(tiny.weights, thoughts=5).opened.quiet.config.thoughts == 5
 
 
 def test_without_the_harness_one_line_says_how_to_get_it(monkeypatch, capsys):
-    harness.harness_model.cache_clear()
+    monkeypatch.setattr(harness, "harness_model", harness_model.__wrapped__)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.models", None)
     assert harness.main(["run"]) == 2
@@ -250,7 +317,6 @@ def measured(request, trained, tmp_path_factory):
             patch.setenv(name, "1")
         for name in ("HF_HOME", "HF_DATASETS_CACHE"):
             patch.setenv(name, str(folder / "cache"))
-        pytest.importorskip("lm_eval")
         write_tasks(folder)
         model = f"pretrained={trained},think={request.param},batch_size=2,device=cpu"
         command = ["run", "--model", "qs", "--model_args", model, "--log_samples"]
@@ -295,39 +361,11 @@ def test_the_harness_has_our_text(measured):
     assert len(samples["qs_until"]) == 3
     for sample in samples["qs_until"]:
         context = QUESTIONS[sample["doc_id"]][0]
-        ids = adapter.tokenizer.encode(context, bos=True)
+        ids = adapter.tok_encode(context)
         (found,) = generate(
-            adapter.quiet, [ids], Decoding(max_tokens=8, think_when=str(adapter.thinking.when))
+            adapter.opened.quiet, [ids], Decoding(max_tokens=8, think_when=adapter.thinking.when)
         )
-        whole = adapter.tokenizer.decode(ids + found.text_ids)
+        whole = adapter.opened.tokenizer.decode(ids + found.text_ids)
         assert sample["filtered_resps"] == [re.split(r"[.\n]", whole[len(context) :])[0]]
-    assert results["config"]["thinking"]["when"] == str(adapter.thinking.when)
+    assert results["config"]["thinking"]["when"] == adapter.thinking.when
     assert results["config"]["counts"]["cut"] == 0
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_continuations_are_split_and_windows_are_cut_as_the_harness_does(trained):
-    pytest.importorskip("lm_eval")
-    from lm_eval.api.model import TemplateLM
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
-    adapter = opened(trained)
-
-    class Theirs(TemplateLM):
-        eot_token_id = loglikelihood_rolling = generate_until = _loglikelihood_tokens = None
-
-        def tok_encode(self, string, add_special_tokens=None):
-            return adapter.tokenizer.encode(string, bos=add_special_tokens is not False)
-
-    for context in ("3 plus", "3 plus ", "3\n\n", " "):
-        for continuation in ("4", " is", "\n7 is."):
-            row = split(adapter.tokenizer, context, continuation)
-            before, after = Theirs()._encode_pair(context, continuation)
-            assert [*row.ids] == before + after
-            assert row.first == len(before)
-    for length in range(20):
-        for longest in range(1, 9):
-            theirs = get_rolling_token_windows(list(range(length)), -1, longest, 1)
-            pairs = [make_disjoint_window(pair) for pair in theirs]
-            ours = windows(range(length), -1, longest)
-            assert [([*r.ids[: r.first]], [*r.ids[r.first :]]) for r in ours] == pairs

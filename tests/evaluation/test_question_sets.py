@@ -1,4 +1,4 @@
-"""zeroshot: every question is answered once, whatever interrupts, and rates are of all of them."""
+"""question_sets: every question is answered once, whatever interrupts; rates are of all of them."""
 
 import dataclasses
 import json
@@ -12,7 +12,15 @@ import qs.evaluation.question_sets
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.data.prompts import direct_answer, direct_prompt
 from qs.data.question_sets import BenchmarkQuestion
-from qs.evaluation.question_sets import Exam, against, answers_of, run, summary
+from qs.evaluation.question_sets import (
+    Exam,
+    against,
+    against_table,
+    answers_of,
+    exam_table,
+    run,
+    summary,
+)
 from qs.evaluation.statistics import paired, wilson
 from qs.files import JsonLines
 from qs.model.tokenizer import train_tokenizer
@@ -45,7 +53,7 @@ def opened(tmp_path_factory):
 @pytest.mark.parametrize(("task", "questions"), [("gsm8k", NUMBERS), ("commonsense_qa", CHOICES)])
 def test_every_question_has_a_line_and_the_summary_is_of_all(opened, tmp_path, task, questions):
     exam = dataclasses.replace(EXAM, task=task)
-    found = run(exam, *opened, questions, tmp_path)
+    found = run(exam, *opened, questions, tmp_path).to_json()
     lines = [json.loads(line) for line in (tmp_path / exam.file).read_text().splitlines()]
     assert sorted(line["id"] for line in lines) == sorted(q.id for q in questions)
     assert found["questions"] == found["scored"] == 5
@@ -57,11 +65,14 @@ def test_every_question_has_a_line_and_the_summary_is_of_all(opened, tmp_path, t
     assert found["exact_mix"]["wilson"] == pytest.approx(wilson(hits, 5))
     assert ("option_greedy" in found) == (task == "commonsense_qa")
     assert found["slots_everywhere"] > 3 * found["slots"]
+    for line in lines:  # a thought of 2 has 6 slots: 2 that are sampled and 4 that are scored
+        assert line["slots_everywhere"] == 6 * line["tokens"]
+        assert line["slots"] == 12  # the answer's one token, and the newline
 
 
 def test_an_interrupted_exam_goes_on_and_comes_to_the_same(opened, tmp_path, monkeypatch):
     def same_run(out):
-        found = run(EXAM, *opened, NUMBERS, out)
+        found = run(EXAM, *opened, NUMBERS, out).to_json()
         return {k: v for k, v in found.items() if k not in ("answered", "seconds")}
 
     straight = same_run(tmp_path / "straight")
@@ -114,7 +125,7 @@ def test_a_question_is_answered_the_same_whatever_is_asked_beside_it(opened, tmp
 
 def test_a_question_that_does_not_fit_is_named_and_not_cut(opened, tmp_path):
     long = BenchmarkQuestion("long", "What? " * 200, (), "1", "1")
-    found = run(EXAM, *opened, [*NUMBERS, long], tmp_path)
+    found = run(EXAM, *opened, [*NUMBERS, long], tmp_path).facts
     assert found["too_long"] == ["long"]
     assert (found["questions"], found["scored"]) == (6, 5)
 
@@ -123,26 +134,26 @@ def test_chains_are_counted_by_their_majority(opened, tmp_path, monkeypatch):
     exam = dataclasses.replace(EXAM, votes=3)
     answers = iter(["chain"] * 6 + [" 3", " 4", " 4", " 1", " 0", " x"])
 
-    def said(exam, quiet, tokenizer, prompts, when, tokens, numbers):
+    def said(exam, quiet, tokenizer, prompts, when, tokens, numbers, room=0):
         assert all(p.startswith("Q: ") for p in prompts)
         return [next(answers) for _ in prompts] if when == "never" else ["5"] * len(prompts)
 
     monkeypatch.setattr(qs.evaluation.question_sets, "_continue", said)
-    found = run(exam, *opened, [NUMBERS[4], NUMBERS[1]], tmp_path)
+    found = run(exam, *opened, [NUMBERS[4], NUMBERS[1]], tmp_path).results
     lines = {x["id"]: x for x in JsonLines(tmp_path / exam.file).records()}
     assert lines["n4"]["votes_base"] == ["3", "4", "4"]
     assert lines["n1"]["votes_base"] == ["1", "0", None]
     assert [lines[i]["exact_base"] for i in ("n4", "n1")] == [True, True]
     assert not lines["n1"]["exact_mix"]
-    assert found["single_base"]["mean"] == pytest.approx((2 / 3 + 1 / 3) / 2)
-    assert found["exact_mix"]["change"]["mean"] == -1
+    assert found["single_base"].mean == pytest.approx((2 / 3 + 1 / 3) / 2)
+    assert found["exact_mix"].change.mean == -1
 
 
 def test_chains_are_really_generated_and_do_not_depend_on_the_batch_before(opened, tmp_path):
     exam = dataclasses.replace(EXAM, votes=2)
     quiet, tokenizer = opened
     found = run(exam, quiet, tokenizer, NUMBERS[:3], tmp_path / "a")
-    assert found["scored"] == 3
+    assert found.facts["scored"] == 3
     lines = list(JsonLines(tmp_path / "a" / exam.file).records())
     path = tmp_path / "b" / exam.file
     path.parent.mkdir()
@@ -163,8 +174,9 @@ def test_differences_are_paired_by_question():
     assert found.mean == pytest.approx(0.5)
     assert found.interval == pytest.approx(1.959964 * 0.5 / 3**0.5)
     lines = [{"id": "x", "gold_base": 0.2, "gold_greedy": 0.4, "slots": 2}] * 2
-    assert summary(lines)["gold_greedy"]["change"]["mean"] == pytest.approx(0.2)
-    assert summary(lines)["slots"] == 4
+    found = summary(lines, {"questions": 3})
+    assert found.results["gold_greedy"].change.mean == pytest.approx(0.2)
+    assert found.facts == {"questions": 3, "scored": 2, "slots": 4}
 
 
 def test_two_models_are_compared_on_the_questions_that_both_answered(opened, tmp_path):
@@ -178,10 +190,10 @@ def test_two_models_are_compared_on_the_questions_that_both_answered(opened, tmp
     theirs = {x["id"]: x for x in JsonLines(tmp_path / "other" / EXAM.file).records()}
     shared = [x for x in lines if x["id"] in theirs]
     found = against(path, answers_of(own.kind, tmp_path / "other"))
-    assert found["questions"] == len(shared) == 3
+    assert found.facts["questions"] == len(shared) == 3
     expected = np.mean([x["gold_greedy"] - theirs[x["id"]]["gold_greedy"] for x in shared])
-    assert found["gold_greedy"]["mean"] == pytest.approx(expected)
-    assert found["exact_mix"]["mean"] == 0
+    assert found.results["gold_greedy"].mean == pytest.approx(expected)
+    assert found.results["exact_mix"].mean == 0
     with pytest.raises(ValueError, match="expected answers of gsm8k-direct to compare with"):
         answers_of(own.kind, tmp_path)
     run(EXAM, *opened, NUMBERS[:1], tmp_path / "none")
@@ -196,23 +208,57 @@ def test_a_model_that_does_not_think_is_asked_once_and_compared_with_by_its_only
     thinks = dataclasses.replace(EXAM, task="commonsense_qa")
     quiet, tokenizer = opened
     with quiet.with_settings(thoughts=0, beta=0.0):
-        summary = run(plain, quiet, tokenizer, CHOICES, tmp_path / "plain")
+        summary = run(plain, quiet, tokenizer, CHOICES, tmp_path / "plain").to_json()
     assert not any(name.endswith(("greedy", "sampled", "mix", "slots")) for name in summary)
     run(thinks, quiet, tokenizer, CHOICES, tmp_path)
     files = [x.file for x in (thinks, plain)]
-    found = against(tmp_path / files[0], tmp_path / "plain" / files[1])
+    found = against(tmp_path / files[0], tmp_path / "plain" / files[1]).results
     mine, theirs = (
         [x[name] for x in JsonLines(folder / file).records()]
         for name, folder, file in zip(
             ("gold_greedy", "gold_base"), (tmp_path, tmp_path / "plain"), files, strict=True
         )
     )
-    assert found["gold_base"]["mean"] == pytest.approx(0, abs=1e-6)
-    assert found["gold_greedy"]["mean"] == pytest.approx(np.mean(mine) - np.mean(theirs))
+    assert found["gold_base"].mean == pytest.approx(0, abs=1e-6)
+    assert found["gold_greedy"].mean == pytest.approx(np.mean(mine) - np.mean(theirs))
     assert "gold_chance" not in found
 
 
 def test_chance_is_that_of_a_model_that_prefers_nothing(opened, tmp_path):
-    found = run(dataclasses.replace(EXAM, task="commonsense_qa"), *opened, CHOICES, tmp_path)
-    assert found["option_chance"]["mean"] == 1 / 2
-    assert found["gold_chance"]["mean"] == pytest.approx((1 / 3) ** 2)  # A, B, newline; twice
+    exam = dataclasses.replace(EXAM, task="commonsense_qa")
+    found = run(exam, *opened, CHOICES, tmp_path).results
+    assert found["option_chance"].mean == 1 / 2
+    assert found["gold_chance"].mean == pytest.approx((1 / 3) ** 2)  # A, B, newline; twice
+
+
+def test_a_table_names_every_measure_with_its_interval_and_its_change():
+    lines = [{"gold_base": 0.1, "gold_chance": 0.5, "gold_greedy": 0.3, "exact_base": True}] * 4
+    facts = {"questions": 5, "too_long": ["n9"], "answered": 2, "seconds": 3.0}
+    table = exam_table(EXAM, summary([{"id": str(i), **x} for i, x in enumerate(lines)], facts))
+    gold, exact = "gold answer probability", "exact match of the decoded answer"
+    assert table.title == "gsm8k: 4 of 5 questions"
+    assert table.rows == [
+        (gold, "by chance", "0.5000", "", "", ""),
+        (gold, "without thoughts", "0.1000", "0.1000 to 0.1000", "", ""),
+        (gold, "greedy thoughts", "0.3000", "0.3000 to 0.3000", "+0.2000", "+0.2000 to +0.2000"),
+        (exact, "without thoughts", "1.0000", "0.5101 to 1.0000", "", ""),
+    ]
+    assert table.notes == [
+        "thoughts of n 2: greedy and 2 sampled; seed 0; 2 at a time",
+        "too long for the model and left out: 1 (n9)",
+        "3 s for 2, 1500 s for 1,000",
+    ]
+    assert exam_table(EXAM, summary([], facts)).heads == ()
+    voting = dataclasses.replace(EXAM, votes=3)
+    expected = "thoughts of n 2: majority of 3 chains, temperature 0.9, thoughts greedy"
+    assert exam_table(voting, summary([], facts)).notes[0].startswith(expected)
+
+
+def test_a_table_of_differences_is_of_all_that_both_models_have(tmp_path):
+    for name, gold in (("own", 0.4), ("other", 0.1)):
+        line = {"id": "n1", "gold_chance": 0.2, "gold_base": gold, "said_base": "4"}
+        JsonLines(tmp_path / name).append([line])
+    table = against_table(against(tmp_path / "own", tmp_path / "other"))
+    assert table.title == f"minus {tmp_path / 'other'}, 1 questions, paired"
+    cells = ("gold answer probability", "without thoughts", "+0.3000", "+0.3000 to +0.3000")
+    assert table.rows == [cells]

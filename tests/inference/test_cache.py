@@ -115,7 +115,7 @@ def test_compiled_layers_are_not_compiled_again_for_every_length():
     model = model_of(SHAPE)
     for layer in model.layers:
         layer.compile(backend=refuse)
-    rows, outputs = read(model, [[1], [2, 3]], limit=8)
+    _, rows, outputs = read(model, [[1], [2, 3]], limit=8)
     rows.feed(outputs[:, :1])
     assert rows.lengths == [2, 3]
 

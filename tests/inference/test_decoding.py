@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oracle import pick
 from torch import Tensor
 
-from qs.inference.decoding import Decoding, ThinkWhen, uniforms
+from qs.inference.decoding import Decoding, think_above, uniforms
 from qs.quietstar.losses import entropy
 from qs.quietstar.sampler import choose
 
@@ -123,10 +123,10 @@ def test_settings_out_of_range_are_refused(setting: str, value: object, message:
         Decoding(**{setting: value})
 
 
-@given(above=st.floats(0, allow_nan=False))
-def test_when_to_think_survives_its_text(above: float):
-    for when in (ThinkWhen(above), ThinkWhen(-math.inf)):
-        assert ThinkWhen.parse(str(when)) == when
+@given(above=st.floats(0, allow_nan=False, allow_infinity=False))
+def test_the_entropy_above_which_to_think_is_read_from_text(above: float):
+    assert think_above(f"entropy>{above}") == above
+    assert think_above("always") == -math.inf == -think_above("never")
 
 
 @pytest.mark.parametrize(
@@ -136,4 +136,4 @@ def test_when_to_think_survives_its_text(above: float):
 )
 def test_any_other_text_is_refused(text: str):
     with pytest.raises(ValueError, match="expected always, never or entropy>X"):
-        ThinkWhen.parse(text)
+        think_above(text)

@@ -41,9 +41,13 @@ def test_texts_are_what_decoding_says_and_spaces_stay(model, prompts):
         generate(quiet, prompts, DECODING, 3),
         strict=True,
     ):
-        assert written.generated.tokens == row.tokens
+        assert written.tokens == row.tokens
         assert text + written.text == tokenizer.decode(ids + row.text_ids)
     assert text_after(tokenizer, tokenizer.encode("is 4")) == " is 4"
+
+
+def ids_of(written):
+    return [token.id for token in written.tokens]
 
 
 def test_a_text_ends_with_the_token_that_completes_a_stop(model, prompts):
@@ -56,8 +60,8 @@ def test_a_text_ends_with_the_token_that_completes_a_stop(model, prompts):
                     stops=("never said", stop),
                     numbers=[prompts.index(ids)],
                 )
-                said = found.generated.ids
-                assert said == free.generated.ids[: len(said)]
+                said = ids_of(found)
+                assert said == ids_of(free)[: len(said)]
                 assert stop in found.text
                 assert stop not in text_after(tokenizer, said[:-1])
 
@@ -70,10 +74,10 @@ def test_a_prompt_and_its_text_are_no_longer_than_they_may_be(model, prompts):
         if len(ids) == longest:
             assert found is None
         else:
-            assert len(found.generated.ids) == min(DECODING.max_tokens, longest - len(ids))
+            assert len(found.tokens) == min(DECODING.max_tokens, longest - len(ids))
     plain = Decoding(max_tokens=99, think_when="never")
     full, none = write(quiet, tokenizer, [[5] * 60, [5] * 64], plain)
-    assert len(full.generated.ids) == 4
+    assert len(full.tokens) == 4
     assert none is None
 
 

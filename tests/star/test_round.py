@@ -69,7 +69,7 @@ def scripted(monkeypatch, said: dict[str, str]):
         for prompt in prompts:
             last = prompt.rpartition("Q: ")[2]
             text = said.get(last[0] + "!" * ("Hint:" in last), " is x")
-            three = Generated((OutputToken(0, None, None, 0.0, 0.0),) * 3, "eos", 0)
+            three = (OutputToken(0, None, None, 0.0, 0.0),) * 3
             found.append(None if text is None else Written(text, three))
         return found
 
@@ -195,7 +195,7 @@ class Said:
     tokenizer: object
     text: str
 
-    def __call__(self, quiet, prompts, decoding, seed, stop=None, numbers=None):
+    def __call__(self, quiet, prompts, decoding, seed, stop=None, numbers=None, reading=None):
         found = []
         for row, prompt in enumerate(prompts):
             ids = self.tokenizer.encode(self.tokenizer.decode(prompt) + self.text)[
@@ -208,7 +208,7 @@ class Said:
                     reason = "stop"
                     break
             tokens = tuple(OutputToken(i, None, None, 0.0, 0.0) for i in said)
-            found.append(Generated(tokens, reason, 0))
+            found.append(Generated(tokens, reason))
         return found
 
 
