@@ -29,22 +29,6 @@ def check_limits(config: Any) -> None:
             raise ValueError(f"--{flag} must be above {f.metadata['above']}, got {value}")
 
 
-def at_least(config: Any, **limits: float) -> None:
-    """Raise ValueError naming the first flag below its limit (or not a number)."""
-    for name, limit in limits.items():
-        value = getattr(config, name)
-        if not value >= limit:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {limit}, got {value}")
-
-
-def above(config: Any, **limits: float) -> None:
-    """Raise ValueError naming the first flag not above its limit (or not a number)."""
-    for name, limit in limits.items():
-        value = getattr(config, name)
-        if not value > limit:
-            raise ValueError(f"--{name.replace('_', '-')} must be above {limit}, got {value}")
-
-
 @dataclass(frozen=True)
 class ThoughtConfig:
     """What a thought is, how it is mixed in and what it is rewarded for."""
