@@ -28,14 +28,7 @@ from typing import Literal
 
 from qs import cli, files
 from qs.cli import Parser, add_settings, chosen
-from qs.config import (
-    ONE_THOUGHT,
-    RunConfig,
-    ThoughtConfig,
-    check_limits,
-    setting,
-    thought_lengths,
-)
+from qs.config import RunConfig, ThoughtConfig, check_limits, setting, thought_lengths
 from qs.data.question_sets import ARITHMETIC, QUESTION_SETS, read_questions
 from qs.evaluation import question_sets, thoughts
 from qs.evaluation.hard_tokens import by_decile, hard_tokens, token_table
@@ -45,6 +38,7 @@ from qs.evaluation.thoughts import PAGE, PAGE_ROWS
 from qs.inference.decoding import Decoding, token_line
 from qs.inference.generate import Stream
 from qs.model import weights
+from qs.presets import ONE_THOUGHT
 from qs.quietstar.load import Opened, open_model
 from qs.studies.compare import Comparable, compare_models
 from qs.studies.control_runs import CONTROLS, CONTROLS_PAGE, run_controls

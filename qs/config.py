@@ -341,16 +341,6 @@ def check_names(where: str, found: typing.Iterable[str], expected: typing.Iterab
 PADDING = -1  # the document number of padding
 
 
-ONE_THOUGHT = {  # everywhere, judged on the next token
-    "ahead": 1,
-    "samples": 1,
-    "beta": 0.0,
-    "baseline": "none",
-    "anchors": "all",
-    "anchor_share": 1.0,
-}
-
-
 def thought_lengths(config: ThoughtConfig) -> str:
     """n, m and K in words."""
     return f"n {config.thoughts}, m {config.ahead}, K {config.samples}"

@@ -47,3 +47,12 @@ PRESETS = {
         star=StarConfig(task="commonsense_qa", problems=0, test_problems=0),
     ),
 }
+
+ONE_THOUGHT = {  # everywhere, judged on the next token
+    "ahead": 1,
+    "samples": 1,
+    "beta": 0.0,
+    "baseline": "none",
+    "anchors": "all",
+    "anchor_share": 1.0,
+}

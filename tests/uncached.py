@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qs.config import ONE_THOUGHT
 from qs.inference.cache import text_slots
 from qs.inference.decoding import Decoding, sayable_ids
 from qs.inference.generate import generate, predict_next
+from qs.presets import ONE_THOUGHT
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.attention import CachedText, new_cache
 from qs.quietstar.load import open_model

@@ -37,11 +37,12 @@ from typing import Any
 from tqdm import tqdm
 
 from qs import cli
-from qs.config import ONE_THOUGHT, check_limits, setting
+from qs.config import check_limits, setting
 from qs.data.prompts import cut
 from qs.inference.decoding import Decoding, think_above
 from qs.inference.loglikelihood import ScoredText, Thinking, score, seed_of
 from qs.inference.write import write
+from qs.presets import ONE_THOUGHT
 from qs.quietstar.load import open_model
 
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qs.config import ONE_THOUGHT, PADDING, RunConfig
+from qs.config import PADDING, RunConfig
 from qs.data.dataset import TokenDataset
 from qs.data.synthetic import OPEN, Document, read_recipe
 from qs.model.tokenizer import Tokenizer
+from qs.presets import ONE_THOUGHT
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.losses import entropy, targets_ahead
 

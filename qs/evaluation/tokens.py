@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qs.config import ONE_THOUGHT, RunConfig
+from qs.config import RunConfig
 from qs.evaluation.statistics import ratio_estimate
+from qs.presets import ONE_THOUGHT
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.losses import entropy
 from qs.quietstar.sampler import step_generator

@@ -15,11 +15,11 @@ import numpy as np
 from tqdm import tqdm
 
 from qs import files
-from qs.config import ONE_THOUGHT, StarConfig
+from qs.config import StarConfig
 from qs.evaluation.heldout import measure_heldout
 from qs.evaluation.statistics import mean_estimate
 from qs.inference.decoding import Decoding
-from qs.presets import PRESETS
+from qs.presets import ONE_THOUGHT, PRESETS
 from qs.quietstar.load import Opened, open_model
 from qs.star.round import generate_rationales
 from qs.star.run import round_records

@@ -11,12 +11,12 @@ import pytest
 import torch
 from tiny import make, run
 
-from qs.config import ONE_THOUGHT
 from qs.evaluation import harness
 from qs.evaluation.harness import Arguments, harness_model
 from qs.inference.decoding import Decoding
 from qs.inference.generate import generate
 from qs.inference.loglikelihood import ScoredText, score
+from qs.presets import ONE_THOUGHT
 
 QUESTIONS = [
     ("3 plus 4 is", (" 7", " 9."), 0),

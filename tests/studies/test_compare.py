@@ -6,7 +6,8 @@ from tiny import ROOT
 
 import evaluate
 from qs import files
-from qs.config import ONE_THOUGHT, Config, OptimConfig, RunConfig, StarConfig, ThoughtConfig
+from qs.config import Config, OptimConfig, RunConfig, StarConfig, ThoughtConfig
+from qs.presets import ONE_THOUGHT
 from qs.quietstar.load import open_model
 from qs.studies.compare import Answers, Cost, compare_models, decoded_answers, training_cost
 
