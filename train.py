@@ -36,7 +36,7 @@ from qs.model import weights
 from qs.star.run import StarRun, Stopped, rounds_table
 from qs.tables import terminal
 from qs.training import distributed
-from qs.training.trainer import Trainer, summary
+from qs.training.trainer import Trainer, bar_text
 
 RESUME = "go on with: python train.py --resume"
 
@@ -57,7 +57,7 @@ def train(argv: list[str]) -> int:
     with stopping(trainer), progress(trainer) as bar:
         while not trainer.finished and not trainer.asked_to_stop:
             record = trainer.step()
-            bar.set_postfix_str(summary(record))
+            bar.set_postfix_str(bar_text(record))
             bar.update()
             if config.run.save_every and trainer.state.step % config.run.save_every == 0:
                 trainer.save()

@@ -27,7 +27,7 @@ from qs.evaluation.heldout import Score, closing_table
 from qs.evaluation.tokens import TextScore
 from qs.quietstar.losses import loss_terms
 from qs.tables import terminal
-from qs.training.trainer import peak_memory, summary
+from qs.training.trainer import bar_text, peak_memory
 
 FLAGS = {
     "quiet": ["--save-every", "2", "--micro-batch", "2", "--anchors", "random"]
@@ -379,7 +379,7 @@ def test_bfloat16_arithmetic_moves_float32_weights_by_a_millionth(tiny, tmp_path
 
 def test_the_progress_bar_shows_what_a_record_has():
     record = {"loss": 1.23456, "nll_base": 2.0, "grad_norm_policy": 12345.0}
-    shown = summary(record | {"memory_bytes": 3 * 2**29, "lr": 1.0})
+    shown = bar_text(record | {"memory_bytes": 3 * 2**29, "lr": 1.0})
     assert shown == "loss 1.23 base 2 g_policy 1.23e+04 1.5 GiB"
     assert 2**20 < peak_memory(torch.device("cpu")) < 2**45
 

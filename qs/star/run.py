@@ -103,7 +103,10 @@ class StarRun:
                 quiet, record = self._load(self.start), {"round": 0}
             else:
                 quiet, record = self._round(number)
-            record |= self._evaluate(quiet, number)
+            began = time.perf_counter()
+            greedy = self._resume(quiet, number, HELDOUT, self.task.heldout, temperature=0.0)
+            record["accuracy"] = accuracy(greedy)
+            record["heldout_seconds"] = time.perf_counter() - began
             self.log.append([record])
             records.append(record)
             lines = terminal(rounds_table(records)).splitlines()
@@ -152,7 +155,10 @@ class StarRun:
             )
         quiet = self._load(self.start)
         record |= self._train(quiet, examples, number)
-        self._save(quiet, number, record)
+        parameters = checkpoint.gathered(dict(quiet.named_parameters()))
+        with files.new_folder(done) as folder:
+            checkpoint.save_model(folder, quiet.model.config, parameters, self.config, self.start)
+            files.write_json(folder / files.TRAINER, record)
         return quiet, record
 
     def _rationales(
@@ -252,22 +258,6 @@ class StarRun:
             "nll": loss,
             "training_seconds": time.perf_counter() - began,
         }
-
-    def _save(self, quiet: QuietStar, number: int, record: dict[str, Any]) -> None:
-        parameters = checkpoint.gathered(dict(quiet.named_parameters()))
-
-        def fill(folder: Path) -> None:
-            shape = quiet.model.config
-            checkpoint.save_model(folder, shape, parameters, self.config, self.start)
-            files.write_json(folder / files.TRAINER, record)
-
-        files.save_step(self.folder, number, fill)
-
-    def _evaluate(self, quiet: QuietStar, number: int) -> dict[str, Any]:
-        """Accuracy on held-out problems, greedily decoded."""
-        began = time.perf_counter()
-        made = self._resume(quiet, number, HELDOUT, self.task.heldout, temperature=0.0)
-        return {"accuracy": accuracy(made), "heldout_seconds": time.perf_counter() - began}
 
     def _raise_if_stopped(self) -> None:
         if self.stop is not None:

@@ -185,15 +185,13 @@ def _question_set(config: StarConfig, seed: int) -> Task:
             shown=shown,
         )
 
-    def read(split: Split, limit: int) -> list[BenchmarkQuestion]:
-        return read_questions(config.task, split, config.questions, limit or None)
-
-    everything = read("train", 0)
+    everything = read_questions(config.task, "train", config.questions)
+    limit = config.test_problems or None
+    heldout = read_questions(config.task, "heldout", config.questions, limit)
     count = min(config.problems or len(everything), len(everything))
 
     def training(number: int) -> list[Problem]:
         return [problem(q) for q in _rng(seed, number).sample(everything, count)]
 
-    heldout = [problem(q) for q in read("heldout", config.test_problems)]
     hints = (prompts.CHOICE_HINT.strip(), prompts.NUMBER_HINT.strip())
-    return Task(training, heldout, prompts.STOPS, hints)
+    return Task(training, [problem(q) for q in heldout], prompts.STOPS, hints)

@@ -7,8 +7,8 @@ its share of one mean: how a batch is split changes memory, not results.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -72,6 +72,11 @@ class Part(NamedTuple):
         K, n = self.thoughts.shape[2:]
         return count_terms(self.targets.next_valid, self.targets.valid, K, n)
 
+    def scored(self, quiet: QuietStar) -> Step:
+        """Stages 3 to 5, with gradient."""
+        text = self.tokens, self.documents
+        return quiet(*text, None, self.anchors, self.thoughts, targets=self.targets)
+
 
 def think(
     quiet: QuietStar,
@@ -104,13 +109,6 @@ def think(
     return parts
 
 
-def score(quiet: QuietStar, parts: Iterable[Part]) -> Iterator[Step]:
-    """Stages 3 to 5 of every micro-batch, with gradient."""
-    for part in parts:
-        text = part.tokens, part.documents
-        yield quiet(*text, None, part.anchors, part.thoughts, targets=part.targets)
-
-
 class Sums(NamedTuple):
     """What is logged of a batch, before it is divided; () each."""
 
@@ -139,6 +137,14 @@ class Sums(NamedTuple):
         )
 
 
+Summed = TypeVar("Summed", Terms, Sums)
+
+
+def sum_over_ranks(records: Sequence[Summed]) -> Summed:
+    """Field by field the sum over micro-batches and ranks; as many records on every rank."""
+    return type(records[0])(*(total(sum(field)) for field in zip(*records, strict=True)))
+
+
 def accumulate(quiet: QuietStar, parts: list[Part], counts: Terms, ranks: Ranks) -> list[Sums]:
     """Fill every parameter's `.grad` with the gradient of the loss of all micro-batches.
 
@@ -149,7 +155,8 @@ def accumulate(quiet: QuietStar, parts: list[Part], counts: Terms, ranks: Ranks)
         ranks: FSDP2 takes the mean over ranks, while the counts are of all of them.
     """
     sums = []
-    for step in score(quiet, parts):
+    for part in parts:
+        step = part.scored(quiet)
         means = quiet.means(step, counts)
         (quiet.loss(means) * ranks.count).backward()
         sums.append(Sums.of(step, means))
@@ -166,7 +173,8 @@ def accumulate_apart(
     """
     sums = []
     gradients: dict[str, list[Tensor | None]] = {}
-    for step in score(quiet, parts):
+    for part in parts:
+        step = part.scored(quiet)
         means = quiet.means(step, counts)
         weighted = quiet.weighted(means)
         active = [name for name, term in weighted._asdict().items() if term.requires_grad]
@@ -220,7 +228,7 @@ def train_step(
 
     generator = step_generator(config.run.seed, step)
     parts = think(quiet, tokens, documents, config, generator, ranks, counted)
-    counts = Terms(*(total(sum(each)) for each in zip(*(p.counts for p in parts), strict=True)))
+    counts = sum_over_ranks([part.counts for part in parts])
     norms: dict[str, Tensor] = {}
     if measure_terms:
         sums, norms = accumulate_apart(quiet, parameters, parts, counts, ranks)
@@ -228,10 +236,13 @@ def train_step(
         sums = accumulate(quiet, parts, counts, ranks)
     norms["grad_norm"] = whole(clip_grad_norm_(parameters, config.optim.clip))
 
-    measured = Sums(*(total(sum(each)) for each in zip(*sums, strict=True)))
-    loss = quiet.loss(Terms(*measured[:3]))
-    values = torch.stack([loss, *measured, *norms.values()]).tolist()  # one wait for the device
-    record = _record(values[0], Sums(*values[1:9]), dict(zip(norms, values[9:], strict=True)))
+    measured = sum_over_ranks(sums)
+    loss = quiet.loss(Terms(measured.base, measured.talk, measured.policy))
+    # together, to wait for the device once
+    value, *values = torch.stack([loss, *measured, *norms.values()]).tolist()
+    count = len(measured)
+    lengths = dict(zip(norms, values[count:], strict=True))
+    record = _record(value, Sums(*values[:count]), lengths)
     finite = math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])
     if finite:
         optimizer.step()

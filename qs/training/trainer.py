@@ -250,7 +250,7 @@ BAR = {  # of the progress bar: losses and reward in nats, w the mixing weight, 
 }
 
 
-def summary(record: dict[str, float]) -> str:
+def bar_text(record: dict[str, float]) -> str:
     """The progress bar's numbers."""
     parts = [f"{short} {record[key]:.3g}" for key, short in BAR.items() if key in record]
     return " ".join([*parts, f"{record['memory_bytes'] / 2**30:.1f} GiB"])

@@ -281,6 +281,25 @@ def test_a_run_that_died_anywhere_goes_on_to_the_same(
     same_run(found, straight)
 
 
+def test_a_batch_that_was_written_in_part_is_attempted_whole_again(straight, tmp_path, monkeypatch):
+    copy = shutil.copytree(straight, tmp_path / "copy")
+    shutil.rmtree(copy / "step_000002")
+    for path, count in (("log.jsonl", 2), ("round_01/generated.jsonl", 6)):
+        lines = (copy / path).read_text().splitlines(keepends=True)
+        (copy / path).write_text("".join(lines[:count]))
+    original, done = qs.star.run.generate_rationales, []
+
+    def generate_rationales(*arguments, **more):
+        done.append(more["done"])
+        return original(*arguments, **more)
+
+    rig(monkeypatch)
+    monkeypatch.setattr(qs.star.run, "generate_rationales", generate_rationales)
+    assert train.main(["--resume", str(copy)]) == 0
+    assert done[0] == 4
+    same_run(copy, straight)
+
+
 @pytest.mark.parametrize("step", [1, 5])
 def test_training_begins_anew_where_it_was_stopped(model, straight, tmp_path, monkeypatch, step):
     out, original, done = tmp_path / "out", qs.star.run.train_step, []
