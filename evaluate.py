@@ -30,11 +30,12 @@ from qs import cli, files
 from qs.cli import Parser, add_settings, chosen
 from qs.config import RunConfig, ThoughtConfig, check_limits, setting, thought_lengths
 from qs.data.question_sets import ARITHMETIC, QUESTION_SETS, read_questions
-from qs.evaluation import question_sets, thoughts
+from qs.evaluation import question_sets
 from qs.evaluation.hard_tokens import by_decile, hard_tokens, token_table
 from qs.evaluation.heldout import heldout_data, heldout_score, score_table
+from qs.evaluation.page import PAGE_ROWS, write_thoughts
 from qs.evaluation.question_sets import Exam
-from qs.evaluation.thoughts import PAGE, PAGE_ROWS
+from qs.evaluation.thoughts import read_thoughts
 from qs.inference.decoding import Decoding, token_line
 from qs.inference.generate import Stream
 from qs.model import weights
@@ -81,19 +82,20 @@ def score(args: argparse.Namespace) -> None:
     """
     opened = open_by(args)
     folder, run, config, placement, quiet, tokenizer = opened
-    data = heldout_data(opened)
+    data = heldout_data(config.run, tokenizer)
     print(f"thought {config.thought.thoughts} tokens, in rows of {config.run.seq}")
     print(f"model   {folder}\ndata    {data.folder}: {data.tokens:,} held-out tokens")
     print(f"device  {placement}")
     result = heldout_score(quiet, data, tokenizer, config, "held-out text")
     print("\n" + terminal(score_table(result)))
     if args.show and config.run.thinks:
-        passages = thoughts.shown(
-            quiet, data, tokenizer, config, min(config.run.eval_rows, PAGE_ROWS)
-        )
+        rows = min(config.run.eval_rows, PAGE_ROWS)
+        passages = read_thoughts(quiet, data, tokenizer, config, rows)
         about = {"model": str(folder), "text": str(data.folder)}
         about["thoughts"] = thought_lengths(config.thinking)
-        print("\n" + thoughts.thoughts_shown(passages, args.show, run and run / PAGE, about))
+        print("\n" + passages.examples_text(args.show))
+        if run:
+            print(f"\nwhat it thought, as a page: {write_thoughts(run, about, passages)}")
     if run:
         facts = {"checkpoint": folder.name, "environment": files.environment(str(placement))}
         facts |= {"settings": config.to_json(), "score": dataclasses.asdict(result)}

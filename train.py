@@ -31,7 +31,8 @@ from qs.cli import Parser, parse
 from qs.config import Config, thought_lengths
 from qs.data.dataset import resolve_data
 from qs.evaluation.heldout import Score, closing_table, heldout_score, read_score
-from qs.evaluation.thoughts import PAGE, PAGE_ROWS, shown, thoughts_shown
+from qs.evaluation.page import PAGE, PAGE_ROWS, write_thoughts
+from qs.evaluation.thoughts import read_thoughts
 from qs.model import weights
 from qs.star.run import StarRun, Stopped, rounds_table
 from qs.tables import terminal
@@ -169,14 +170,15 @@ def show(trainer: Trainer, count: int) -> None:
     rows = min(PAGE_ROWS, config.run.eval_rows)
     if not rows or not heldout.tokens or not config.run.thinks:
         return
-    passages = shown(trainer.quiet, heldout, trainer.tokenizer, config, rows)
+    passages = read_thoughts(trainer.quiet, heldout, trainer.tokenizer, config, rows)
     about = {
         "model": f"{config.run.weights}, {trainer.state.step} steps of {config.run.title}",
         "text": f"{heldout.folder}, the first {rows} rows of the held-out split",
         "thoughts": thought_lengths(config.thinking),
     }
     if trainer.ranks.first:
-        print("\n" + thoughts_shown(passages, count, trainer.folder / PAGE, about))
+        path = write_thoughts(trainer.folder, about, passages)
+        print(f"\n{passages.examples_text(count)}\n\nwhat it thought, as a page: {path}")
 
 
 def bootstrap(config: Config, folder: Path | None) -> int:

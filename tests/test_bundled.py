@@ -13,7 +13,7 @@ from qs.data import dataset, synthetic
 from qs.data.dataset import TokenDataset
 from qs.data.synthetic import KINDS
 from qs.evaluation.heldout import measure_heldout
-from qs.evaluation.synthetic import marked
+from qs.evaluation.synthetic import heldout_text
 from qs.model import weights
 from qs.model.config import read_model_config
 from qs.model.tokenizer import Tokenizer
@@ -112,6 +112,6 @@ def test_the_bundled_model_fails_without_workings():
     tokenizer = Tokenizer(WEIGHTS)
     settings = Config(run=RunConfig(seq=64, batch=16, device="cpu", dtype="float32"))
     quiet, _ = load(WEIGHTS, settings, choose_placement(settings.run))
-    text = marked(DATA, tokenizer, 64, rows=192)
+    text = heldout_text(TokenDataset(DATA, "heldout"), tokenizer, 64, 192)
     measured = measure_heldout(quiet, text, settings.changed(objective="plain"))
     assert measured.answers.gold_base.mean() < 0.25

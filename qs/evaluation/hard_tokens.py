@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from qs.evaluation.heldout import heldout_data, measure_heldout, windows
+from qs.evaluation.heldout import heldout_data, measure_heldout
 from qs.evaluation.statistics import ratio_estimate
-from qs.evaluation.synthetic import marked
+from qs.evaluation.synthetic import heldout_text, windows
 from qs.evaluation.tokens import TokenTable, measure_tokens
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import Opened
@@ -63,7 +63,7 @@ def token_table(opened: Opened) -> TokenTable:
         ValueError: another tokenizer prepared it, or it is empty.
     """
     run = opened.config.run
-    text = windows(heldout_data(opened), run.seq, run.eval_rows)
+    text = windows(heldout_data(opened.config.run, opened.tokenizer), run.seq, run.eval_rows)
     read = text.tokens, text.documents
     return measure_tokens(opened.quiet, *read, run, entropies=True, label="held-out text")
 
@@ -74,11 +74,15 @@ def hard_tokens(opened: Opened) -> tuple[dict[str, Any], list[Table]]:
     Raises:
         ValueError: as `token_table` does.
     """
-    run, thought, data = opened.config.run, opened.config.thought, heldout_data(opened)
+    run, thought, data = (
+        opened.config.run,
+        opened.config.thought,
+        heldout_data(opened.config.run, opened.tokenizer),
+    )
     table = token_table(opened)
     deciles, points = by_decile(table), frontier(table, thought.thoughts)
-    text = marked(data.folder, opened.tokenizer, run.seq, run.eval_rows)
-    if text is not None:  # other rows: there documents are whole
+    text = heldout_text(data, opened.tokenizer, run.seq, run.eval_rows)
+    if text.questions is not None:  # other rows than those of the table: documents are whole
         answers = measure_heldout(opened.quiet, text, opened.config).answers
         points = [replace(point, gold=answers.gold_above(point.above)) for point in points]
     best, worst = most_helped(table, EXAMPLES)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from qs import files
-from qs.config import PADDING, Config
-from qs.data.dataset import TokenDataset, resolve_data, sequential
+from qs.config import Config, RunConfig
+from qs.data.dataset import TokenDataset, resolve_data
 from qs.evaluation.statistics import Estimate, mean_estimate, ratio_estimate, wilson
-from qs.evaluation.synthetic import AnswerTable, TextRows, marked, measure_answers
+from qs.evaluation.synthetic import AnswerTable, TextRows, heldout_text, measure_answers
 from qs.evaluation.tokens import Change, RowSums, TextScore, measure_tokens, text_score
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
-from qs.quietstar.load import Opened
 from qs.tables import Table
 
 ALL = "all"  # the kind that stands for all kinds together
@@ -135,66 +136,47 @@ def measure_heldout(
     )
 
 
-def _answer_score(kind: str, answers: AnswerTable, think: bool, sampled: bool) -> AnswerScore:
+def summarise(text: TextRows, measured: Measured, config: Config) -> Score:
+    """Means and intervals of what was measured.
+
+    Args:
+        text, measured: what was read, and measured there.
+        config: whether there were thoughts, and whether they were sampled.
+    """
+    think, other = config.run.thinks, measured.other
+    if text.questions is None:
+        return Score(text_score(measured.text, think))
+    kinds, scores = np.array([q.kind for q in text.questions]), []
+    for kind in (*dict.fromkeys(kinds.tolist()), ALL) if len(kinds) else ():
+        here = (kinds == kind) | (kind == ALL)
+        answers = AnswerTable(*(column[here] for column in measured.answers))
+        scores.append(_answer_score(kind, answers, config))
+    nll = other.nll_mix if think else other.nll_base
+    return Score(
+        text=text_score(measured.text, think),
+        other=text_score(other, think),
+        answers=tuple(scores),
+        other_rows=tuple(zip(other.tokens.tolist(), nll.tolist(), strict=True)),
+    )
+
+
+def _answer_score(kind: str, answers: AnswerTable, config: Config) -> AnswerScore:
     # question by question, as in scores of old runs
     nll_base, nll_mix = np.stack([answers.nll_base, answers.nll_mix], 1).mean(0).tolist()
     base, mix = mean_estimate(answers.gold_base), mean_estimate(answers.gold_mix)
     count, hits = len(answers.useful), int(answers.useful.sum())
     score = AnswerScore(kind, count, base.mean, base.interval, nll_base)
-    if not think:
+    if not config.run.thinks:
         return score
     return replace(
         score,
         gold_mix=mix.mean,
         gold_mix_interval=mix.interval,
         nll_mix=nll_mix,
-        useful=hits / count if sampled else None,
-        useful_interval=wilson(hits, count) if sampled else None,
+        useful=hits / count if config.sampled else None,
+        useful_interval=wilson(hits, count) if config.sampled else None,
         weight=float(answers.weight.mean()),
     )
-
-
-def summarise(
-    text: TextRows, measured: Measured, think: bool = True, sampled: bool = True
-) -> Score:
-    """Means and intervals of what was measured.
-
-    Args:
-        text, measured: what was read, and measured there.
-        think: False leaves out what is after a thought.
-        sampled: False leaves out which thoughts hold the steps.
-    """
-    everything, other = text_score(measured.text, think), measured.other
-    if text.questions is None:
-        return Score(everything)
-    kinds, scores = np.array([q.kind for q in text.questions]), []
-    for kind in (*dict.fromkeys(kinds.tolist()), ALL) if len(kinds) else ():
-        here = (kinds == kind) | (kind == ALL)
-        answers = AnswerTable(*(column[here] for column in measured.answers))
-        scores.append(_answer_score(kind, answers, think, sampled))
-    nll = other.nll_mix if think else other.nll_base
-    rows = zip(other.tokens.tolist(), nll.tolist(), strict=True)
-    return Score(everything, text_score(other, think), tuple(scores), tuple(rows))
-
-
-def windows(data: TokenDataset, seq: int, rows: int) -> TextRows:
-    """The first `rows` rows of `seq` tokens of a split, of which only the text is known.
-
-    Raises:
-        ValueError: the split is empty.
-    """
-    (batch,) = sequential(data, seq, rows, rows)
-    numbers = batch.documents + batch.first[:, None]  # a document cut by a row's end stays one
-    return TextRows(batch.tokens, numbers.where(batch.documents != PADDING, PADDING))
-
-
-def heldout_text(data: TokenDataset, tokenizer: Tokenizer, seq: int, rows: int) -> TextRows:
-    """The first rows of a split: whole documents and their questions if they are known.
-
-    Raises:
-        ValueError: see `marked` and `windows`.
-    """
-    return marked(data.folder, tokenizer, seq, rows) or windows(data, seq, rows)
 
 
 def heldout_score(
@@ -213,18 +195,17 @@ def heldout_score(
         ValueError: there is nothing to score.
     """
     text = heldout_text(data, tokenizer, config.run.seq, config.run.eval_rows)
-    measured = measure_heldout(quiet, text, config, label)
-    return summarise(text, measured, config.run.thinks, config.sampled)
+    return summarise(text, measure_heldout(quiet, text, config, label), config)
 
 
-def heldout_data(opened: Opened) -> TokenDataset:
-    """The held-out text that a model is evaluated on.
+def heldout_data(run: RunConfig, tokenizer: Tokenizer) -> TokenDataset:
+    """The held-out text that a model is evaluated on, `run.data`.
 
     Raises:
         ValueError: another tokenizer prepared it.
     """
-    data = TokenDataset(resolve_data(opened.config.run.data), "heldout")
-    data.check_tokenizer(opened.tokenizer)
+    data = TokenDataset(resolve_data(run.data), "heldout")
+    data.check_tokenizer(tokenizer)
     return data
 
 
@@ -232,66 +213,54 @@ def closing_table(before: Score | None, after: Score | None) -> Table:
     """Before, after with thoughts, and after with thoughts off."""
     if before is None or after is None:
         return Table("no held-out text was evaluated (--eval-rows 0, or an empty held-out split)")
-    change, thinks = other_change(before, after), after.thinks
-    columns = {"before": _column(before, thinks, change and Estimate(None))}
-    return _table(columns | {"after": _column(after, thinks, change)}, after)
+    return _table(["before", "after"], [before, after], other_change(before, after))
 
 
 def score_table(score: Score) -> Table:
     """With thoughts, and with thoughts off."""
-    return _table({"with thoughts" if score.thinks else "": _column(score, score.thinks)}, score)
+    return _table(["with thoughts" if score.thinks else ""], [score])
 
 
-Column = list[tuple[str, str | None]]  # label and cell of every row; None: nothing to tell there
-
-
-def _table(columns: dict[str, Column], last: Score) -> Table:
-    """Columns by their heads, and one for thoughts off; without rows that tell nothing."""
+def _table(heads: list[str], scores: list[Score], change: Estimate | None = None) -> Table:
+    """A column for each score (with thoughts, if it has them), and one more for thoughts off."""
+    last, rows, thought = scores[-1], [], [score.thinks for score in scores]
     if last.thinks:
-        columns = columns | {"thoughts off": _column(last, False)}
-    lines = zip(*columns.values(), strict=True)
-    rows = [
-        (line[-1][0], *(cell or "" for _, cell in line))
-        for line in lines
-        if any(cell is not None for _, cell in line)
-    ]
-    return Table("", ("", *columns), rows)
+        heads, scores, thought = [*heads, "thoughts off"], [*scores, last], [*thought, False]
 
+    def row(label: str, values: Iterable[float | None] = ()) -> None:
+        cells = ["-" if value is None else f"{value:.4f}" for value in values]
+        rows.append((label, *cells, *[""] * (len(heads) - len(cells))))
 
-def _column(score: Score, think: bool, change: Estimate | None = None) -> Column:
-    def thought(value: float | None) -> str | None:
-        return _cell(value) if think else None
+    def sides(items: Iterable[Any], base: str, mix: str) -> list[float | None]:
+        pairs = zip(items, thought, strict=True)
+        return [getattr(item, mix if thinks else base) for item, thinks in pairs]
 
-    rows: Column = []
-    if score.answers:
-        overall = score.answers[-1]
-        rows.append(("gold answer probability", ""))
-        for a in score.answers:
-            gold = a.gold_mix if think else a.gold_base
-            rows.append((f"  {a.kind} ({a.questions})", _cell(gold)))
-        half = overall.gold_mix_interval if think else overall.gold_base_interval
-        rows += [("    95 % +-", _cell(half)), ("NLL at the answer, nats", "")]
-        for a in score.answers:
-            nll = a.nll_mix if think else a.nll_base
-            rows.append((f"  {a.kind} ({a.questions})", _cell(nll)))
-        useful = None if overall.useful is None else thought(overall.useful)
-        rows.append(("thoughts that hold the steps", useful))
-        rows.append(("mixing weight at the answer", thought(overall.weight)))
-    for title, text in (("all other tokens", score.other), ("held-out text", score.text)):
-        if text is None:
+    with_thoughts = scores[:-1] if last.thinks else []
+    if last.answers:
+        kinds = list(zip(*(score.answers for score in scores), strict=True))
+        names = [f"  {answer.kind} ({answer.questions})" for answer in last.answers]
+        row("gold answer probability")
+        for name, answers in zip(names, kinds, strict=True):
+            row(name, sides(answers, "gold_base", "gold_mix"))
+        row("    95 % +-", sides(kinds[-1], "gold_base_interval", "gold_mix_interval"))
+        row("NLL at the answer, nats")
+        for name, answers in zip(names, kinds, strict=True):
+            row(name, sides(answers, "nll_base", "nll_mix"))
+        if last.answers[-1].useful is not None:
+            row("thoughts that hold the steps", [x.answers[-1].useful for x in with_thoughts])
+        if last.thinks:
+            row("mixing weight at the answer", [x.answers[-1].weight for x in with_thoughts])
+    for title, part in (("all other tokens", "other"), ("held-out text", "text")):
+        texts = [getattr(score, part) for score in scores]
+        if texts[-1] is None:
             continue
-        nll = text.nll_mix if think else text.nll_base
-        rows.append((f"{title}, {text.tokens:,} tokens", ""))
-        rows.append(("  NLL, nats a token", _cell(nll)))
-        if text is score.other:
-            rows.append(("  change by training", change and _cell(change.mean)))
-            rows.append(("    95 % +-", change and _cell(change.interval)))
-        rows.append(("  gain by thinking", thought(text.gain)))
-        rows.append(("    95 % +-", thought(text.gain_interval)))
-        rows.append(("  mixing weight", thought(text.weight)))
-    return rows
-
-
-def _cell(value: float | None) -> str:
-    """None is a number that was not finite, or not defined."""
-    return "-" if value is None else f"{value:.4f}"
+        row(f"{title}, {texts[-1].tokens:,} tokens")
+        row("  NLL, nats a token", sides(texts, "nll_base", "nll_mix"))
+        if change and part == "other":
+            row("  change by training", [None, change.mean])
+            row("    95 % +-", [None, change.interval])
+        if last.thinks:
+            row("  gain by thinking", [x.gain for x in texts[:-1]])
+            row("    95 % +-", [x.gain_interval for x in texts[:-1]])
+            row("  mixing weight", [x.weight for x in texts[:-1]])
+    return Table("", ("", *heads), rows)

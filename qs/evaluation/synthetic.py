@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qs.config import PADDING, RunConfig
-from qs.data.dataset import TokenDataset
+from qs.data.dataset import TokenDataset, sequential
 from qs.data.synthetic import OPEN, Document, read_recipe
 from qs.model.tokenizer import Tokenizer
 from qs.presets import ONE_THOUGHT
@@ -53,34 +53,39 @@ class TextRows:
         return other
 
 
-def marked(
-    folder: Path, tokenizer: Tokenizer, seq: int, rows: int | None = None
-) -> TextRows | None:
-    """The held-out text of a prepared folder, with its questions.
+def windows(data: TokenDataset, seq: int, rows: int) -> TextRows:
+    """The first `rows` rows of `seq` tokens of a split, of which only the text is known.
 
-    Documents are never cut: a row holds as many as fit into `seq` tokens, and rows are as long as
-    the longest document if that is longer.
+    Raises:
+        ValueError: the split is empty.
+    """
+    (batch,) = sequential(data, seq, rows, rows)
+    numbers = batch.documents + batch.first[:, None]  # a document cut by a row's end stays one
+    return TextRows(batch.tokens, numbers.where(batch.documents != PADDING, PADDING))
+
+
+def heldout_text(data: TokenDataset, tokenizer: Tokenizer, seq: int, rows: int) -> TextRows:
+    """Held-out text, with its questions if the folder has the recipe of its text; else `windows`.
+
+    With questions, documents are never cut: a row holds as many as fit into `seq` tokens, and rows
+    are as long as the longest document if that is longer.
 
     Args:
-        folder: prepared data, perhaps with the recipe of its text.
+        data: the held-out split.
         tokenizer: that made it.
         seq: T.
         rows: R at most.
 
-    Returns:
-        None if there is no recipe.
-
     Raises:
-        ValueError: the recipe does not give the text that was prepared, or the tokenizer does not
-            spell answers and the mark before a working in one token each.
+        ValueError: the recipe does not give the text that was prepared, the tokenizer does not
+            spell answers and the mark before a working in one token each, or there is no text.
     """
-    documents = read_recipe(folder, "heldout")
+    folder, documents = data.folder, read_recipe(data.folder, "heldout")
     if documents is None:
-        return None
+        return windows(data, seq, rows)
     encoded = [tokenizer.encode(d.text, bos=True, eos=True) for d in documents]
-    stored = TokenDataset(folder, "heldout")
     flat = np.concatenate(encoded)
-    if len(flat) != stored.tokens or (flat != stored.read(0, stored.tokens)[0]).any():
+    if len(flat) != data.tokens or (flat != data.read(0, data.tokens)[0]).any():
         raise ValueError(
             f"{folder}: expected held-out text drawn from its world.json, found other text; "
             "prepare what python -m qs.data synthetic wrote and copy its world.json beside it"
@@ -91,7 +96,7 @@ def marked(
             f"{folder}: expected {OPEN!r} to be a token of its own, found "
             f"{tokenizer.piece(mark)!r}; train the tokenizer with --symbol {OPEN}"
         )
-    seq, most = max(seq, *map(len, encoded)), min(rows or len(encoded), len(encoded))
+    seq, most = max(seq, *map(len, encoded)), min(rows, len(encoded))
     tokens = torch.zeros(most, seq, dtype=torch.int64)
     inside = torch.full((most, seq), PADDING)
     questions, row, used = [], 0, 0

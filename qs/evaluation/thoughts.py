@@ -1,45 +1,90 @@
-"""What was thought before every token of some text, as records for `qs/evaluation/page.py`."""
+"""What was thought before every token of some text: as records, and on a terminal.
+
+Text is data: what does not show becomes a visible mark (`visible`), so that nothing in it controls
+a terminal.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
 
 from qs.config import PADDING, Config
 from qs.data.dataset import TokenDataset
-from qs.evaluation.heldout import heldout_text
-from qs.evaluation.page import Passage, Thought, Token, page, terminal
+from qs.evaluation.synthetic import heldout_text
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import PAUSE, QuietStar
 from qs.quietstar.losses import Step
 from qs.quietstar.sampler import step_generator
 
-PAGE, PAGE_ROWS = "thoughts.html", 12  # of a run, and of held-out text on it
+LEVELS = (0.05, 0.15, 0.5, 1.5)  # nats from which a token is shaded, and shaded more
+COLORS = (0, 195, 153, 117, 75, 208, 215, 223, 230)  # of a terminal's 256, by level: [-1] hurt
+FEW = 5  # tokens that are told after a passage
+NARROWEST = 48  # columns of a terminal
+JOINERS = "\u200c\u200d"  # parts of words and of emoji
+EMPTY, MARKS = "∅", {"\n": "↵", "\t": "⇥"}  # other marks look like \x1b
 
 
-class Shown(NamedTuple):
-    """Passages to show.
+@dataclass(frozen=True)
+class Thought:
+    """One thought."""
 
-    Attributes:
-        passages: in the order of the text: nothing was chosen.
-        examples: indices of a few: of the first question of each kind, where they are known, then
-            of the second ones, and so on; else of the first passages.
-    """
+    text: str  # its tokens, decoded
+    reward: float  # nats, how much likelier it made the true tokens that follow
+    weight: float  # mixing weight of the next token's prediction
+
+
+@dataclass(frozen=True)
+class PassageToken:
+    """One token of a text."""
+
+    text: str  # decoded: any characters, or none
+    gain: float | None  # nats, NLL without thoughts minus with (their mean); None: not predicted
+    nll: float | None  # nats, without thoughts
+    thoughts: tuple[Thought, ...]  # those before this token, after the previous one
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text as the model read it."""
+
+    title: str
+    tokens: tuple[PassageToken, ...]
+
+    def gains(self) -> list[tuple[float, int]]:
+        """(gain, place) of the tokens whose gain is known, largest |gain| first."""
+        gains = ((token.gain, i) for i, token in enumerate(self.tokens))
+        known = [(gain, i) for gain, i in gains if gain is not None and not math.isnan(gain)]
+        return sorted(known, key=lambda item: -abs(item[0]))
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Passages in the order of the text, of which nothing was chosen, and a few to show first."""
 
     passages: list[Passage]
+    # indices: the first question of each kind, where they are known, then the second ones, and so
+    # on; else the first passages
     examples: list[int]
+
+    def examples_text(self, count: int) -> str:
+        """At most `count` examples for this terminal."""
+        color = sys.stdout.isatty()
+        return "\n\n".join(passage_text(self.passages[i], color) for i in self.examples[:count])
 
 
 @torch.no_grad()
-def shown(
+def read_thoughts(
     quiet: QuietStar, data: TokenDataset, tokenizer: Tokenizer, config: Config, rows: int
-) -> Shown:
+) -> Passages:
     """Think before every token of the first rows of held-out text, K thoughts each.
 
     Args:
@@ -50,64 +95,163 @@ def shown(
         rows: to show at most.
     """
     text = heldout_text(data, tokenizer, config.run.seq, rows)
-    asked = {(q.row, int(text.documents[q.row, q.position])): q for q in text.questions or ()}
-    generator = step_generator(config.run.seed, 0)
-    device = quiet.start.device
-    found: list[Passage] = []
+    questions = {(q.row, int(text.documents[q.row, q.position])): q for q in text.questions or ()}
+    generator, device = step_generator(config.run.seed, 0), quiet.start.device
+    passages: list[Passage] = []
     kinds: list[str] = []
     for row, (tokens, documents) in enumerate(zip(text.tokens, text.documents, strict=True)):
         with quiet.with_settings(anchors="all", anchor_share=1.0):
             step = quiet(tokens[None].to(device), documents[None].to(device), generator=generator)
         for number in documents[documents != PADDING].unique().tolist():
-            question = asked.get((row, number))
-            title = f"document {len(found) + 1}"
-            if question:
-                title += f", {question.kind} of {question.difficulty}: working left out"
-            there = (documents == number).nonzero().flatten().tolist()
-            found.append(Passage(title, tuple(_tokens(step, tokens, there, tokenizer))))
-            kinds.append(question.kind if question else "")
+            title, kind = f"document {len(passages) + 1}", ""
+            if question := questions.get((row, number)):
+                kind = question.kind
+                title += f", {kind} of {question.difficulty}: working left out"
+            places = (documents == number).nonzero().flatten().tolist()
+            passages.append(Passage(title, tuple(_tokens(step, tokens, places, tokenizer))))
+            kinds.append(kind)
     ranks = [(kinds[:i].count(kind), i) for i, kind in enumerate(kinds) if kind]
-    return Shown(found, [i for _, i in sorted(ranks)] or list(range(len(found))))
+    return Passages(passages, [i for _, i in sorted(ranks)] or list(range(len(passages))))
 
 
-def _tokens(step: Step, tokens: Tensor, there: list[int], tokenizer: Tokenizer) -> Iterator[Token]:
-    """The tokens at some neighbouring positions of a row, with the thoughts before each."""
+def _tokens(
+    step: Step, tokens: Tensor, places: Sequence[int], tokenizer: Tokenizer
+) -> Iterator[PassageToken]:
+    """The tokens at neighbouring positions of the one row of a step."""
     names = {tokenizer.bos_id: "", tokenizer.eos_id: "", PAUSE: "…"}
 
     def text_of(token: int) -> str:
         return names[token] if token in names else tokenizer.piece(token)
 
-    for place, t in enumerate(there):
-        text = text_of(int(tokens[t]))
-        if place == 0:
-            yield Token(text, None, None, ())
-            continue
-        nll = step.nll_base[0, t - 1].item()
-        judged = bool(step.valid[0, t - 1].all())
+    yield PassageToken(text_of(int(tokens[places[0]])), None, None, ())
+    for t in places[:-1]:  # what was thought after t is told of the next token
+        nll, judged = step.nll_base[0, t].item(), bool(step.valid[0, t].all())
         thoughts = tuple(
             Thought(
-                text="".join(text_of(i) for i in step.thoughts[0, t - 1, k].tolist()),
-                reward=step.reward[0, t - 1, k].item() if judged else math.nan,
-                weight=step.weight[0, t - 1, k, 0].item(),
+                text="".join(map(text_of, step.thoughts[0, t, k].tolist())),
+                reward=step.reward[0, t, k].item() if judged else math.nan,
+                weight=step.weight[0, t, k, 0].item(),
             )
             for k in range(step.thoughts.shape[2])
         )
-        gain = nll - step.nll_mix[0, t - 1, :, 0].mean().item()
-        yield Token(text, gain, nll, thoughts)
+        gain = nll - step.nll_mix[0, t, :, 0].mean().item()
+        yield PassageToken(text_of(int(tokens[t + 1])), gain, nll, thoughts)
 
 
-def thoughts_shown(found: Shown, count: int, path: Path | None, about: dict[str, str]) -> str:
-    """Print-ready text of a few passages with what was thought; all of them go to an HTML page.
+# What is shown of text and numbers
+
+
+def visible(text: str) -> list[str]:
+    """Each character, or a mark where one does not show: controls, formats, surrogates."""
+    kept = JOINERS if text.strip(JOINERS) else ""
+    return [
+        char
+        if char.isprintable() or char in kept or unicodedata.category(char) == "Zs"
+        else MARKS.get(char, char.encode("unicode_escape").decode())
+        for char in text
+    ]
+
+
+def one_line(text: str) -> str:
+    """Text on one line, with its marks; `EMPTY` if there is nothing."""
+    return "".join(visible(text)) or EMPTY
+
+
+def two_decimals(value: float | None, sign: str = "+") -> str:
+    """A short number; `sign` as in format(): "+" for differences, "-" for the rest."""
+    if value is None:
+        return "–"
+    large = math.isfinite(value) and abs(value) >= 1000
+    text = f"{value:{sign}.1e}" if large else f"{value:{sign}z.2f}"
+    return "nan" if math.isnan(value) else text.replace("-", "−").replace("inf", "∞")
+
+
+def gain_level(gain: float | None) -> int:
+    """How many of LEVELS a gain reaches; negative for a loss, 0 for None and nan."""
+    if gain is None or math.isnan(gain):
+        return 0
+    return int(math.copysign(bisect_right(LEVELS, abs(gain)), gain))
+
+
+# On a terminal
+
+
+def passage_text(passage: Passage, color: bool, width: int = 100) -> str:
+    """A passage for a terminal, then the tokens that thinking changed most.
 
     Args:
-        found: passages and which of them are examples.
-        count: examples to print.
-        path: of the page; None: none is written.
-        about: what the page says of model and text.
+        passage: nothing in it reaches the terminal as a control character.
+        color: shade tokens by their gain and underline what was hurt; if False, tokens that gained
+            or lost at least LEVELS[1] nats stand in brackets with their gain.
+        width: columns of a line, at least NARROWEST.
     """
-    color = sys.stdout.isatty()
-    parts = [terminal(found.passages[i], color) for i in found.examples[:count]]
-    if path is not None:
-        path.write_text(page("What the model thought", about, found.passages), encoding="utf-8")
-        parts.append(f"what it thought, as a page: {path}")
-    return "\n\n".join(parts)
+    width = max(width, NARROWEST)
+    glyphs = [glyph for token in passage.tokens for glyph in _glyphs(token, color)]
+    lines = [_fit(one_line(passage.title), width), "", *_wrapped(glyphs, width)]
+    if gains := passage.gains()[:FEW]:
+        lines += ["", f"{'gain':>8} {'weight':>8}  {'token':14}best thought"]
+    for gain, place in gains:
+        token = passage.tokens[place]
+        thoughts = sorted(token.thoughts, key=lambda x: (math.isnan(x.reward), -x.reward))
+        best, weight = (one_line(thoughts[0].text), thoughts[0].weight) if thoughts else ("–", None)
+        numbers = f"{two_decimals(gain):>8} {two_decimals(weight, '-'):>8}"
+        row = f"{numbers}  {_fit(one_line(token.text), 12)}  "
+        lines.append(row + _fit(best, width - display_width(row)))
+    return "\n".join(text.rstrip(" ") for text in lines)
+
+
+def _glyphs(token: PassageToken, color: bool) -> Iterator[tuple[str, str]]:
+    """What to write and its colours, one by one; a line break is a glyph of its own."""
+    level, marks = gain_level(token.gain), visible(token.text) or [EMPTY]
+    if color or abs(level) < 2:
+        shade = f"38;5;16;48;5;{COLORS[level]}{';4' * (level < 0)}" if color and level else ""
+        for char, mark in zip(token.text or " ", marks, strict=True):
+            yield mark, shade
+            if char == "\n":
+                yield "\n", ""
+        return
+    text = "".join(marks)
+    blank = len(text) - len(text.lstrip(" ") or text)
+    pieces = [*text[:blank], "[", *text[blank:], f" {two_decimals(token.gain)}]"]
+    yield from ((piece, "") for piece in pieces + ["\n"] * ("\n" in token.text))
+
+
+def _wrapped(glyphs: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
+    """Lines of at most `width` columns, broken after a space where there is one.
+
+    `textwrap` counts characters, not columns, and would count colours too.
+    """
+    row: list[tuple[str, str]] = []
+    for glyph in [*glyphs, ("\n", "")]:
+        if glyph[0] == "\n":
+            yield _line(row)
+            row = []
+            continue
+        row.append(glyph)
+        while sum(display_width(text) for text, _ in row) > width:
+            spaces = (i for i in range(len(row) - 1, 0, -1) if row[i - 1][0] == " ")
+            cut = next(spaces, len(row) - 1)
+            yield _line(row[:cut])
+            row = row[cut:]
+
+
+def _line(row: Sequence[tuple[str, str]]) -> str:
+    line = ""
+    for shade, run in groupby(row, key=lambda glyph: glyph[1]):
+        text = "".join(piece for piece, _ in run)
+        line += f"\x1b[{shade}m{text}\x1b[0m" if shade else text
+    return line
+
+
+def display_width(text: str) -> int:
+    """How many columns a terminal shows it in."""
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(unicodedata.category(char) in ("Mn", "Me", "Cf") for char in text)
+
+
+def _fit(text: str, width: int) -> str:
+    """Text cut or filled to `width` columns."""
+    if display_width(text) > width:
+        ends = accumulate(map(display_width, text))
+        text = "".join(char for char, end in zip(text, ends, strict=True) if end < width) + "…"
+    return text + " " * (width - display_width(text))

@@ -16,9 +16,8 @@ from tqdm import tqdm
 
 from qs import files
 from qs.config import RunConfig
-from qs.data.dataset import TokenDataset, resolve_data
-from qs.evaluation.heldout import Measured, measure_heldout
-from qs.evaluation.synthetic import TextRows, marked, rewarded
+from qs.evaluation.heldout import Measured, heldout_data, measure_heldout
+from qs.evaluation.synthetic import TextRows, heldout_text, rewarded
 from qs.model import weights
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import ROWS, choose_placement, load
@@ -192,10 +191,9 @@ def text_with_answers(run: RunConfig, tokenizer: Tokenizer) -> TextRows:
     Raises:
         ValueError: its data does not say where the answers are, or another tokenizer prepared it.
     """
-    data = TokenDataset(resolve_data(run.data), "heldout")
-    data.check_tokenizer(tokenizer)
-    text = marked(data.folder, tokenizer, run.seq, run.eval_rows)
-    if text is None:
+    data = heldout_data(run, tokenizer)
+    text = heldout_text(data, tokenizer, run.seq, run.eval_rows)
+    if text.questions is None:
         raise ValueError(
             f"{data.folder}: expected world.json, which says where the answers are; this is "
             "measured on text that python -m qs.data synthetic made"

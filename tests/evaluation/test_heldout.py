@@ -20,10 +20,9 @@ from qs.evaluation.heldout import (
     read_score,
     score_table,
     summarise,
-    windows,
 )
 from qs.evaluation.statistics import ratio_estimate
-from qs.evaluation.synthetic import marked
+from qs.evaluation.synthetic import heldout_text, windows
 from qs.evaluation.tokens import TextScore
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import choose_placement, load
@@ -50,18 +49,19 @@ def quiet(world):
 
 @pytest.fixture(scope="module")
 def text(world):
-    return marked(world.data, Tokenizer(world.tokenizer), 48)
+    data = TokenDataset(world.data, "heldout")
+    return heldout_text(data, Tokenizer(world.tokenizer), 48, 1000)
 
 
 def test_the_change_of_other_tokens_is_paired_by_row(quiet, text):
     one = measure_heldout(quiet, text, SETTINGS)
     two = measure_heldout(quiet, text, SETTINGS, fixed_weight=0.5)
-    before, after = summarise(text, one), summarise(text, two)
+    before, after = (summarise(text, measured, SETTINGS) for measured in (one, two))
     mean, half = other_change(before, after)
     assert mean == pytest.approx(after.other.nll_mix - before.other.nll_mix)
     difference = two.other.nll_mix - one.other.nll_mix
     assert half == ratio_estimate(difference, one.other.tokens).interval
-    plain = summarise(text, one, think=False)
+    plain = summarise(text, one, SETTINGS.changed(objective="plain"))
     assert other_change(plain, plain) == (0, 0)
     assert other_change(before, plain)[0] == pytest.approx(
         plain.other.nll_base - before.other.nll_mix
@@ -123,7 +123,7 @@ def test_scores_of_old_runs_have_no_rows_of_other_tokens(tmp_path):
 
 def test_text_of_which_nothing_is_known_has_a_score_of_all_tokens_alone(quiet, world, monkeypatch):
     data, tokenizer = TokenDataset(world.data, "heldout"), Tokenizer(world.tokenizer)
-    monkeypatch.setattr("qs.evaluation.heldout.marked", lambda *given: None)
+    monkeypatch.setattr("qs.evaluation.synthetic.read_recipe", lambda *given: None)
     score = heldout_score(quiet, data, tokenizer, SETTINGS.changed(eval_rows=5))
     assert score.other is None
     assert score.answers == score.other_rows == ()

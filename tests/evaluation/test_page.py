@@ -1,10 +1,9 @@
-"""view: what went in is what is read, whatever the characters; text never becomes markup."""
+"""page: what went in is what is read, whatever the characters; text never becomes markup."""
 
 from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from base64 import b64encode
 from dataclasses import replace
 from functools import partial
@@ -14,23 +13,19 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from passages import TEXTS, example_passage, passages
 
-from qs.evaluation import page as page_module
-from qs.evaluation.page import FEW, JOINERS, LEVELS, Passage, Thought, Token, page, shown, terminal
-
-HOSTILE = ["</script><script>alert(1)</script>", "</style>", "<!--", "-->", "]]>", "&lt;&#0;&nbsp"]
-HOSTILE += ["\"' onfocus='x' a=\"", "\x00\ud800\uffff\x7f", "\x1b[31m\x9b31m\x07", "\r\n\t\n\n"]
-HOSTILE += ["שלום عالم", "\u202eabc\u200f\ufeff\u2028", "👩\u200d🔬e\u0301", "\u200d", "↵⇥∅\\x1b"]
-TEXTS = st.text(st.characters(exclude_categories=()), max_size=12)  # surrogates too
-TEXTS |= st.lists(st.sampled_from(HOSTILE), max_size=3).map("".join)
-FINITE = st.floats(-50, 50)
-
-
-def passages(texts: st.SearchStrategy[str] = TEXTS, floats: st.SearchStrategy[float] = FINITE):
-    thoughts = st.lists(st.builds(Thought, texts, floats, floats), max_size=FEW + 2).map(tuple)
-    known = st.builds(Token, texts, floats, floats, thoughts)
-    unknown = st.builds(Token, texts, st.none(), st.none(), st.just(()))
-    return st.builds(Passage, texts, st.lists(known | unknown, max_size=8).map(tuple))
+from qs.evaluation.page import PAGE, thoughts_page, write_thoughts
+from qs.evaluation.thoughts import (
+    FEW,
+    LEVELS,
+    Passage,
+    Passages,
+    PassageToken,
+    Thought,
+    gain_level,
+    passage_text,
+)
 
 
 class Element:
@@ -95,26 +90,9 @@ def spans_of(root: Element) -> list[Element]:
     return [span for text in root.all("div", "text") for span in text.all("span")]
 
 
-def unseen(char: str) -> bool:
-    """Controls, formats, surrogates, unassigned, line separators; but parts of emoji are seen."""
-    return bool(re.match("C|Zl|Zp", unicodedata.category(char))) and char not in JOINERS
-
-
-def example_passage(*gains: float | None) -> Passage:
-    """A token ` t0`, ` t1`, ... for each gain, with two thoughts that earn 0.1 less and more."""
-
-    def token(i: int, gain: float | None) -> Token:
-        if gain is None:
-            return Token(f" t{i}", None, None, ())
-        less, more = Thought(f"z{i}", gain - 0.1, 0.25), Thought(f"y{i}", gain + 0.1, 0.5)
-        return Token(f" t{i}", gain, 2.0, (less, more))
-
-    return Passage("a title", tuple(token(i, gain) for i, gain in enumerate(gains)))
-
-
 @given(TEXTS, st.dictionaries(TEXTS, TEXTS, max_size=3), st.lists(passages(), max_size=2))
 def test_every_text_is_read_as_it_went_in(title, about, shown_passages):
-    root = Parser(page(title, about, shown_passages)).root
+    root = Parser(thoughts_page(title, about, shown_passages)).root
     assert [read(h1) for h1 in root.all("h1")] == [title]
     assert [read(dt) for dt in root.all("dt")] == list(about)
     assert [read(dd) for dd in root.all("dd")] == list(about.values())
@@ -136,8 +114,8 @@ def test_tags_and_attributes_are_the_same_whatever_the_text(given_passages, titl
         Passage("x", tuple(plain(t, thoughts=tuple(map(plain, t.thoughts))) for t in p.tokens))
         for p in given_passages
     ]
-    hostile = Parser(page(title, {key: value}, given_passages))
-    harmless = Parser(page("x", {"x": "x"}, harmless))
+    hostile = Parser(thoughts_page(title, {key: value}, given_passages))
+    harmless = Parser(thoughts_page("x", {"x": "x"}, harmless))
     assert hostile.structure == harmless.structure
     for kind in ("script", "style"):
         (one,), (other,) = hostile.root.all(kind), harmless.root.all(kind)
@@ -146,7 +124,7 @@ def test_tags_and_attributes_are_the_same_whatever_the_text(given_passages, titl
 
 @given(st.lists(passages(), max_size=3))
 def test_a_page_can_be_stored_and_its_references_resolve(shown_passages):
-    text = page("x", {}, shown_passages)
+    text = thoughts_page("x", {}, shown_passages)
     assert text.encode().decode() == text
     attributes = [attr for _, attrs in Parser(text).structure for attr in attrs]
     names = [value for key, value in attributes if key == "id"]
@@ -156,7 +134,7 @@ def test_a_page_can_be_stored_and_its_references_resolve(shown_passages):
 
 
 def test_a_page_needs_nothing_from_elsewhere():
-    text = page("x", {"a": "b"}, [example_passage(None, 1.0, -1.0)])
+    text = thoughts_page("x", {"a": "b"}, [example_passage(None, 1.0, -1.0)])
     root = Parser(text).root
     assert not re.search(r"https?:|\bsrc=|\bhref\b|@import|url\(|<link|<img|<iframe", text)
     policy = root.all("meta")[1].attrs["content"]
@@ -173,7 +151,7 @@ def test_a_page_needs_nothing_from_elsewhere():
 
 @given(passages())
 def test_a_panel_holds_every_number(passage):
-    root = Parser(page("x", {}, [passage])).root
+    root = Parser(thoughts_page("x", {}, [passage])).root
     known = [token for token in passage.tokens if token.gain is not None]
     for panel, token in zip(root.all("div", "pop"), known, strict=True):
         values = [token.gain, token.nll]
@@ -187,8 +165,8 @@ def test_a_panel_holds_every_number(passage):
 
 def test_tokens_with_something_to_say_are_reached_by_keyboard_and_their_panel_follows():
     passage = example_passage(None, 1.0, None)
-    passage = Passage("x", (*passage.tokens, Token("a", None, 1.0, ())))
-    (text,) = Parser(page("x", {}, [passage])).root.all("div", "text")
+    passage = Passage("x", (*passage.tokens, PassageToken("a", None, 1.0, ())))
+    (text,) = Parser(thoughts_page("x", {}, [passage])).root.all("div", "text")
     children = text.children
     assert [child.tag for child in children] == ["span", "span", "div", "span", "span", "div"]
     focusable = [child.attrs.get("tabindex") for child in children]
@@ -199,10 +177,10 @@ def test_tokens_with_something_to_say_are_reached_by_keyboard_and_their_panel_fo
 
 
 def test_shades_grow_with_the_gain_and_tell_its_sign():
-    assert [page_module.level(x) for x in LEVELS] == [1, 2, 3, 4]
-    assert [page_module.level(-x) for x in LEVELS] == [-1, -2, -3, -4]
-    assert [page_module.level(math.nextafter(x, 0.0)) for x in LEVELS] == [0, 1, 2, 3]
-    assert [page_module.level(x) for x in (None, math.nan, 0.0, math.inf, -math.inf)] == [
+    assert [gain_level(x) for x in LEVELS] == [1, 2, 3, 4]
+    assert [gain_level(-x) for x in LEVELS] == [-1, -2, -3, -4]
+    assert [gain_level(math.nextafter(x, 0.0)) for x in LEVELS] == [0, 1, 2, 3]
+    assert [gain_level(x) for x in (None, math.nan, 0.0, math.inf, -math.inf)] == [
         0,
         0,
         0,
@@ -210,7 +188,7 @@ def test_shades_grow_with_the_gain_and_tell_its_sign():
         -4,
     ]
     gains = (*(-x for x in reversed(LEVELS)), None, *LEVELS)
-    root = Parser(page("x", {}, [example_passage(*gains)])).root
+    root = Parser(thoughts_page("x", {}, [example_passage(*gains)])).root
     classes = ["t x4", "t x3", "t x2", "t x1", "t", "t h1", "t h2", "t h3", "t h4"]
     assert [span.attrs["class"] for span in spans_of(root)] == classes
     assert [span.attrs["class"] for span in root.all("ul")[0].all("span")] == classes
@@ -231,7 +209,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_text_and_lines_have_enough_contrast_in_light_and_dark():
-    (style,) = Parser(page("x", {}, [])).root.all("style")
+    (style,) = Parser(thoughts_page("x", {}, [])).root.all("style")
     found = re.findall(r"--(\w+): (#[0-9a-f]{6});", style.children[0])
     assert len(found) == 28
     for colors in (dict(found[:14]), dict(found[14:])):
@@ -244,8 +222,8 @@ def test_text_and_lines_have_enough_contrast_in_light_and_dark():
 
 def test_the_table_under_a_passage_names_what_changed_most():
     passage = example_passage(None, 0.1, -2.0, 0.3, math.nan, 1.0, 0.0, -0.2, 0.01)
-    passage = replace(passage, tokens=(*passage.tokens, Token(" t9", -3.0, 1.0, ())))
-    (table,) = Parser(page("x", {}, [passage])).root.all("div", "most")
+    passage = replace(passage, tokens=(*passage.tokens, PassageToken(" t9", -3.0, 1.0, ())))
+    (table,) = Parser(thoughts_page("x", {}, [passage])).root.all("div", "most")
     assert [read(span) for span in table.all("span", "t")] == [" t9", " t2", " t5", " t3", " t7"]
     assert read(table.all("caption")[0]).startswith("Largest gains and losses of 8 predicted")
     assert read(table.all("caption")[0]).endswith("mean gain is −0.47")
@@ -254,13 +232,15 @@ def test_the_table_under_a_passage_names_what_changed_most():
     assert bodies[1] == ["−2.00", "2.00", "z2", "−2.10", "0.25", "y2", "−1.90", "0.50"]
     contexts = [read(span) for span in table.all("span", "c")]
     assert contexts[:2] == ["…3 t4 t5 t6 t7 t8", " t0 t1"]
-    assert not Parser(page("x", {}, [example_passage(None)])).root.all("table")
+    assert not Parser(thoughts_page("x", {}, [example_passage(None)])).root.all("table")
 
 
 def test_of_many_thoughts_the_table_takes_those_with_the_largest_rewards():
     rewards = [0.1, -3.0, math.nan, 0.2, 2.0, -0.3, 0.0]
     many = tuple(Thought(f"z{i}", reward, 0.5) for i, reward in enumerate(rewards))
-    (body,) = Parser(page("x", {}, [Passage("x", (Token("a", 1.0, 1.0, many),))])).root.all("tbody")
+    (body,) = Parser(
+        thoughts_page("x", {}, [Passage("x", (PassageToken("a", 1.0, 1.0, many),))])
+    ).root.all("tbody")
     rows = [[read(cell) for cell in row.all("td")] for row in body.all("tr")]
     assert [row[-3] for row in rows[:FEW]] == ["z1", "z4", "z5", "z3", "z0"]
     assert rows[FEW:] == [["and 2 with less |reward|"]]
@@ -270,89 +250,20 @@ def test_of_many_thoughts_the_table_takes_those_with_the_largest_rewards():
 @given(st.lists(passages(st.just("x"), st.floats()), max_size=2), st.booleans())
 @example([example_passage(math.inf, -math.inf, math.nan, 1e300, -0.0)], True)
 def test_no_number_breaks_anything(shown_passages, color):
-    Parser(page("x", {}, shown_passages))
-    rows = "\n".join(terminal(passage, color, 60) for passage in shown_passages).split("\n")
+    Parser(thoughts_page("x", {}, shown_passages))
+    rows = "\n".join(passage_text(passage, color, 60) for passage in shown_passages).split("\n")
     assert all(len(re.sub(r"\x1b\[[0-9;]*m", "", row)) <= 60 for row in rows)
-
-
-def test_numbers_are_short():
-    values = (1.006, -0.004, -2.5, 999.0, -12345.6, math.inf, -math.inf, math.nan, None)
-    signed = ["+1.01", "+0.00", "−2.50", "+999.00", "−1.2e+04", "+∞", "−∞", "nan", "–"]
-    assert [page_module.number(x) for x in values] == signed
-    assert [page_module.number(x, "-") for x in values] == [
-        text.removeprefix("+") for text in signed
-    ]
 
 
 def test_a_usual_page_is_well_under_a_megabyte():
     thought = tuple(Thought("91479", -0.123, 0.456) for _ in range(4))
-    passage = Passage("row 1", tuple(Token(" bd", -0.6, 1.2, thought) for _ in range(64)))
-    assert len(page("x", {}, [passage] * 20).encode()) < 700_000
+    passage = Passage("row 1", tuple(PassageToken(" bd", -0.6, 1.2, thought) for _ in range(64)))
+    assert len(thoughts_page("x", {}, [passage] * 20).encode()) < 700_000
 
 
-def test_nothing_invisible_is_shown_as_itself():
-    every = "".join(map(chr, range(0x110000)))
-    for char, glyph in zip(every, shown(every), strict=True):
-        assert (glyph != char) == unseen(char)
-        assert glyph == char or glyph in "↵⇥" or (glyph.isascii() and glyph.isprintable())
-    assert shown(JOINERS) == ["\\u200c", "\\u200d"]  # alone they would be nothing to see
-
-
-CELLS = {"a": 1, "é": 1, " ": 1, "漢": 2, "👩": 2, "\u0301": 0, "\u200d": 0}  # other: 1
-
-
-@given(passages(st.text(st.sampled_from([*CELLS, "\x1b", "\n"]), max_size=60)), st.integers(0, 100))
-@example(Passage("", (Token(" " + "a" * 41, 1.0, 0.0, ()),)), 0)  # too long even after its space
-def test_no_line_is_wider_than_the_terminal(passage, width):
-    for color in (False, True):
-        for row in terminal(passage, color, width).split("\n"):
-            text = re.sub(r"\x1b\[[0-9;]*m", "", row)
-            assert sum(CELLS.get(char, 1) for char in text) <= max(width, page_module.NARROWEST)
-    assert page_module.columns("".join(CELLS)) == sum(CELLS.values())
-
-
-@given(passages())
-@example(example_passage(1.0, -1.0, 0.0))
-def test_nothing_in_a_text_controls_the_terminal(passage):
-    colored = terminal(passage, color=True)
-    own = re.compile(r"\x1b\[38;5;16;48;5;\d+(?:;4)?m([^\x1b\n]+)\x1b\[0m")  # reset on its line
-    for text in (terminal(passage, color=False), own.sub(r"\1", colored)):
-        assert not [char for char in text.replace("\n", "") if unseen(char)]
-        text.encode()
-
-
-@given(passages(), st.booleans())
-def test_the_terminal_shows_the_whole_text(passage, color):
-    tokens = tuple(replace(token, gain=token.gain if color else None) for token in passage.tokens)
-    rows = terminal(replace(passage, tokens=tokens), color)
-    if any(token.gain is not None for token in tokens):
-        rows = rows[: rows.rindex("\n\n    gain")]
-    body = re.sub(r"\x1b\[[0-9;]*m", "", rows.split("\n", 2)[2])
-    expected = "".join("".join(shown(token.text)) or "∅" for token in tokens)
-    assert re.sub("[ \n]", "", body) == expected.replace(" ", "")
-
-
-def test_a_terminal_without_colour_reads_like_this():
-    first, *others = example_passage(None, 1.2, -0.2, 0.1, 0.5, None).tokens
-    answer = Token("\n", -1.0, 1.0, (Thought("bad", math.nan, 0.1), Thought("a\nb", -2.0, 0.2)))
-    passage = Passage("title " * 9, (replace(first, text="↵ t0"), *others, answer))
-    expected = """
-title title title title title title title title…
-
-↵ t0 [t1 +1.20] [t2 −0.20] t3 [t4 +0.50]
-t5[↵ −1.00]
-
-
-    gain   weight  token         best thought
-   +1.20     0.50   t1           y1
-   −1.00     0.20  ↵             a↵b
-   +0.50     0.50   t4           y4
-   −0.20     0.50   t2           y2
-   +0.10     0.50   t3           y3"""
-    assert terminal(passage, color=False, width=10) == expected[1:]
-
-
-def test_colours_of_a_terminal_tell_the_sign_and_underline_what_was_hurt():
-    line = terminal(example_passage(-1.5, -0.05, 0.0, 0.05, 1.5), color=True).split("\n")[2]
-    found = re.findall(r"(?:\x1b\[38;5;16;48;5;([\d;]+)m)? (t\d)", line)
-    assert found == [("208;4", "t0"), ("230;4", "t1"), ("", "t2"), ("195", "t3"), ("75", "t4")]
+def test_the_page_of_a_run_is_written_into_its_folder(tmp_path):
+    passage = example_passage(None, 1.0)
+    path = write_thoughts(tmp_path, {"model": "m"}, Passages([passage], [0]))
+    expected = thoughts_page("What the model thought", {"model": "m"}, [passage])
+    assert path == tmp_path / PAGE
+    assert path.read_text(encoding="utf-8") == expected

@@ -10,9 +10,10 @@ import torch
 from tiny import make_world
 
 from qs.config import Config, RunConfig, ThoughtConfig
+from qs.data.dataset import TokenDataset
 from qs.data.synthetic import World, documents
 from qs.evaluation.heldout import measure_heldout, summarise
-from qs.evaluation.synthetic import marked, rewarded
+from qs.evaluation.synthetic import heldout_text, rewarded
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import PAUSE
 from qs.quietstar.load import choose_placement, load
@@ -40,9 +41,13 @@ def quiet(world):
     return module
 
 
+def text_of(folder, tokenizer, seq=48, rows=1000):
+    return heldout_text(TokenDataset(folder, "heldout"), tokenizer, seq, rows)
+
+
 @pytest.fixture(scope="module")
 def text(world):
-    return marked(world.data, Tokenizer(world.tokenizer), 48)
+    return text_of(world.data, Tokenizer(world.tokenizer))
 
 
 def found(quiet, text, size=4, objective="quiet", **arguments):
@@ -78,10 +83,10 @@ def test_rows_hold_whole_documents_and_a_question_for_each_left_out_working(worl
 
 def test_fewer_rows_are_the_first_ones_and_long_documents_make_rows_longer(world, text):
     tokenizer = Tokenizer(world.tokenizer)
-    some = marked(world.data, tokenizer, 48, rows=3)
+    some = text_of(world.data, tokenizer, rows=3)
     assert torch.equal(some.tokens, text.tokens[:3])
     assert some.questions == [q for q in text.questions if q.row < 3]
-    assert marked(world.data, tokenizer, 2).tokens.shape[1] > 20
+    assert text_of(world.data, tokenizer, seq=2).tokens.shape[1] > 20
 
 
 def test_an_answer_is_measured_as_by_hand_and_the_rest_is_other_tokens(quiet, text):
@@ -169,7 +174,7 @@ def test_without_thinking_both_columns_are_the_text_alone(quiet, text):
     np.testing.assert_allclose(own.gold_base, thinking.gold_base, rtol=1e-4)
     np.testing.assert_allclose(own.gold_mix, own.gold_base, rtol=1e-5)
     assert not own.useful.any()
-    score = summarise(text, plain, think=False)
+    score = summarise(text, plain, SETTINGS.changed(objective="plain"))
     assert score.answers[-1].gold_mix is score.text.nll_mix is score.other.gain is None
 
 
@@ -209,10 +214,10 @@ class Odd(Tokenizer):
 def test_a_tokenizer_that_does_not_spell_answers_in_one_token_is_refused(world, swaps, message):
     tokenizer = Odd(world.tokenizer)
     assert type(tokenizer) is Odd
-    assert marked(world.data, tokenizer, 48)
+    assert text_of(world.data, tokenizer).questions
     tokenizer.swaps = swaps
     with pytest.raises(ValueError, match=message):
-        marked(world.data, tokenizer, 48)
+        text_of(world.data, tokenizer)
 
 
 def test_possible_answers_that_share_a_token_are_refused_though_none_is_the_answer(world, text):
@@ -223,7 +228,7 @@ def test_possible_answers_that_share_a_token_are_refused_though_none_is_the_answ
     tokenizer = Odd(world.tokenizer)
     tokenizer.swaps = ((f"\n{one}", f"\n{two}"),)
     with pytest.raises(ValueError, match="expected each possible answer to be one token"):
-        marked(world.data, tokenizer, 48, rows=1)
+        text_of(world.data, tokenizer, rows=1)
 
 
 def test_text_that_its_recipe_does_not_give_is_refused(world, tmp_path):
@@ -232,9 +237,9 @@ def test_text_that_its_recipe_does_not_give_is_refused(world, tmp_path):
     recipe = json.loads((copy / "world.json").read_text())
     (copy / "world.json").write_text(json.dumps(recipe | {"seed": 4}))
     with pytest.raises(ValueError, match=r"expected held-out text drawn from its world.json"):
-        marked(copy, Tokenizer(world.tokenizer), 48)
+        text_of(copy, Tokenizer(world.tokenizer))
     (copy / "world.json").unlink()
-    assert marked(copy, Tokenizer(world.tokenizer), 48) is None
+    assert text_of(copy, Tokenizer(world.tokenizer)).questions is None
 
 
 def test_a_threshold_of_entropy_chooses_between_both_predictions(quiet, text):
