@@ -73,7 +73,7 @@ def test_reward_baseline_and_mixing_head_of_ones_own_are_used(tmp_path, monkeypa
         step = quiet(names["tokens"], generator=names["generator"])
         m = quiet.config.ahead
         counts = count_terms(step.base_valid, step.valid, *step.thoughts.shape[2:])
-        quiet.loss(step, counts).backward()
+        quiet.loss(quiet.means(step, counts)).backward()
     assert 0 < step.weight.abs().max() <= 1
     assert 0 < step.reward.abs().max() <= m
     assert torch.equal(compared[0], step.reward)
