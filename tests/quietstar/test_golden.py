@@ -2,257 +2,293 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
+from recorded import CASES, Recorded, close, earn_partly, read, recorded, train
 
 from qs.config import ThoughtConfig
-from qs.model.config import ModelConfig
-from qs.model.mistral import Mistral
-from qs.quietstar.algorithm import QuietStar
-from qs.quietstar.losses import advantages, count_terms, loss_terms, rewards
+from qs.quietstar import masks
+from qs.quietstar.algorithm import PAUSE
+from qs.quietstar.losses import (
+    Step,
+    Terms,
+    advantages,
+    count_terms,
+    loss_terms,
+    reinforce,
+    rewards,
+    targets_of,
+)
+from qs.quietstar.masks import every_position
 
-FOLDER = Path(__file__).parents[1] / "golden"
-CASES = sorted(path.stem for path in FOLDER.glob("qs*.json"))
-
-LAYER = {
-    "attention.wq": "self_attn.q_proj",
-    "attention.wk": "self_attn.k_proj",
-    "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj",
-    "feed_forward.w1": "mlp.gate_proj",
-    "feed_forward.w2": "mlp.down_proj",
-    "feed_forward.w3": "mlp.up_proj",
-    "attention_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
+# Under our own rule of who sees whom, and under the recorded one where they differ.
+VIEWS = [(name, False) for name in CASES if name != "qs3_window"]
+VIEWS += [("qs3_window", True), ("qs5_pad", True)]
 
 
-def official_name(name: str) -> str:
-    """Our parameter's name in the official code."""
-    if name in ("start", "end"):
-        return f"{name}_embedding"
-    if name.startswith("mixer."):
-        return "talk_head.0." + name.removeprefix("mixer.")
-    name = name.removeprefix("model.")
-    if name == "output.weight":
-        return "lm_head.weight"
-    for ours, theirs in LAYER.items():
-        name = name.replace(ours + ".", theirs + ".")
-    return "model." + name.replace("tok_embeddings", "embed_tokens")
+@pytest.fixture(params=VIEWS, ids=lambda view: view[0] + "-official-view" * view[1])
+def case(request, monkeypatch) -> Recorded:
+    name, official_view = request.param
+    case = recorded(name, official_view)
+    if official_view:
+        monkeypatch.setattr(masks, "sees", case.official_sees)
+    return case
 
 
-class Case:
-    """One recorded case: our module with its weights, and its tensors batch first."""
-
-    def __init__(self, name: str):
-        self.facts = facts = json.loads((FOLDER / f"{name}.json").read_text())
-        self.values = values = load_file(FOLDER / f"{name}.safetensors")
-        self.B, self.T = values["input_ids"].shape
-        self.K, self.m = facts["n_passes"], facts["n_ahead_talk"]
-        self.n = facts["n_ahead"] - 3
-        shape = ModelConfig(
-            vocab_size=facts["V"],
-            dim=facts["h"],
-            layers=facts["layers"],
-            heads=facts["heads"],
-            kv_heads=facts["kv"],
-            head_dim=facts["h"] // facts["heads"],
-            hidden_dim=facts["inter"],
-            norm_eps=facts["rms_norm_eps"],
-            rope_theta=facts["rope_theta"],
-            bos_id=None,  # the official sampler forbids start and end only
-            thought_ids=(facts["start_id"], facts["end_id"]),
-        )
-        self.config = ThoughtConfig(
-            thoughts=self.n,
-            ahead=self.m,
-            samples=self.K,
-            beta=facts["policy_loss_beta"],
-            baseline="mean" if self.K > 1 else "none",
-            embedding_scale=facts["embedding_scale"],
-        )
-        self.module = QuietStar(Mistral(shape), self.config)
-        with torch.no_grad():
-            for key, parameter in self.module.named_parameters():
-                parameter.copy_(self.official("w", key))
-        self.tokens = values["input_ids"]
-        self.documents = values["attention_mask"].long() - 1
-        self.real = values["attention_mask"].bool()
-        self.counted = self.tokens != facts["pad"]  # the official code never predicts padding
-        self.thoughts = self.rows(values["thought_tokens"])
-        self.step = self.module(self.tokens, self.documents, self.counted, thoughts=self.thoughts)
-
-    def official(self, kind: str, name: str) -> torch.Tensor:
-        value = self.values[f"{kind}/{official_name(name)}"]
-        return value[0] if name in ("start", "end") else value
-
-    def rows(self, x: torch.Tensor) -> torch.Tensor:
-        """(steps, B K, L, ...) -> (B, L, K, steps, ...)."""
-        x = x.unflatten(1, (self.B, self.K))
-        return x.permute(1, 3, 2, 0, *range(4, x.ndim))
-
-    def each(self, x: torch.Tensor) -> torch.Tensor:
-        """(B K, L) -> (B, L, K)."""
-        return x.unflatten(0, (self.B, self.K)).transpose(1, 2)
-
-    def official_policy(self) -> torch.Tensor:
-        """Our policy loss over the official positions.
-
-        The official code drops one more position than the m that lack a true target, and lets
-        positions with some targets missing earn the rest: the two places where we differ on
-        purpose. Everything else is ours.
-        """
-        kept = self.T - 1 - self.m
-        step = self.step
-        nll_later = torch.stack([step.nll_base[:, i : i + kept] for i in range(self.m)], -1)
-        valid = torch.ones_like(nll_later, dtype=torch.bool)
-        reward = rewards(nll_later, step.nll_mix[:, :kept], valid)
-        advantage = advantages(reward, self.config.baseline)
-        return -(advantage * step.log_p[:, :kept]).mean() / self.n
-
-    def likelihood(self) -> torch.Tensor:
-        step = self.step
-        counts = count_terms(step.base_valid, step.valid, self.K, self.n)
-        means = loss_terms(step, self.config).means(counts)
-        return 0.5 * means.base + 0.5 * means.talk
-
-    def gradients(self, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-        names, parameters = zip(*self.module.named_parameters(), strict=True)
-        found = torch.autograd.grad(
-            loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return dict(zip(names, found, strict=True))
+def comparable(case: Recorded) -> torch.Tensor:
+    """(B, L) positions that saw the same: under our own rule, padding does not."""
+    return torch.ones_like(case.real) if case.official_view else case.real
 
 
-@pytest.fixture(scope="module", params=CASES)
-def case(request) -> Case:
-    return Case(request.param)
+def counts_of(step: Step) -> Terms:
+    return count_terms(step.base_valid, step.valid, *step.thoughts.shape[2:])
 
 
-def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    """1e-4 relative to the recorded tensor's scale (and no worse than 1e-6 absolute)."""
-    scale = float(theirs.abs().max()) if theirs.numel() else 0.0
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=max(1e-5 * scale, 1e-6))
+# Values
 
 
-def test_outputs_before_and_after_thoughts_agree(case: Case):
-    base, branch = case.module.score(
-        case.tokens, case.documents, torch.arange(case.T).expand(case.B, -1), case.thoughts
-    )
-    real = case.values["attention_mask"].bool()
-    close(base[real], case.values["hidden_base"][:: case.K][real])
-    official = case.rows(case.values["hidden_steps"][1:])
-    depth = torch.arange(
-        1, case.n + case.m + 2
-    )  # true tokens past the row's end: ids are arbitrary
-    there = torch.arange(case.T)[:, None] + depth - (case.n + 2) < case.T
-    there = real[:, :, None, None] & there[:, None].expand(-1, case.K, -1)
-    close(branch[there], official[there])
+def test_published_settings_are_the_defaults(case: Recorded):
+    default, facts = ThoughtConfig(), case.facts
+    assert default.beta == facts["policy_loss_beta"]
+    assert default.policy_temperature == facts["reinforce_temperature"]
+    assert default.sample_temperature == facts["gumbel_temperature"]
+    assert default.base_weight == facts["original_loss_weight"]
+    assert default.embedding_scale == facts["embedding_scale"]
 
 
-def test_likelihoods_and_mixing_weights_agree(case: Case):
+def test_outputs_before_and_after_thoughts_agree(case: Recorded):
+    seen = comparable(case)
+    base, branch = case.quiet().score(*case.text, every_position(case.tokens), case.thoughts)
+    close(base[seen], case.values["hidden_base"][:: case.K][seen])
+    # past the row's end any token may be forced, and ours is another one
+    ahead = torch.arange(1, case.n + case.m + 2) - (case.n + 2)
+    inside = torch.arange(case.L)[:, None] + ahead < case.L
+    inside = seen[:, :, None, None] & inside[:, None].expand(-1, case.K, -1)
+    close(branch[inside], case.steps(case.values["hidden_steps"][1:])[inside])
+
+
+def test_likelihoods_and_mixing_weights_agree(case: Recorded):
     step, values = case.step, case.values
     close(step.nll_base[:, :-1], values["nll_base"][:: case.K])
     for i in range(case.m):
-        last = case.T - 1 - i
+        last = case.L - 1 - i
         close(step.nll_mix[:, :last, :, i], case.each(values[f"nll_talk_{i}"]))
-        counted = case.counted[:, 1 + i :, None].expand(-1, -1, case.K)
-        official = case.each(values["mix_w_talk"][i])[:, :last]
-        close(step.weight[:, :last, :, i][counted], official[counted])
+        seen = comparable(case)[:, i:-1]
+        close(step.weight[:, :last, :, i][seen], case.each(values["mix_w_talk"][i])[:, :last][seen])
 
 
-def test_mixed_logits_agree(case: Case):
-    base, branch = case.module.score(
-        case.tokens, case.documents, torch.arange(case.T).expand(case.B, -1), case.thoughts
-    )
-    close(
-        case.module.model.logits(base)[case.real], case.values["logits_base"][:: case.K][case.real]
-    )
+def test_mixed_predictions_agree(case: Recorded):
+    quiet, everywhere = case.quiet(), every_position(case.tokens)
+    before, after, _ = quiet.predict(*case.text, everywhere, case.thoughts)
+    official_before = case.each(case.values["logits_base"]).log_softmax(-1)
     for i in range(case.m):
-        kept = case.T - i
-        weight = case.step.weight[:, :kept, :, i, None]
-        mixed = (1 - weight) * base[:, i:, None] + weight * branch[:, :kept, :, case.n + 1 + i]
-        official = case.values["logits_talk"][i].unflatten(0, (case.B, case.K))
-        real = case.real[:, :kept] & case.real[:, i:]
-        close(case.module.model.logits(mixed)[real], official.transpose(1, 2)[:, :kept][real])
+        kept = case.L - i
+        seen = comparable(case)[:, i:]
+        official = case.each(case.values["logits_talk"][i]).log_softmax(-1)
+        close(after[:, :kept, :, i][seen], official[:, :kept][seen])
+        close(before[:, :kept, :, i][seen], official_before[:, i:][seen])
 
 
-def test_rewards_agree_wherever_all_targets_are_there(case: Case):
-    kept = case.T - 1 - case.m
-    whole = case.step.valid.all(-1)[:, :kept]
-    ours, official = case.step.reward[:, :kept], case.each(case.values["policy_reward"])
-    close(ours[whole], official[whole])
-    assert not ours[~whole].any()
-    after = case.each(case.values["policy_reward_clamped"])
-    close(advantages(ours, case.config.baseline)[whole], after[whole])
+def test_log_probability_of_every_token_of_a_thought_agrees(case: Recorded):
+    quiet, everywhere = case.quiet(), every_position(case.tokens)
+    official = case.steps(case.values["action_ll"])  # (B, L - 1, K, n)
+    targets = targets_of(*case.text, everywhere, case.m)
+    base, branch = quiet.score(*case.text, everywhere, case.thoughts)
+    mixed = quiet.mix(everywhere, base, branch)
+    seen = comparable(case)[:, :-1]
+    for i in range(case.n):  # nobody chose a pause: only token i has a probability
+        alone = torch.full_like(case.thoughts, PAUSE)
+        alone[..., i] = case.thoughts[..., i]
+        step = quiet.judge(targets, everywhere, alone, base, branch, mixed)
+        close(step.log_p[:, :-1][seen], official[..., i][seen])
+    close(case.step.log_p[:, :-1][seen], official.sum(-1)[seen])
 
 
-def test_we_reward_exactly_one_position_more_than_the_official_code(case: Case):
-    last = case.T - 1 - case.m
+# Rewards
+
+
+def test_every_targets_share_of_the_reward_agrees(case: Recorded):
+    step = case.step
+    for i in range(case.m):
+        last = case.L - 1 - i
+        later = step.nll_base[:, i : i + last, None]
+        valid = step.valid[:, :last, i : i + 1]
+        ours = rewards(later, step.nll_mix[:, :last, :, i : i + 1], valid)
+        close(ours, case.each(case.values[f"reward_talk_{i}"]))
+
+
+def test_rewards_agree_before_and_after_the_baseline(case: Recorded):
+    whole = case.whole
+    ours = case.step.reward[:, : case.rewarded]
+    assert not ours[~whole].any(), "some targets are missing: such thoughts earn nothing here"
+    assert whole.all() == (case.name != "qs5_pad")
+    close(ours[whole], case.each(case.values["policy_reward"])[whole])
+    before = advantages(ours, case.config.baseline, keep_negative=True)
+    close(before[whole], case.each(case.values["policy_reward_baselined"])[whole])
+    after = advantages(ours, case.config.baseline)
+    close(after[whole], case.each(case.values["policy_reward_clamped"])[whole])
+
+
+def test_we_reward_exactly_one_position_more_than_the_official_code(case: Recorded):
+    last, full = case.rewarded, case.real.all(1)
+    assert case.step.valid[full, last].all()
     assert not case.step.valid[:, last + 1 :].all(-1).any()
-    ended = case.counted.all(1)
-    assert case.step.valid[ended, last].all()
-
-
-def test_log_probabilities_of_thoughts_agree(case: Case):
-    official = case.each(case.values["action_ll"].sum(0))
-    real = case.real[:, :-1]  # padding sees itself here, and not there
-    close(case.step.log_p[:, :-1][real], official[real])
-
-
-def test_every_loss_term_agrees(case: Case):
-    step, values = case.step, case.values
-    sums = loss_terms(step, case.config)
-    counts = count_terms(step.base_valid, step.valid, case.K, case.n)
-    close(sums.base / counts.base, values["loss_base_mean"])
-    close(sums.talk / counts.talk, values["loss_talk_means"])
-    close(case.likelihood(), values["loss_lm"])
-    close(case.official_policy(), values["policy_loss_unscaled"])
-    total = case.likelihood() + case.config.beta * case.official_policy()
-    close(total, values["loss_total"])
-
-
-@pytest.mark.parametrize("part", ["lm", "policy", "total"])
-def test_every_gradient_agrees(case: Case, part: str):
-    policy = case.official_policy()
-    loss = {
-        "lm": case.likelihood(),
-        "policy": policy,
-        "total": case.likelihood() + case.config.beta * policy,
-    }[part]
-    for name, ours in case.gradients(loss).items():
-        key = f"g_{part}/{official_name(name)}"
-        if key not in case.values:
-            assert official_name(name) in case.facts[f"grad_none_{part}"]
-            assert not ours.any(), name
-            continue
-        close(ours, case.official(f"g_{part}", name))
-
-
-@pytest.mark.parametrize("labels", ["labels", "nolabels"])
-def test_evaluation_mode_of_the_official_code_agrees(case: Case, labels: str):
-    values = load_file(FOLDER / f"{case.facts['case']}.eval_{labels}.safetensors")
-    thoughts = values["thought_tokens"].permute(1, 2, 0)[:, :, None]  # (B, L, 1, n)
-    case.module.config = dataclasses.replace(case.config, ahead=1, samples=1, baseline="none")
-    anchors = torch.arange(case.T).expand(case.B, -1)
-    base, branch = case.module.score(case.tokens, case.documents, anchors, thoughts)
-    step = case.module(case.tokens, case.documents, case.counted, thoughts=thoughts)
-    case.module.config = case.config
-    real = values.get("attention_mask", case.values["attention_mask"]).bool()
-    weight = step.weight[:, :, 0]
-    mixed = (1 - weight) * base + weight * branch[:, :, 0, case.n + 1]
-    close(case.module.model.logits(base)[real], values["logits_base"][real])
-    close(weight[real].squeeze(-1), values["mix_w"][real].squeeze(-1))
-    close(case.module.model.logits(mixed)[real], values["logits"][real])
+    more = (
+        loss_terms(case.step, case.config).policy - loss_terms(case.official_step, case.config)[2]
+    )
+    alone = (case.step.log_p[:, last], case.step.reward[:, last], case.config.baseline)
+    close(more, reinforce(*alone))
+    if case.name != "qs7_init":  # it earns nothing anywhere
+        assert more.abs() > 1e-3
 
 
 def test_step_zero_of_the_official_code_has_no_reward_and_mixes_nothing():
-    case = Case("qs7_init")
+    case = recorded("qs7_init")
     assert not case.step.weight.any()
     assert not case.step.reward.any()
     assert not case.values["policy_reward"].any()
+
+
+# Losses
+
+
+def test_reinforce_of_the_recorded_rewards_is_the_recorded_loss(case: Recorded):
+    log_p = case.each(case.values["action_ll"].sum(0))[:, : case.rewarded]
+    reward = case.each(case.values["policy_reward"])
+    close(reinforce(log_p, reward, case.config.baseline), case.values["actor_loss"].sum())
+
+
+def test_likelihood_terms_and_what_they_are_divided_by_agree(case: Recorded):
+    step, values = case.step, case.values
+    sums, counts = loss_terms(step, case.config), counts_of(step)
+    close(sums.base / counts.base, values["loss_base_mean"])
+    close(sums.talk / counts.talk, values["loss_talk_means"])
+    assert counts.base * case.K == values["nll_base"].count_nonzero()
+    talk = [values[f"nll_talk_{i}"].count_nonzero() for i in range(case.m)]
+    assert counts.talk.tolist() == talk
+
+
+def test_policy_term_and_what_it_is_divided_by_agree(case: Recorded):
+    """Thoughts with missing targets, officially rewarded in part, are taken out of both sums."""
+    sums, counts = loss_terms(case.official_step, case.config), counts_of(case.official_step)
+    actor = case.steps(case.values["actor_loss"])  # (B, A, K, n)
+    close(sums.policy, actor[case.whole].sum())
+    assert counts.policy == actor[case.whole].numel()
+    official_sum = case.values["policy_loss_unscaled"] * actor.numel()
+    close(official_sum - actor[~case.whole].sum(), sums.policy)
+    if case.whole.all():
+        close(sums.means(counts).policy, case.values["policy_loss_unscaled"])
+
+
+def test_weighted_terms_make_the_recorded_loss(case: Recorded):
+    quiet, values = case.quiet(), case.values
+    means = Terms(
+        values["loss_base_mean"], values["loss_talk_means"].mean(), values["policy_loss_unscaled"]
+    )
+    close(quiet.loss(means), values["loss_total"])
+    close(quiet.loss(means._replace(policy=torch.zeros(()))), values["loss_lm"])
+    likelihood = case.step._replace(reward=torch.zeros_like(case.step.reward))
+    close(quiet.loss(quiet.means(likelihood, counts_of(case.step))), values["loss_lm"])
+
+
+# What training takes
+
+
+def same_gradients(case: Recorded, ours: dict[str, torch.Tensor], kind: str) -> None:
+    for name, gradient in ours.items():
+        close(gradient, case.official(kind, name))
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_training_takes_the_official_gradients(case: Recorded, split: bool):
+    """All positions think for the likelihood, and those officially rewarded for the policy.
+
+    Split: a row at a time, and one term at a time. The official mean of the policy loss is over
+    padding too, and its thoughts earn in part where targets are missing.
+    """
+    values, beta = case.values, case.config.beta
+    rows = int(split and not case.official_view)  # the recorded view is of all rows at once
+    how = {"micro_batch": rows, "measure_terms": split}
+    record, likelihood = train(case.quiet(beta=0.0), *case.text, case.thoughts, **how)
+    close(record["loss"], values["loss_lm"])
+    close(record["nll_base"], values["loss_base_mean"])
+    close(record["nll_talk"], values["loss_talk_means"].mean())
+    same_gradients(case, likelihood, "g_lm")
+
+    thoughts = case.thoughts[:, : case.rewarded]
+    quiet, without = case.quiet(), case.quiet(beta=0.0)
+    if not case.whole.all():
+        quiet.reward = earn_partly
+    record, with_policy = train(quiet, *case.text, thoughts, **how)
+    _, rest = train(without, *case.text, thoughts, **how)
+    share = float(case.whole.double().mean())  # of what the official mean is taken over
+    close(record["policy"] * share, values["policy_loss_unscaled"])
+    policy = {name: (with_policy[name] - rest[name]) * share / beta for name in rest}
+    same_gradients(case, policy, "g_policy")
+    total = {name: likelihood[name] + beta * policy[name] for name in rest}
+    same_gradients(case, total, "g_total")
+    likelihood_terms = (record["nll_base"] + record["nll_talk"]) / 2
+    close((record["loss"] - likelihood_terms) * share / beta, values["policy_loss_unscaled"])
+    if split:
+        squares = sum(case.official("g_policy", name).square().sum() for name in rest)
+        close(record["grad_norm_policy"] * share / beta, squares.sqrt())
+
+
+@pytest.mark.parametrize("marked", ["documents", "counted"])
+def test_padding_is_no_target_however_it_is_marked(marked: str):
+    case = recorded("qs5_pad")
+    documents, counted = case.documents, None
+    if marked == "counted":  # what follows a token cannot be seen by it
+        documents, counted = torch.zeros_like(case.documents), case.real
+    record, gradients = train(
+        case.quiet(beta=0.0), case.tokens, documents, case.thoughts, counted=counted
+    )
+    close(record["loss"], case.values["loss_lm"])
+    same_gradients(case, gradients, "g_lm")
+
+
+@pytest.mark.parametrize("name", ["qs4_onepass", "qs5_pad"])
+def test_recorded_rows_as_documents_of_one_row_give_the_recorded_step(name: str):
+    case = recorded(name)
+    real, tokens = case.real, case.tokens[case.real][None]
+    documents = torch.arange(case.B)[:, None].expand_as(real)[real][None]
+    thoughts = case.thoughts[real][None]
+    step = case.quiet()(tokens, documents, thoughts=thoughts)
+    close(step.nll_base[0], case.step.nll_base[real])
+    close(step.nll_mix[0], case.step.nll_mix[real])
+    close(step.reward[0], case.step.reward[real])
+    inner = real & (torch.arange(case.L) < case.L - 1)
+    official = case.each(case.values["action_ll"].sum(0))[inner[:, :-1]]
+    close(step.log_p[0][inner[real]], official)
+    record, gradients = train(case.quiet(beta=0.0), tokens, documents, thoughts)
+    close(record["loss"], case.values["loss_lm"])
+    same_gradients(case, gradients, "g_lm")
+
+
+# Evaluation mode of the official code: one thought, one token ahead
+
+
+@pytest.mark.parametrize("labels", ["labels", "nolabels"])
+def test_evaluation_mode_of_the_official_code_agrees(case: Recorded, labels: str):
+    values = read(f"{case.name}.eval_{labels}")
+    thoughts = values["thought_tokens"].permute(1, 2, 0)[:, :, None]  # (B, L, 1, n)
+    quiet = case.quiet(ahead=1, samples=1, baseline="none")
+    everywhere, seen = every_position(case.tokens), comparable(case)
+    before, after, weight = quiet.predict(*case.text, everywhere, thoughts)
+    close(before[seen].flatten(1), values["logits_base"][seen].log_softmax(-1))
+    close(after[seen].flatten(1), values["logits"][seen].log_softmax(-1))
+    close(weight[seen].flatten(), values["mix_w"][seen])
+    if labels == "nolabels":
+        return
+    step = quiet(*case.text, thoughts=thoughts)
+    close(step.nll_mix[:, :-1, 0, 0], values["nll_talk_0"])
+    record, _ = train(case.quiet(ahead=1, samples=1, baseline="none"), *case.text, thoughts)
+    likelihood = (record["nll_base"] + record["nll_talk"]) / 2
+    close(likelihood, values["loss_lm"])
+    # with one token ahead the official code rewards all but the last two positions
+    rewarded = case.L - 2
+    thoughts, anchors = thoughts[:, :rewarded], everywhere[:, :rewarded]
+    step = quiet(*case.text, anchors=anchors, thoughts=thoughts)
+    means = quiet.means(step, counts_of(step)._replace(policy=torch.tensor(thoughts.numel())))
+    close(means.policy, values["policy_loss_unscaled"])
+    close(likelihood + case.config.beta * means.policy.detach(), values["loss_total"])
