@@ -52,7 +52,8 @@ def train(argv: list[str]) -> int:
     trainer = load(config, folder)
     if folder is None:
         before = measure(trainer, "before")
-        trainer.write(BEFORE, before and dataclasses.asdict(before))
+        if trainer.ranks.first:
+            files.write_json(trainer.folder / BEFORE, before and dataclasses.asdict(before))
     trainer.say(f"run     {trainer.folder}")
 
     with stopping(trainer), progress(trainer) as bar:

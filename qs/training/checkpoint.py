@@ -27,12 +27,12 @@ TOKENIZER = "tokenizer.model"
 
 def gathered(tensors: dict[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
     """Whole tensors on the CPU; every process takes part, one by one, and some keep nothing."""
-    found = {}
+    kept = {}
     for name, tensor in tensors.items():
         full = whole(tensor.detach())
         if keep:
-            found[name] = full.cpu().contiguous()
-    return found
+            kept[name] = full.cpu().contiguous()
+    return kept
 
 
 def save_model(

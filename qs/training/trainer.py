@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -216,11 +215,6 @@ class Trainer:
         if not saved:
             return "no checkpoint was saved before them"
         return f"the last good checkpoint is {saved[-1]} (start again from it with --weights)"
-
-    def write(self, name: str, value: Any) -> None:
-        """Write JSON into the run folder, once for all processes."""
-        if self.ranks.first:
-            files.write_json(self.folder / name, value)
 
 
 def peak_memory(device: torch.device) -> int:
