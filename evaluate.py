@@ -48,7 +48,7 @@ from qs.studies.plots import draw_rounds, draw_run
 from qs.studies.star_rounds import ABOUT_ROUNDS, arm_table, read_arms
 from qs.tables import Table, markdown, results_page, terminal
 
-SETS = (*QUESTION_SETS, ARITHMETIC)
+SETS = ",".join((*QUESTION_SETS, ARITHMETIC))
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,7 @@ class Flags:
     rows: int | None = setting(None, "rows to read at most; else the run's, or 32", least=1)
     show: int = setting(0, "passages to show with their thoughts", least=0)
     questions: str = setting("data", "folder of the question sets")
-    limit: int | None = setting(
-        None, "questions of each set; else all (sums: 100 a length)", least=1
-    )
+    limit: int | None = setting(None, "questions of a set; else all (sums: 100 a length)", least=1)
     against: str | None = setting(None, "folder with answers of another model to compare with")
     out: str | None = setting(None, "folder of results.json; else the run, or runs/MODEL")
     markdown: str | None = setting(None, "file that the tables are written to as well")
@@ -215,14 +213,13 @@ def compare(args: argparse.Namespace) -> None:
 def plot(args: argparse.Namespace) -> None:
     """Draw a run: training, thought lengths, hard tokens (needs pip install -e '.[plot]')."""
     opened = open_by(args)
-    run, config = opened.run, opened.config
-    if run is None:
+    if opened.run is None:
         raise ValueError(f"{args.model} is no run: plot draws what a run folder holds")
-    deciles = by_decile(token_table(opened)) if config.run.thinks else []
-    for path in draw_run(run, deciles):
+    deciles = by_decile(token_table(opened)) if opened.config.run.thinks else []
+    for path in draw_run(opened.run, deciles):
         print(f"written to {path}")
-    if not (run / CONTROLS).is_file():
-        print(f"no thought-length curve: make it with python evaluate.py controls {run}")
+    if not (opened.run / CONTROLS).is_file():
+        print(f"no thought-length curve: make it with python evaluate.py controls {opened.run}")
 
 
 def open_by(args: argparse.Namespace, reads: bool = True) -> Opened:
@@ -267,9 +264,8 @@ def prompts_of(prompt: str) -> Iterable[str]:
 def task_list(names: str) -> list[str]:
     """Names of question sets, split at commas, each once."""
     tasks = list(dict.fromkeys(names.split(",")))
-    if unknown := [name for name in tasks if name not in SETS]:
-        known = ",".join(SETS)
-        raise argparse.ArgumentTypeError(f"expected some of {known}; got {unknown[0]!r}")
+    if unknown := [name for name in tasks if name not in SETS.split(",")]:
+        raise argparse.ArgumentTypeError(f"expected some of {SETS}; got {unknown[0]!r}")
     return tasks
 
 
@@ -290,11 +286,9 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     top = Parser("evaluate.py", __doc__)
     commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
 
-    def add(
-        command: Callable[[argparse.Namespace], None], *flags: str, parents: Sequence[Parser] = ()
-    ) -> Parser:
-        name, manual = command.__name__, inspect.getdoc(command)
-        added = commands.add_parser(name, description=manual, parents=parents)
+    def add(command: Callable[..., None], *flags: str, parents: Sequence[Parser] = ()) -> Parser:
+        manual = inspect.getdoc(command)
+        added = commands.add_parser(command.__name__, description=manual, parents=parents)
         added.set_defaults(command=command)
         if flags:
             add_settings(added, Flags, *flags)
@@ -302,7 +296,7 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
 
     add(score, "show", parents=[model, text_read])
     asked = add(tasks, "questions", "limit", "against", "out", "markdown", parents=[model])
-    asked.add_argument("tasks", type=task_list, metavar="LIST", help=f"some of {','.join(SETS)}")
+    asked.add_argument("tasks", type=task_list, metavar="LIST", help=f"some of {SETS}")
     add_settings(asked, Exam, "samples", "votes", "temperature", "batch")
     add(text, "out", "markdown", parents=[model, text_read])
     written = add(generate, "show_thoughts", parents=[model])
