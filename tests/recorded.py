@@ -6,7 +6,8 @@ thoughts. Our deliberate differences are arguments here, so that everything else
 - visibility: the official sliding window is measured from the anchor and does not move along the
   branch; padding there sees the text before it and not itself. `official_sees` is its rule.
 - rewarded: the official policy loss leaves out one more position than lack a true target.
-- `earn_partly`: officially, positions with some targets padded earn what the others give.
+- targets: officially, positions with some targets padded earn what the others give. They think
+  apart here, judged on as many targets as they have.
 """
 
 from __future__ import annotations
@@ -126,10 +127,27 @@ class Recorded:
         return self.quiet()(*self.text, anchors=anchors, thoughts=thoughts)
 
     @functools.cached_property
+    def targets(self) -> Tensor:
+        """(B, rewarded) how many of the m targets of each position are there before padding."""
+        ahead = self.real.long().unfold(1, self.m + 1, 1)  # (B, L - m, m + 1), itself first
+        return (ahead.cumprod(-1).sum(-1) - 1).clamp(min=0)[:, : self.rewarded]
+
+    @functools.cached_property
     def whole(self) -> Tensor:
         """(B, rewarded) positions of which no target is padding."""
-        ahead = self.real.unfold(1, self.m + 1, 1)  # (B, L - m, m + 1)
-        return ahead[:, : self.rewarded].all(-1)
+        return self.targets == self.m
+
+    def anchors_with(self, targets: int) -> Tensor:
+        """(B, A) positions, officially rewarded, that have just so many targets.
+
+        Shorter rows are filled up with the last position: it has none, so it adds nothing.
+        """
+        rows = [row.nonzero().flatten() for row in self.targets == targets]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.L - 1)
+
+    def thoughts_at(self, anchors: Tensor) -> Tensor:
+        """(B, A, K, n) recorded thoughts of (B, A) anchors."""
+        return self.thoughts[torch.arange(self.B)[:, None], anchors]
 
     def official(self, kind: str, name: str) -> Tensor:
         """A weight ("w") or a gradient ("g_lm", "g_policy", "g_total") by our parameter's name."""
@@ -174,26 +192,22 @@ def close(ours: Tensor | float, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs.double(), rtol=1e-5, atol=5e-6 * scale)
 
 
-def earn_partly(nll_base: Tensor, nll_mix: Tensor, valid: Tensor) -> Tensor:
-    """The official reward: as `losses.rewards`, but targets that do not count just add nothing."""
-    return ((nll_base[:, :, None] - nll_mix) * valid[:, :, None]).sum(-1).detach()
-
-
 def train(
     quiet: QuietStar,
     tokens: Tensor,
     documents: Tensor,
     thoughts: Tensor,
+    anchors: Tensor | None = None,
     counted: Tensor | None = None,
     micro_batch: int = 0,
     measure_terms: bool = False,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """What `train_step` logs, and the gradients its optimiser is given.
 
-    Thoughts (B, A, K, n) of the first A positions take the place of sampled ones; learning rates
-    are 0 and nothing is clipped, so that the module stays as it is.
+    Thoughts (B, A, K, n) of (B, A) anchors (None: of all positions) take the place of sampled ones;
+    learning rates are 0 and nothing is clipped, so that the module stays as it is.
     """
-    anchors = every_position(tokens)[:, : thoughts.shape[1]]
+    anchors = every_position(tokens) if anchors is None else anchors
     size = micro_batch or len(tokens)
     rows = iter(zip(anchors.split(size), thoughts.split(size), strict=True))
     quiet.think = lambda tokens, documents, generator: next(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from recorded import CASES, Recorded, close, earn_partly, read, recorded, train
+from recorded import CASES, Recorded, close, read, recorded, train
 
 from qs.config import ThoughtConfig
 from qs.quietstar import masks
@@ -203,8 +203,9 @@ def same_gradients(case: Recorded, ours: dict[str, torch.Tensor], kind: str) -> 
 def test_training_takes_the_official_gradients(case: Recorded, split: bool):
     """All positions think for the likelihood, and those officially rewarded for the policy.
 
-    Split: a row at a time, and one term at a time. The official mean of the policy loss is over
-    padding too, and its thoughts earn in part where targets are missing.
+    Split: a row at a time, and one term at a time. Officially thoughts earn in part where targets
+    are missing, and the mean is over padding too: so positions think together that have equally
+    many targets, are judged on those, and weigh in the sum as many as they are.
     """
     values, beta = case.values, case.config.beta
     rows = int(split and not case.official_view)  # the recorded view is of all rows at once
@@ -215,23 +216,27 @@ def test_training_takes_the_official_gradients(case: Recorded, split: bool):
     close(record["nll_talk"], values["loss_talk_means"].mean())
     same_gradients(case, likelihood, "g_lm")
 
-    thoughts = case.thoughts[:, : case.rewarded]
-    quiet, without = case.quiet(), case.quiet(beta=0.0)
-    if not case.whole.all():
-        quiet.reward = earn_partly
-    record, with_policy = train(quiet, *case.text, thoughts, **how)
-    _, rest = train(without, *case.text, thoughts, **how)
-    share = float(case.whole.double().mean())  # of what the official mean is taken over
-    close(record["policy"] * share, values["policy_loss_unscaled"])
-    policy = {name: (with_policy[name] - rest[name]) * share / beta for name in rest}
+    logged, in_loss, policy = 0.0, 0.0, dict.fromkeys(likelihood, 0.0)
+    for ahead in case.targets.unique().tolist():
+        if ahead == 0:  # officially 0, in the mean alone
+            continue
+        share = float((case.targets == ahead).double().mean())
+        anchors = case.anchors_with(ahead)
+        some = {"thoughts": case.thoughts_at(anchors), "anchors": anchors, **how}
+        record, full = train(case.quiet(ahead=ahead), *case.text, **some)
+        _, rest = train(case.quiet(ahead=ahead, beta=0.0), *case.text, **some)
+        alone = {name: full[name] - rest[name] for name in rest}
+        logged += share * record["policy"]
+        in_loss += share * (record["loss"] - (record["nll_base"] + record["nll_talk"]) / 2) / beta
+        policy = {name: policy[name] + share * alone[name] / beta for name in alone}
+        if split and record["policy"]:
+            squares = sum(gradient.square().sum() for gradient in alone.values())
+            close(record["grad_norm_policy"], squares.sqrt())
+    close(logged, values["policy_loss_unscaled"])
+    close(in_loss, values["policy_loss_unscaled"])
     same_gradients(case, policy, "g_policy")
-    total = {name: likelihood[name] + beta * policy[name] for name in rest}
+    total = {name: likelihood[name] + beta * policy[name] for name in policy}
     same_gradients(case, total, "g_total")
-    likelihood_terms = (record["nll_base"] + record["nll_talk"]) / 2
-    close((record["loss"] - likelihood_terms) * share / beta, values["policy_loss_unscaled"])
-    if split:
-        squares = sum(case.official("g_policy", name).square().sum() for name in rest)
-        close(record["grad_norm_policy"] * share / beta, squares.sqrt())
 
 
 @pytest.mark.parametrize("marked", ["documents", "counted"])
