@@ -31,7 +31,7 @@ from qs.cli import Parser, add_settings, chosen
 from qs.config import RunConfig, ThoughtConfig, check_limits, setting, thought_lengths
 from qs.data.question_sets import ARITHMETIC, QUESTION_SETS, read_questions
 from qs.evaluation import question_sets
-from qs.evaluation.hard_tokens import by_decile, hard_tokens, token_table
+from qs.evaluation.hard_tokens import by_decile, measure_hard_tokens, token_table
 from qs.evaluation.heldout import heldout_data, heldout_score, score_table
 from qs.evaluation.page import PAGE_ROWS, write_thoughts
 from qs.evaluation.question_sets import Exam
@@ -149,7 +149,7 @@ def text(args: argparse.Namespace) -> None:
             "expects a model that thinks"
         )
     out, environment = begin_results(args, opened)
-    facts, tables = hard_tokens(opened)
+    facts, tables = measure_hard_tokens(opened)
     files.add_results(out, {"text": facts | {"environment": environment}})
     print("\n" + "\n\n".join(map(terminal, tables)))
     print(f"\nwritten to {out / files.RESULTS}")

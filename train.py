@@ -30,7 +30,7 @@ from qs import cli, files
 from qs.cli import Parser, parse
 from qs.config import Config, thought_lengths
 from qs.data.dataset import resolve_data
-from qs.evaluation.heldout import Score, closing_table, heldout_score, read_score
+from qs.evaluation.heldout import HeldoutScore, closing_table, heldout_score, read_score
 from qs.evaluation.page import PAGE, PAGE_ROWS, write_thoughts
 from qs.evaluation.thoughts import read_thoughts
 from qs.model import weights
@@ -110,7 +110,7 @@ def load(config: Config, folder: Path | None) -> Trainer:
     return trainer
 
 
-def measure(trainer: Trainer, label: str) -> Score | None:
+def measure(trainer: Trainer, label: str) -> HeldoutScore | None:
     """Score on held-out text, with and without thoughts; None if there is nothing to do."""
     if not trainer.config.run.eval_rows or not trainer.heldout.tokens:
         return None
@@ -151,7 +151,7 @@ def stopping(run: Trainer | StarRun) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def report(trainer: Trainer, before: Score | None, after: Score | None) -> None:
+def report(trainer: Trainer, before: HeldoutScore | None, after: HeldoutScore | None) -> None:
     """Write results, show what was thought, print the closing table."""
     state, say = trainer.state, trainer.say
     scores = {"before": before, "after": after}

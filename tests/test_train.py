@@ -23,7 +23,7 @@ import qs.training.step
 import qs.training.trainer
 from qs import files
 from qs.config import GROUPS
-from qs.evaluation.heldout import Score, closing_table
+from qs.evaluation.heldout import HeldoutScore, closing_table
 from qs.evaluation.tokens import TextScore
 from qs.quietstar.losses import loss_terms
 from qs.tables import terminal
@@ -304,7 +304,7 @@ def test_a_run_prints_its_choices_a_table_and_its_folder(tiny, tmp_path, capsys)
         f"run     {found}",
         f"run folder: {found} (settings, log.jsonl, checkpoint, results.json, thoughts.html)",
         f"what it thought, as a page: {found / 'thoughts.html'}",
-        terminal(closing_table(*(Score.from_json(results[x]) for x in ("before", "after")))),
+        terminal(closing_table(*(HeldoutScore.from_json(results[x]) for x in ("before", "after")))),
     ):
         assert line in printed
     assert results["after"]["text"]["nll_base"] < results["before"]["text"]["nll_base"]

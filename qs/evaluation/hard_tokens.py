@@ -11,8 +11,8 @@ import numpy as np
 
 from qs.evaluation.heldout import heldout_data, measure_heldout
 from qs.evaluation.statistics import ratio_estimate
-from qs.evaluation.synthetic import heldout_text, windows
-from qs.evaluation.tokens import TokenTable, measure_tokens
+from qs.evaluation.synthetic import heldout_text
+from qs.evaluation.tokens import TokenTable, measure_tokens, windows
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import Opened
 from qs.tables import Table
@@ -63,25 +63,20 @@ def token_table(opened: Opened) -> TokenTable:
         ValueError: another tokenizer prepared it, or it is empty.
     """
     run = opened.config.run
-    text = windows(heldout_data(opened.config.run, opened.tokenizer), run.seq, run.eval_rows)
-    read = text.tokens, text.documents
-    return measure_tokens(opened.quiet, *read, run, entropies=True, label="held-out text")
+    text = windows(heldout_data(run, opened.tokenizer), run.seq, run.eval_rows)
+    return measure_tokens(opened.quiet, text, run, entropies=True, label="held-out text")
 
 
-def hard_tokens(opened: Opened) -> tuple[dict[str, Any], list[Table]]:
+def measure_hard_tokens(opened: Opened) -> tuple[dict[str, Any], list[Table]]:
     """Measure held-out text; facts to keep and tables to show.
 
     Raises:
         ValueError: as `token_table` does.
     """
-    run, thought, data = (
-        opened.config.run,
-        opened.config.thought,
-        heldout_data(opened.config.run, opened.tokenizer),
-    )
-    table = token_table(opened)
+    run, thought, tokenizer = opened.config.run, opened.config.thought, opened.tokenizer
+    data, table = heldout_data(run, tokenizer), token_table(opened)
     deciles, points = by_decile(table), frontier(table, thought.thoughts)
-    text = heldout_text(data, opened.tokenizer, run.seq, run.eval_rows)
+    text = heldout_text(data, tokenizer, run.seq, run.eval_rows)
     if text.questions is not None:  # other rows than those of the table: documents are whole
         answers = measure_heldout(opened.quiet, text, opened.config).answers
         points = [replace(point, gold=answers.gold_above(point.above)) for point in points]
@@ -95,16 +90,11 @@ def hard_tokens(opened: Opened) -> tuple[dict[str, Any], list[Table]]:
         f"{run.seq}; one thought of n {thought.thoughts} at temperature "
         f"{thought.sample_temperature} before each; seed {run.seed}"
     )
-    tables = [decile_table(deciles, about), frontier_table(points)]
-    for title, tokens in (("helped", best), ("hurt", worst)):
-        tables.append(
-            gain_table(f"tokens that their thoughts {title} most", tokens, opened.tokenizer)
-        )
-    return facts, tables
+    examples = [_gain_table("helped", best, tokenizer), _gain_table("hurt", worst, tokenizer)]
+    return facts, [_decile_table(deciles, about), _frontier_table(points), *examples]
 
 
-def decile_table(deciles: Sequence[Decile], about: str) -> Table:
-    """Tokens by difficulty; `about` tells of text, counts and seed."""
+def _decile_table(deciles: Sequence[Decile], about: str) -> Table:
     rows = []
     for d in deciles:
         pairs = (f"{x:.4f} ({math.exp(x):.2f})" for x in (d.nll_base, d.nll_base - d.gain))
@@ -116,32 +106,30 @@ def decile_table(deciles: Sequence[Decile], about: str) -> Table:
     return Table(title, heads, rows, [about, "intervals: documents are the units"])
 
 
-def frontier_table(points: Sequence[FrontierPoint]) -> Table:
-    """Thinking only where it may pay."""
+def _frontier_table(points: Sequence[FrontierPoint]) -> Table:
     rows = []
     for p in points:
         kept = "-" if p.kept is None else f"{p.kept:.1%}"
         gold = "-" if p.gold is None else f"{p.gold:.3f}"
-        thinks = f"{p.above:.3f}", f"{p.share:.1%}", f"{p.slots:.2f}"
-        rows.append((*thinks, f"{p.gain:+.4f}", kept, gold))
+        slots = f"{p.above:.3f}", f"{p.share:.1%}", f"{p.slots:.2f}"
+        rows.append((*slots, f"{p.gain:+.4f}", kept, gold))
     title = "thinking only where the entropy of the prediction without thoughts is above X"
-    return Table(
-        title, ("X, nats", "share of tokens", "slots a token", "gain", "kept", "gold"), rows
-    )
+    heads = ("X, nats", "share of tokens", "slots a token", "gain", "kept", "gold")
+    return Table(title, heads, rows)
 
 
-def gain_table(title: str, tokens: Sequence[TokenGain], tokenizer: Tokenizer) -> Table:
-    """Tokens with the text before them and what was thought."""
+def _gain_table(change: str, tokens: Sequence[TokenGain], tokenizer: Tokenizer) -> Table:
     special = (tokenizer.bos_id, tokenizer.eos_id)
 
-    def text(ids: Sequence[int]) -> str:  # below 0: pauses
+    def text(ids: Sequence[int]) -> str:  # ids below 0 are pauses
         return repr("".join("…" if i < 0 else tokenizer.piece(i) for i in ids if i not in special))
 
     rows = [
         (f"{x.gain:+.3f}", f"{x.weight:+.2f}", text(x.context), text([x.target]), text(x.thought))
         for x in tokens
     ]
-    return Table(title, ("gain", "weight", "text before", "token", "thought"), rows)
+    heads = ("gain", "weight", "text before", "token", "thought")
+    return Table(f"tokens that their thoughts {change} most", heads, rows)
 
 
 def by_decile(table: TokenTable) -> list[Decile]:
@@ -200,7 +188,6 @@ def most_helped(
     """The tokens that one sampled thought before them helped most and hurt most.
 
     Args:
-        table: of what was measured.
         count: how many of each.
         context: tokens before each that are kept.
     """

@@ -13,8 +13,8 @@ from qs import files
 from qs.config import Config, RunConfig
 from qs.data.dataset import TokenDataset, resolve_data
 from qs.evaluation.statistics import Estimate, mean_estimate, ratio_estimate, wilson
-from qs.evaluation.synthetic import AnswerTable, TextRows, heldout_text, measure_answers
-from qs.evaluation.tokens import Change, RowSums, TextScore, measure_tokens, text_score
+from qs.evaluation.synthetic import AnswerTable, heldout_text, measure_answers
+from qs.evaluation.tokens import Change, RowSums, TextRows, TextScore, measure_tokens, text_score
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
 from qs.tables import Table
@@ -44,7 +44,7 @@ class AnswerScore:
 
 
 @dataclass(frozen=True)
-class Score:
+class HeldoutScore:
     """What a model is worth on held-out text."""
 
     text: TextScore  # all tokens
@@ -60,13 +60,13 @@ class Score:
         return self.text.nll_mix is not None
 
     @staticmethod
-    def from_json(values: dict) -> Score:
+    def from_json(values: dict) -> HeldoutScore:
         """Read back `dataclasses.asdict`.
 
         Raises:
             TypeError, KeyError: names are missing or unexpected.
         """
-        return Score(
+        return HeldoutScore(
             text=TextScore(**values["text"]),
             other=values["other"] and TextScore(**values["other"]),
             answers=tuple(AnswerScore(**answers) for answers in values["answers"]),
@@ -74,7 +74,7 @@ class Score:
         )
 
 
-def read_score(path: Path) -> Score | None:
+def read_score(path: Path) -> HeldoutScore | None:
     """A score that was written as JSON; None where none was measured.
 
     Raises:
@@ -82,12 +82,12 @@ def read_score(path: Path) -> Score | None:
     """
     stored = files.read_json(path)
     try:
-        return None if stored is None else Score.from_json(stored)
+        return None if stored is None else HeldoutScore.from_json(stored)
     except (TypeError, KeyError):
         raise ValueError(f"{path}: expected a score, found {str(stored)[:60]}") from None
 
 
-def other_change(before: Score, after: Score) -> Estimate | None:
+def other_change(before: HeldoutScore, after: HeldoutScore) -> Estimate | None:
     """Change in the NLL of other tokens, in nats a token, paired by row of text.
 
     None where the two were not measured on the same rows.
@@ -117,18 +117,12 @@ def measure_heldout(
 ) -> Measured:
     """Measure held-out text as a run does at its end: its seed, its rows at a time.
 
-    Args:
-        quiet: the module.
-        text: rows and questions.
-        config: batch, seed and objective are used; without thoughts, all is measured without.
-        label: of the progress bar; empty: there is none.
-        change, fixed_weight: see `measure_tokens`.
+    A model that does not think is measured without thoughts. Arguments as of `measure_tokens`.
     """
     run = config.run
     if not run.thinks:
         fixed_weight = 0.0
-    read = text.tokens, text.documents
-    table = measure_tokens(quiet, *read, run, change, fixed_weight, label=label)
+    table = measure_tokens(quiet, text, run, change, fixed_weight, label=label)
     return Measured(
         answers=measure_answers(quiet, text, table.thoughts, run, fixed_weight),
         other=table.row_sums(text.other(table.scored)),
@@ -136,23 +130,18 @@ def measure_heldout(
     )
 
 
-def summarise(text: TextRows, measured: Measured, config: Config) -> Score:
-    """Means and intervals of what was measured.
-
-    Args:
-        text, measured: what was read, and measured there.
-        config: whether there were thoughts, and whether they were sampled.
-    """
+def summarise(text: TextRows, measured: Measured, config: Config) -> HeldoutScore:
+    """Means and intervals of what was measured on some text with these settings."""
     think, other = config.run.thinks, measured.other
     if text.questions is None:
-        return Score(text_score(measured.text, think))
+        return HeldoutScore(text_score(measured.text, think))
     kinds, scores = np.array([q.kind for q in text.questions]), []
     for kind in (*dict.fromkeys(kinds.tolist()), ALL) if len(kinds) else ():
         here = (kinds == kind) | (kind == ALL)
         answers = AnswerTable(*(column[here] for column in measured.answers))
         scores.append(_answer_score(kind, answers, config))
     nll = other.nll_mix if think else other.nll_base
-    return Score(
+    return HeldoutScore(
         text=text_score(measured.text, think),
         other=text_score(other, think),
         answers=tuple(scores),
@@ -181,7 +170,7 @@ def _answer_score(kind: str, answers: AnswerTable, config: Config) -> AnswerScor
 
 def heldout_score(
     quiet: QuietStar, data: TokenDataset, tokenizer: Tokenizer, config: Config, label: str = ""
-) -> Score:
+) -> HeldoutScore:
     """Score of held-out text; with answers, if the data says where they are.
 
     Args:
@@ -209,19 +198,19 @@ def heldout_data(run: RunConfig, tokenizer: Tokenizer) -> TokenDataset:
     return data
 
 
-def closing_table(before: Score | None, after: Score | None) -> Table:
+def closing_table(before: HeldoutScore | None, after: HeldoutScore | None) -> Table:
     """Before, after with thoughts, and after with thoughts off."""
     if before is None or after is None:
         return Table("no held-out text was evaluated (--eval-rows 0, or an empty held-out split)")
     return _table(["before", "after"], [before, after], other_change(before, after))
 
 
-def score_table(score: Score) -> Table:
+def score_table(score: HeldoutScore) -> Table:
     """With thoughts, and with thoughts off."""
     return _table(["with thoughts" if score.thinks else ""], [score])
 
 
-def _table(heads: list[str], scores: list[Score], change: Estimate | None = None) -> Table:
+def _table(heads: list[str], scores: list[HeldoutScore], change: Estimate | None = None) -> Table:
     """A column for each score (with thoughts, if it has them), and one more for thoughts off."""
     last, rows, thought = scores[-1], [], [score.thinks for score in scores]
     if last.thinks:
@@ -235,7 +224,6 @@ def _table(heads: list[str], scores: list[Score], change: Estimate | None = None
         pairs = zip(items, thought, strict=True)
         return [getattr(item, mix if thinks else base) for item, thinks in pairs]
 
-    with_thoughts = scores[:-1] if last.thinks else []
     if last.answers:
         kinds = list(zip(*(score.answers for score in scores), strict=True))
         names = [f"  {answer.kind} ({answer.questions})" for answer in last.answers]
@@ -247,9 +235,9 @@ def _table(heads: list[str], scores: list[Score], change: Estimate | None = None
         for name, answers in zip(names, kinds, strict=True):
             row(name, sides(answers, "nll_base", "nll_mix"))
         if last.answers[-1].useful is not None:
-            row("thoughts that hold the steps", [x.answers[-1].useful for x in with_thoughts])
+            row("thoughts that hold the steps", [x.answers[-1].useful for x in scores[:-1]])
         if last.thinks:
-            row("mixing weight at the answer", [x.answers[-1].weight for x in with_thoughts])
+            row("mixing weight at the answer", [x.answers[-1].weight for x in scores[:-1]])
     for title, part in (("all other tokens", "other"), ("held-out text", "text")):
         texts = [getattr(score, part) for score in scores]
         if texts[-1] is None:

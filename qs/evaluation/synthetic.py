@@ -7,8 +7,6 @@ else, written documents and their answers included, counts among the other token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,51 +15,13 @@ import torch
 from torch import Tensor
 
 from qs.config import PADDING, RunConfig
-from qs.data.dataset import TokenDataset, sequential
+from qs.data.dataset import TokenDataset
 from qs.data.synthetic import OPEN, Document, read_recipe
+from qs.evaluation.tokens import Question, TextRows, windows
 from qs.model.tokenizer import Tokenizer
 from qs.presets import ONE_THOUGHT
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.losses import entropy, targets_ahead
-
-
-class Question(NamedTuple):
-    """An answer in a row of text, and what is known about it."""
-
-    row: int
-    position: int  # t; x[t+1] is the answer
-    kind: str  # this and difficulty: see `synthetic.Document`
-    difficulty: int
-    choices: tuple[int, ...]  # ids of all possible answers
-    gold: int  # index of the answer among them
-    working: tuple[int, ...]  # ids of the steps that reach the answer
-
-
-@dataclass(frozen=True)
-class TextRows:
-    """Rows of text, and the questions in them."""
-
-    tokens: Tensor  # (R, T) ids
-    documents: Tensor  # (R, T) number of each token's document in the whole text, or PADDING
-    questions: Sequence[Question] | None = None  # in order of rows; None where they are not known
-
-    def other(self, scored: Tensor) -> Tensor:
-        """(R, T) `scored` positions whose next token answers no question."""
-        other = scored.clone()
-        for q in self.questions or ():
-            other[q.row, q.position] = False
-        return other
-
-
-def windows(data: TokenDataset, seq: int, rows: int) -> TextRows:
-    """The first `rows` rows of `seq` tokens of a split, of which only the text is known.
-
-    Raises:
-        ValueError: the split is empty.
-    """
-    (batch,) = sequential(data, seq, rows, rows)
-    numbers = batch.documents + batch.first[:, None]  # a document cut by a row's end stays one
-    return TextRows(batch.tokens, numbers.where(batch.documents != PADDING, PADDING))
 
 
 def heldout_text(data: TokenDataset, tokenizer: Tokenizer, seq: int, rows: int) -> TextRows:
@@ -183,11 +143,8 @@ def measure_answers(
     """Predict every answer with what was thought before it, and without.
 
     Args:
-        quiet: the module.
-        text: rows and questions.
         thoughts: (R, T, n), as `TokenTable` has them.
-        run: rows at a time.
-        fixed_weight: mixing weight to use instead of the head's.
+        quiet, text, run, fixed_weight: as of `measure_tokens`.
     """
     questions, size, device = text.questions or (), run.micro_batch or run.batch, quiet.start.device
     table = AnswerTable(*np.zeros((len(AnswerTable._fields), len(questions))))

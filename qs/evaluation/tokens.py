@@ -6,7 +6,7 @@ which tokens it helped most.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -15,12 +15,53 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qs.config import RunConfig
+from qs.config import PADDING, RunConfig
+from qs.data.dataset import TokenDataset, sequential
 from qs.evaluation.statistics import ratio_estimate
 from qs.presets import ONE_THOUGHT
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.losses import entropy
 from qs.quietstar.sampler import step_generator
+
+
+class Question(NamedTuple):
+    """An answer in a row of text, and what is known about it."""
+
+    row: int
+    position: int  # t; x[t+1] is the answer
+    kind: str  # this and difficulty: see `synthetic.Document`
+    difficulty: int
+    choices: tuple[int, ...]  # ids of all possible answers
+    gold: int  # index of the answer among them
+    working: tuple[int, ...]  # ids of the steps that reach the answer
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """Rows of text, and the questions in them."""
+
+    tokens: Tensor  # (R, T) ids
+    documents: Tensor  # (R, T) number of each token's document in the whole text, or PADDING
+    questions: Sequence[Question] | None = None  # in order of rows; None where they are not known
+
+    def other(self, scored: Tensor) -> Tensor:
+        """(R, T) `scored` positions whose next token answers no question."""
+        other = scored.clone()
+        for q in self.questions or ():
+            other[q.row, q.position] = False
+        return other
+
+
+def windows(data: TokenDataset, seq: int, rows: int) -> TextRows:
+    """The first `rows` rows of `seq` tokens of a split, of which only the text is known.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    (batch,) = sequential(data, seq, rows, rows)
+    numbers = batch.documents + batch.first[:, None]  # a document cut by a row's end stays one
+    return TextRows(batch.tokens, numbers.where(batch.documents != PADDING, PADDING))
+
 
 Change = Callable[[QuietStar, Tensor, Tensor, torch.Generator], Tensor]
 """Module, documents (B, T), thoughts (B, T, 1, n), generator -> other thoughts, of any length."""
@@ -60,8 +101,7 @@ class TokenTable:
 @torch.no_grad()
 def measure_tokens(
     quiet: QuietStar,
-    tokens: Tensor,
-    documents: Tensor,
+    text: TextRows,
     run: RunConfig,
     change: Change | None = None,
     fixed_weight: float | None = None,
@@ -72,19 +112,19 @@ def measure_tokens(
 
     Args:
         quiet: the module; thinks everywhere, one thought, judged on the next token.
-        tokens, documents: (R, T).
+        text: R rows.
         run: seed of the thoughts, rows at a time, and whether it thinks at all.
         change: gives other thoughts to use instead.
         fixed_weight: mixing weight to use instead of the head's.
         entropies: measure them too, outside of the module's forward pass.
         label: of the progress bar; empty: there is none.
     """
-    generator, size = step_generator(run.seed, 0), run.micro_batch or run.batch
+    generator, device = step_generator(run.seed, 0), quiet.start.device
+    size = run.micro_batch or run.batch
     parts: list[TokenTable] = []
-    for first in tqdm(range(0, len(tokens), size), label, leave=False, disable=not label):
-        x, inside = (
-            rows[first : first + size].to(quiet.start.device) for rows in (tokens, documents)
-        )
+    for first in tqdm(range(0, len(text.tokens), size), label, leave=False, disable=not label):
+        rows = slice(first, first + size)
+        x, inside = text.tokens[rows].to(device), text.documents[rows].to(device)
         anchors, thoughts = x[:, :0], x[:, :0, None, None]  # nobody thinks
         with quiet.with_settings(**ONE_THOUGHT):
             if run.thinks:

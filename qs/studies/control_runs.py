@@ -17,7 +17,8 @@ from tqdm import tqdm
 from qs import files
 from qs.config import RunConfig
 from qs.evaluation.heldout import Measured, heldout_data, measure_heldout
-from qs.evaluation.synthetic import TextRows, heldout_text, rewarded
+from qs.evaluation.synthetic import heldout_text, rewarded
+from qs.evaluation.tokens import TextRows
 from qs.model import weights
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import ROWS, choose_placement, load

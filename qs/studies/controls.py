@@ -18,8 +18,7 @@ from torch import Tensor
 from qs.config import PADDING, Config
 from qs.evaluation.heldout import Measured
 from qs.evaluation.statistics import Estimate, mean_estimate, paired, ratio_estimate
-from qs.evaluation.synthetic import TextRows
-from qs.evaluation.tokens import Change
+from qs.evaluation.tokens import Change, TextRows
 from qs.files import write_text
 from qs.quietstar.algorithm import PAUSE, QuietStar
 from qs.tables import Table, markdown

@@ -12,7 +12,7 @@ from tiny import batch, module
 from qs.config import RunConfig, ThoughtConfig
 from qs.evaluation.hard_tokens import by_decile, frontier, most_helped
 from qs.evaluation.statistics import ratio_estimate
-from qs.evaluation.tokens import TokenTable, measure_tokens
+from qs.evaluation.tokens import TextRows, TokenTable, measure_tokens
 
 seeds = st.integers(0, 2**32 - 1)
 THOUGHT = ThoughtConfig(thoughts=2, ahead=3, samples=3)
@@ -85,7 +85,7 @@ def test_thinking_where_it_is_unsure_keeps_the_gain_of_those_tokens(seed, rows):
 @given(seeds, st.integers(1, 30), st.integers(1, 4))
 def test_the_most_helped_and_hurt_are_those_of_all_tokens(seed, count, context):
     run = RunConfig(batch=3, seed=seed)
-    table = measure_tokens(module(THOUGHT, seed % 3), *batch(seed, rows=3), run)
+    table = measure_tokens(module(THOUGHT, seed % 3), TextRows(*batch(seed, rows=3)), run)
     best, worst = most_helped(table, count, context)
     gains = np.sort((table.nll_base - table.nll_mix)[table.scored])
     helped, hurt = gains[gains > 0][::-1][:count], gains[gains < 0][:count]

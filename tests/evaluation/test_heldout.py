@@ -12,7 +12,7 @@ from qs.config import PADDING, Config, RunConfig, ThoughtConfig
 from qs.data.dataset import TokenDataset
 from qs.evaluation.heldout import (
     AnswerScore,
-    Score,
+    HeldoutScore,
     closing_table,
     heldout_score,
     measure_heldout,
@@ -22,8 +22,8 @@ from qs.evaluation.heldout import (
     summarise,
 )
 from qs.evaluation.statistics import ratio_estimate
-from qs.evaluation.synthetic import heldout_text, windows
-from qs.evaluation.tokens import TextScore
+from qs.evaluation.synthetic import heldout_text
+from qs.evaluation.tokens import TextScore, windows
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import choose_placement, load
 from qs.tables import terminal
@@ -145,7 +145,7 @@ def test_windows_are_rows_of_the_stream_whose_documents_keep_their_numbers(world
     assert np.array_equal(windows(data, 48, 2).tokens, rows.tokens[:2])
 
 
-SCORE = Score(TextScore(1234, 3.25, 3.125, 0.125, 0.01, 0.2))
+SCORE = HeldoutScore(TextScore(1234, 3.25, 3.125, 0.125, 0.01, 0.2))
 
 
 def cells_of(table):
@@ -154,7 +154,7 @@ def cells_of(table):
 
 
 def test_the_table_has_before_after_and_thoughts_off():
-    before = Score(TextScore(1234, 3.5, 3.5, 0.0, 0.0, 0.0))
+    before = HeldoutScore(TextScore(1234, 3.5, 3.5, 0.0, 0.0, 0.0))
     assert cells_of(closing_table(before, SCORE)) == [
         ["before", "after", "thoughts", "off"],
         ["held-out", "text,", "1,234", "tokens"],
@@ -163,7 +163,9 @@ def test_the_table_has_before_after_and_thoughts_off():
         ["95", "%", "+-", "0.0000", "0.0100"],
         ["mixing", "weight", "0.0000", "0.2000"],
     ]
-    assert cells_of(closing_table(Score(TextScore(9, 3.5)), Score(TextScore(9, 3.0)))) == [
+    assert cells_of(
+        closing_table(HeldoutScore(TextScore(9, 3.5)), HeldoutScore(TextScore(9, 3.0)))
+    ) == [
         ["before", "after"],
         ["held-out", "text,", "9", "tokens"],
         ["NLL,", "nats", "a", "token", "3.5000", "3.0000"],
@@ -176,7 +178,7 @@ def test_the_table_names_every_kind_of_answer_and_all_of_them():
             AnswerScore(kind, 10, 0.1, 0.01, 2.5, gold, 0.02, nll, useful, [0.0, 1.0], 0.5)
             for kind in ("sum", "all")
         )
-        return Score(SCORE.text, TextScore(99, 1.0, 1.1, 0.1, 0.01, 0.3), answers)
+        return HeldoutScore(SCORE.text, TextScore(99, 1.0, 1.1, 0.1, 0.01, 0.3), answers)
 
     lines = cells_of(closing_table(score(0.1, 2.5, 0.4), score(0.9, 0.75, 0.95)))
     for line in (
@@ -194,7 +196,7 @@ def test_the_table_names_every_kind_of_answer_and_all_of_them():
 
 def test_the_table_has_the_change_of_other_tokens_with_its_paired_interval():
     def score(*sums):
-        return Score(SCORE.text, TextScore(8, 1.0, 1.1, 0.1, 0.01, 0.3), (), sums)
+        return HeldoutScore(SCORE.text, TextScore(8, 1.0, 1.1, 0.1, 0.01, 0.3), (), sums)
 
     lines = cells_of(closing_table(score((4, 2.0), (4, 2.0)), score((4, 2.4), (4, 2.8))))
     place = lines.index(["change", "by", "training", "-", "0.1500"])
@@ -214,7 +216,7 @@ def test_a_score_alone_is_told_with_and_without_thoughts():
         ["held-out", "text,", "1,234", "tokens"],
         ["NLL,", "nats", "a", "token", "3.1250", "3.2500"],
     ]
-    assert cells_of(score_table(Score(TextScore(9, 3.5)))) == [
+    assert cells_of(score_table(HeldoutScore(TextScore(9, 3.5)))) == [
         [],
         ["held-out", "text,", "9", "tokens"],
         ["NLL,", "nats", "a", "token", "3.5000"],

@@ -11,7 +11,7 @@ from tiny import batch, module
 
 from qs.config import RunConfig, ThoughtConfig
 from qs.evaluation.statistics import ratio_estimate
-from qs.evaluation.tokens import measure_tokens, text_score
+from qs.evaluation.tokens import TextRows, measure_tokens, text_score
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.sampler import step_generator
 
@@ -28,7 +28,7 @@ TRAINED = [
 def score(quiet, text, **settings):
     """The score of (tokens, documents)."""
     run = RunConfig(**settings)
-    table = measure_tokens(quiet, *text, run)
+    table = measure_tokens(quiet, TextRows(*text), run)
     return text_score(table.row_sums(table.scored), run.thinks)
 
 
@@ -106,7 +106,9 @@ def test_text_without_a_token_to_score_is_refused(objective):
 @given(seeds)
 def test_a_table_holds_each_token_with_what_was_thought_before_it(seed):
     quiet, (tokens, documents) = module(TRAINED[0], seed), batch(seed, rows=3)
-    table = measure_tokens(quiet, tokens, documents, RunConfig(batch=2, seed=seed), entropies=True)
+    table = measure_tokens(
+        quiet, TextRows(tokens, documents), RunConfig(batch=2, seed=seed), entropies=True
+    )
     assert torch.equal(table.tokens, tokens)
     assert torch.equal(table.documents, documents)
     same = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
@@ -127,13 +129,13 @@ def test_a_table_holds_each_token_with_what_was_thought_before_it(seed):
     p = plain[:, :, 0, 0].exp()
     entropy = -(p * p.log()).sum(-1)
     np.testing.assert_allclose(table.entropy[table.scored], entropy[table.scored], rtol=1e-5)
-    assert measure_tokens(quiet, tokens, documents, RunConfig()).entropy.shape == (3, 0)
+    assert measure_tokens(quiet, TextRows(tokens, documents), RunConfig()).entropy.shape == (3, 0)
 
 
 @given(seeds)
 def test_sums_are_of_the_chosen_tokens_of_each_row(seed):
     quiet, (tokens, documents) = module(TRAINED[0], 0), batch(seed)
-    table = measure_tokens(quiet, tokens, documents, RunConfig())
+    table = measure_tokens(quiet, TextRows(tokens, documents), RunConfig())
     draw = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(seed))
     chosen = table.scored & (draw < 0.5)
     sums = table.row_sums(chosen)
@@ -152,9 +154,11 @@ def test_other_thoughts_and_a_fixed_weight_are_used_instead():
         assert torch.equal(inside, documents)
         return thoughts[..., :1] * 0 + 3  # shorter ones
 
-    table = measure_tokens(quiet, tokens, documents, RunConfig(), change, fixed_weight=0.25)
+    table = measure_tokens(
+        quiet, TextRows(tokens, documents), RunConfig(), change, fixed_weight=0.25
+    )
     assert (table.thoughts == 3).all()
     assert table.thoughts.shape == (*tokens.shape, 1)
     assert (table.weight[table.scored] == 0.25).all()
-    own = measure_tokens(quiet, tokens, documents, RunConfig(), fixed_weight=0.0)
+    own = measure_tokens(quiet, TextRows(tokens, documents), RunConfig(), fixed_weight=0.0)
     np.testing.assert_allclose(own.nll_mix, own.nll_base, rtol=1e-9)

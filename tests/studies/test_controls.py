@@ -13,8 +13,8 @@ from tiny import batch, module
 from qs.config import Config, ThoughtConfig
 from qs.evaluation.heldout import Measured
 from qs.evaluation.statistics import mean_estimate, ratio_estimate
-from qs.evaluation.synthetic import AnswerTable, Question, TextRows
-from qs.evaluation.tokens import RowSums
+from qs.evaluation.synthetic import AnswerTable
+from qs.evaluation.tokens import Question, RowSums, TextRows
 from qs.presets import PRESETS
 from qs.quietstar.algorithm import PAUSE
 from qs.studies.controls import (
