@@ -56,9 +56,11 @@ def test_published_settings_are_the_defaults(case: Recorded):
     assert default.embedding_scale == facts["embedding_scale"]
 
 
-def test_outputs_before_and_after_thoughts_agree(case: Recorded):
-    seen = comparable(case)
-    base, branch = case.quiet().score(*case.text, every_position(case.tokens), case.thoughts)
+@pytest.mark.parametrize("attention", ["structured", "dense"])
+def test_outputs_before_and_after_thoughts_agree(case: Recorded, attention: str):
+    seen, quiet = comparable(case), case.quiet()
+    quiet.attention = attention
+    base, branch = quiet.score(*case.text, every_position(case.tokens), case.thoughts)
     close(base[seen], case.values["hidden_base"][:: case.K][seen])
     # past the row's end any token may be forced, and ours is another one
     ahead = torch.arange(1, case.n + case.m + 2) - (case.n + 2)
@@ -133,9 +135,8 @@ def test_we_reward_exactly_one_position_more_than_the_official_code(case: Record
     last, full = case.rewarded, case.real.all(1)
     assert case.step.valid[full, last].all()
     assert not case.step.valid[:, last + 1 :].all(-1).any()
-    more = (
-        loss_terms(case.step, case.config).policy - loss_terms(case.official_step, case.config)[2]
-    )
+    theirs = loss_terms(case.official_step, case.config).policy
+    more = loss_terms(case.step, case.config).policy - theirs
     alone = (case.step.log_p[:, last], case.step.reward[:, last], case.config.baseline)
     close(more, reinforce(*alone))
     if case.name != "qs7_init":  # it earns nothing anywhere
