@@ -14,7 +14,7 @@ from qs.config import Config, ThoughtConfig
 from qs.model.config import ModelConfig
 from qs.model.mistral import Mistral
 from qs.quietstar.algorithm import QuietStar
-from qs.quietstar.losses import Step, Terms, count_terms, loss_terms, term_weights
+from qs.quietstar.terms import Step, Terms, count_terms, loss_terms, term_weights
 
 VOCAB = 7
 torch.set_num_threads(1)  # tensors here are tiny: on a busy machine two threads are 50 times slower

@@ -25,8 +25,8 @@ from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
 from qs.model.config import ModelConfig
 from qs.model.mistral import Mistral
 from qs.quietstar.algorithm import QuietStar
-from qs.quietstar.losses import Step
 from qs.quietstar.masks import Slots, every_position
+from qs.quietstar.terms import Step
 from qs.training.step import make_optimizer, train_step
 
 FOLDER = Path(__file__).parent / "golden"

@@ -16,7 +16,7 @@ import evaluate
 import train
 from qs.data import __main__ as data
 from qs.model import __main__ as model
-from qs.quietstar.losses import count_terms
+from qs.quietstar.terms import count_terms
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]

@@ -25,7 +25,7 @@ from qs import files
 from qs.config import GROUPS
 from qs.evaluation.heldout import HeldoutScore, closing_table
 from qs.evaluation.tokens import TextScore
-from qs.quietstar.losses import loss_terms
+from qs.quietstar.terms import loss_terms
 from qs.tables import terminal
 from qs.training.trainer import bar_text, peak_memory
 

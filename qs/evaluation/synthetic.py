@@ -21,7 +21,8 @@ from qs.evaluation.tokens import Question, TextRows, windows
 from qs.model.tokenizer import Tokenizer
 from qs.presets import ONE_THOUGHT
 from qs.quietstar.algorithm import QuietStar
-from qs.quietstar.losses import entropy, targets_ahead
+from qs.quietstar.losses import entropy
+from qs.quietstar.terms import targets_ahead
 
 
 def heldout_text(data: TokenDataset, tokenizer: Tokenizer, seq: int, rows: int) -> TextRows:

@@ -22,8 +22,8 @@ from qs.data.dataset import TokenDataset
 from qs.evaluation.synthetic import heldout_text
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import PAUSE, QuietStar
-from qs.quietstar.losses import Step
 from qs.quietstar.sampler import step_generator
+from qs.quietstar.terms import Step
 
 LEVELS = (0.05, 0.15, 0.5, 1.5)  # nats from which a token is shaded, and shaded more
 COLORS = (0, 195, 153, 117, 75, 208, 215, 223, 230)  # of a terminal's 256, by level: [-1] hurt

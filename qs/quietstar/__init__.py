@@ -6,8 +6,9 @@ then anchors (who thinks) and load (a checkpoint or a run -> a model that is rea
 
 from qs.quietstar.algorithm import PAUSE, QuietStar
 from qs.quietstar.load import Opened, choose_placement, load, open_model
-from qs.quietstar.losses import Step, advantages, reinforce, rewards
+from qs.quietstar.losses import advantages, reinforce, rewards
 from qs.quietstar.mixer import MixingHead
+from qs.quietstar.terms import Step
 
 __all__ = [
     "PAUSE",

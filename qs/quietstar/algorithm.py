@@ -28,20 +28,11 @@ from qs.config import ThoughtConfig
 from qs.model.mistral import Mistral
 from qs.quietstar.anchors import choose_anchors, draw, uncertainty
 from qs.quietstar.attention import packed_attention
-from qs.quietstar.losses import (
-    Baseline,
-    Step,
-    Targets,
-    Terms,
-    linear_nll,
-    loss_terms,
-    rewards,
-    targets_of,
-    term_weights,
-)
+from qs.quietstar.losses import Baseline, linear_nll, rewards
 from qs.quietstar.masks import Layout, every_position, one_document
 from qs.quietstar.mixer import Mixed, MixingHead, mixed_log_p, mixed_nll, mixing_weight
 from qs.quietstar.sampler import prefill, sample
+from qs.quietstar.terms import Step, Targets, Terms, loss_terms, targets_of, term_weights
 
 PAUSE = -1  # in place of a thought's token: the start vector once more (Goyal et al. 2023)
 

@@ -45,12 +45,8 @@ class Slots:
 
     def map(self, function) -> Slots:
         """Apply one function (a reshape, an index) to all four tensors."""
-        return Slots(
-            function(self.anchor),
-            function(self.branch),
-            function(self.depth),
-            function(self.document),
-        )
+        slots = (self.anchor, self.branch, self.depth, self.document)
+        return Slots(*map(function, slots))
 
 
 def sees(query: Slots, key: Slots, window: int | None = None) -> Tensor:

@@ -17,8 +17,8 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from qs.config import Config, OptimConfig
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.anchors import draw
-from qs.quietstar.losses import Step, Targets, Terms, count_terms, targets_of
 from qs.quietstar.sampler import step_generator
+from qs.quietstar.terms import Step, Targets, Terms, count_terms, targets_of
 from qs.training.distributed import ALONE, Ranks, total, whole
 
 

@@ -33,7 +33,8 @@ from qs.config import Config, RunConfig, ThoughtConfig
 from qs.model.config import ModelConfig
 from qs.model.mistral import Mistral
 from qs.quietstar.algorithm import PAUSE, QuietStar
-from qs.quietstar.losses import Step, Terms, linear_nll, loss_terms, targets_ahead, term_weights
+from qs.quietstar.losses import linear_nll
+from qs.quietstar.terms import Step, Terms, loss_terms, targets_ahead, term_weights
 
 # Equals naive code
 

@@ -9,17 +9,9 @@ from recorded import CASES, Recorded, close, read, recorded, train
 from qs.config import ThoughtConfig
 from qs.quietstar import masks
 from qs.quietstar.algorithm import PAUSE
-from qs.quietstar.losses import (
-    Step,
-    Terms,
-    advantages,
-    count_terms,
-    loss_terms,
-    reinforce,
-    rewards,
-    targets_of,
-)
+from qs.quietstar.losses import advantages, reinforce, rewards
 from qs.quietstar.masks import every_position
+from qs.quietstar.terms import Step, Terms, count_terms, loss_terms, targets_of
 
 # Under our own rule of who sees whom, and under the recorded one where they differ.
 VIEWS = [(name, False) for name in CASES if name != "qs3_window"]

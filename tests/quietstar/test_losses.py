@@ -27,16 +27,8 @@ from torch import Tensor
 from qs.config import ThoughtConfig
 from qs.model.config import ModelConfig
 from qs.quietstar.algorithm import QuietStar
-from qs.quietstar.losses import (
-    Terms,
-    advantages,
-    count_terms,
-    linear_nll,
-    loss_terms,
-    reinforce,
-    rewards,
-    targets_ahead,
-)
+from qs.quietstar.losses import advantages, linear_nll, reinforce, rewards
+from qs.quietstar.terms import Terms, count_terms, loss_terms, targets_ahead
 
 # Likelihood
 

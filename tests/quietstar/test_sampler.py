@@ -188,9 +188,9 @@ def chi_squared(counts: Tensor, p: Tensor) -> float:
 
 
 SHAPE = ModelConfig(
-    5, dim=8, layers=2, heads=2, kv_heads=1, head_dim=4, hidden_dim=12, thought_ids=(4, 4)
+    6, dim=8, layers=2, heads=2, kv_heads=1, head_dim=4, hidden_dim=12, thought_ids=(4, 5)
 )
-ALLOWED = [0, 2, 3]  # 1 is BOS, 4 a thought mark
+ALLOWED = [0, 2, 3]  # 1 is BOS, 4 and 5 are thought marks
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])

@@ -11,8 +11,8 @@ from tiny import batch, module
 import qs.quietstar.algorithm
 import qs.training.step
 from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
-from qs.quietstar.losses import loss_terms
 from qs.quietstar.sampler import step_generator
+from qs.quietstar.terms import loss_terms
 from qs.training.step import make_optimizer, schedule, think, train_step
 
 seeds = st.integers(0, 2**32 - 1)
