@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qs.data.prompts import direct_answer, direct_prompt
 from qs.data.question_sets import BenchmarkQuestion
-from qs.inference.loglikelihood import Score, ScoredText
+from qs.inference.loglikelihood import ScoredText, TextScore
 from qs.model.tokenizer import Tokenizer
 
 
@@ -61,12 +61,12 @@ class Item:
         """Probability of the answer if all that it may hold is equally likely."""
         return len(self.allowed) ** -float(len(self.text.positions))
 
-    def gold(self, score: Score) -> float:
+    def gold(self, score: TextScore) -> float:
         """Probability of the gold answer, the mean over thoughts."""
         targets = [self.allowed.index(self.text.ids[t + 1]) for t in self.text.positions]
         return gold_probability(score.log_p, targets, range(len(self.allowed))).mean().item()
 
-    def chosen(self, score: Score) -> bool:
+    def chosen(self, score: TextScore) -> bool:
         """Whether the right option is likeliest to come first, by the mean over thoughts."""
         columns = [self.allowed.index(option) for option in self.options]
         p = score.log_p[:, 0, columns].exp().mean(0)

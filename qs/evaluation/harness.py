@@ -32,12 +32,12 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from qs import cli
-from qs.config import check_limits, setting
+from qs.config import check_limits, check_types, setting
 from qs.data.prompts import cut
 from qs.inference.decoding import Decoding, think_above
 from qs.inference.loglikelihood import ScoredText, Thinking, score, seed_of
@@ -47,7 +47,6 @@ from qs.quietstar.load import open_model
 
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 DECODING = ("until", "do_sample", "temperature", "top_p", *LIMITS)
-KINDS = {"int": int, "float": float, "str": str, "bool": {"True": True, "False": False}.__getitem__}
 MISSING = "expected lm-evaluation-harness, found none; run pip install -e '.[harness]'"
 log = logging.getLogger("lm_eval.qs")  # shown as the harness shows its own lines
 
@@ -65,10 +64,11 @@ class Arguments:
     max_length: int = setting(0, "tokens; 0: all that the model was made for", least=0)
     max_gen_toks: int = setting(256, "tokens", least=1)
     batch_size: int = setting(8, "texts at a time", least=1)
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda", "cuda:0"] = "auto"  # the last is the harness's default
     seed: int = setting(0, "of thoughts and text", least=0)
 
     def __post_init__(self) -> None:
+        check_types("--model_args", Arguments, vars(self))
         check_limits(self)
         think_above(self.think_when)
         if self.samples > 1 and self.think_temperature == 0:
@@ -78,24 +78,21 @@ class Arguments:
 
     @staticmethod
     def read(given: Mapping[str, Any]) -> Arguments:
-        """Check names and kinds; the harness gives values as text or as what they look like.
+        """Check names and kinds.
 
         Raises:
             ValueError: an argument is unknown, missing or of a wrong kind.
         """
-        kinds = {f.name: str(f.type).removesuffix(" | None") for f in dataclasses.fields(Arguments)}
+        known = [f.name for f in dataclasses.fields(Arguments)]
         values = {name: value for name, value in given.items() if value is not None}
-        if unknown := sorted(set(values) - set(kinds)):
-            raise ValueError(f"--model_args: expected some of {', '.join(kinds)}; got {unknown[0]}")
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"--model_args: expected some of {', '.join(known)}; got {unknown[0]}")
         if "pretrained" not in values:
             raise ValueError("--model_args: expected pretrained=RUN, a run or a checkpoint")
-        for name, value in values.items():
-            try:
-                values[name] = KINDS[kinds[name]](str(value))
-            except (KeyError, ValueError):
-                raise ValueError(
-                    f"--model_args {name}: expected {kinds[name]}, got {value!r}"
-                ) from None
+        # the harness turns what looks like a number into one, but not the value of --batch_size
+        values["pretrained"] = str(values["pretrained"])
+        if str(values.get("batch_size", "")).isdigit():
+            values["batch_size"] = int(values["batch_size"])
         return Arguments(**values)
 
 
@@ -114,21 +111,18 @@ class Adapter:
     def __init__(self, **given: Any) -> None:
         super().__init__()
         self.given = Arguments.read(given)
-        device = "auto" if self.given.device == "cuda:0" else self.given.device  # theirs, unasked
-        if device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device: expected auto, cpu or cuda, got {device}")
         settings = ONE_THOUGHT | {"thoughts": self.given.thoughts, "seed": self.given.seed}
         # every batch has another shape: layers that are compiled would be compiled for each
-        self.opened = open_model(
-            self.given.pretrained, **settings, device=device, seq=2, compile=False
-        )
-        quiet, think = self.opened.quiet, self.given.think
+        device = "auto" if self.given.device == "cuda:0" else self.given.device
+        settings |= {"device": device, "seq": 2, "compile": False}
+        self.opened = open_model(self.given.pretrained, **settings)
+        n, think = self.opened.quiet.config.thoughts, self.given.think
         think = self.opened.config.run.thinks if think is None else think
-        when = self.given.think_when if think and quiet.config.thoughts else "never"
-        how = (self.given.samples, self.given.think_temperature, self.given.seed)
-        self.thinking = Thinking(when, *how)
-        branch = 0 if think_above(when) == math.inf else quiet.config.thoughts + 2
-        room = quiet.model.config.max_positions - branch
+        when = self.given.think_when if think and n else "never"
+        self.thinking = Thinking(
+            when, self.given.samples, self.given.think_temperature, self.given.seed
+        )
+        room = self.opened.quiet.model.config.max_positions - (0 if when == "never" else n + 2)
         self.max_length = min(room, self.given.max_length or room)
         self.tally: Counter[str] = Counter(tokens=0, thoughts=0, cut=0)
         log.info(f"{self.opened.folder} on {self.opened.placement}, thinks {when}")
@@ -169,7 +163,7 @@ class Adapter:
         order = Collator(requests, sort_fn=lambda request: -len(request[1]) - len(request[2]))
         answers, cut_before = [], self.tally["cut"]
         for batch in tqdm(order.get_batched(self.given.batch_size), "qs", unit=" batches"):
-            texts = [self._text(before, after) for _, before, after in batch]
+            texts = [self._fitted(before, after) for _, before, after in batch]
             (scores,) = score(self.opened.quiet, texts, [self.thinking])
             for (pair, _, after), found in zip(batch, scores, strict=True):
                 self.tally.update(tokens=len(after), thoughts=found.thoughts)
@@ -180,18 +174,16 @@ class Adapter:
         self._warn_of_cut(cut_before, len(requests))
         return order.get_original(answers)
 
-    def _text(self, before: list[int], after: list[int]) -> ScoredText:
+    def _fitted(self, before: list[int], after: list[int]) -> ScoredText:
         """A continuation after as much of its context as fits."""
-        ids = self._fitting([*before, *after], self.max_length + 1)
-        if len(after) >= len(ids):
+        over = max(0, len(before) + len(after) - self.max_length - 1)
+        if over >= len(before):
             raise ValueError(
                 f"a continuation of {len(after)} tokens does not fit in {self.max_length}"
             )
-        return ScoredText(tuple(ids), tuple(range(len(ids) - len(after) - 1, len(ids) - 1)))
-
-    def _fitting(self, ids: list[int], longest: int) -> list[int]:
-        self.tally["cut"] += len(ids) > longest
-        return ids[-longest:]
+        self.tally["cut"] += over > 0
+        ids = (*before[over:], *after)
+        return ScoredText(ids, tuple(range(len(before) - over - 1, len(ids) - 1)))
 
     def _warn_of_cut(self, before: int, texts: int) -> None:
         if now := self.tally["cut"] - before:
@@ -240,15 +232,15 @@ class Adapter:
                     f"{self.max_length}: lower them with --gen_kwargs max_gen_toks=N"
                 )
             prompts, numbers = [], []
-            for args in batch:
-                prompts.append(tuple(self._fitting(self.tok_encode(args[0]), room)))
-                numbers.append(seed_of(prompts[-1]) + repeats[repr(args)])
-                repeats[repr(args)] += 1
-            written = write(
-                *(self.opened.quiet, self.opened.tokenizer, prompts, decoding, self.given.seed),
-                stops=stops,
-                numbers=numbers,
-            )
+            for context, asked in batch:
+                ids = self.tok_encode(context)
+                self.tally["cut"] += len(ids) > room
+                prompts.append(ids[-room:])
+                same = (*prompts[-1], repr(asked))
+                numbers.append(seed_of(prompts[-1]) + repeats[same])
+                repeats[same] += 1
+            model, seed = (self.opened.quiet, self.opened.tokenizer), self.given.seed
+            written = write(*model, prompts, decoding, seed, stops, numbers=numbers)
             for args, each in zip(batch, written, strict=True):
                 thoughts = sum(token.thought is not None for token in each.tokens)
                 self.tally.update(tokens=len(each.tokens), thoughts=thoughts)

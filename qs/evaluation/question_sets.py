@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -23,10 +22,10 @@ from qs.config import check_limits, setting
 from qs.data.answers import final_number, majority
 from qs.data.prompts import COT_STOPS, cot_final_prompt, cot_prompt, cut
 from qs.data.question_sets import BenchmarkQuestion, parse_direct
+from qs.evaluation.exam_results import CHANCE, MEASURES, TOTALS, Line, Summary, summary
 from qs.evaluation.gold_probability import Item, by_length, fitting, item
-from qs.evaluation.statistics import Estimate, mean_estimate, paired, wilson
 from qs.files import JsonLines
-from qs.inference.cache import read
+from qs.inference.cache import read_texts
 from qs.inference.decoding import Decoding
 from qs.inference.loglikelihood import Thinking, score, seed_of
 from qs.inference.write import write
@@ -36,38 +35,6 @@ from qs.tables import Table, between, number
 
 ANSWER_TOKENS = 16  # of a direct answer, at most
 CHAIN_TOKENS, NUMBER_TOKENS = 384, 12  # of a chain of thought and of the number after it
-
-
-GOLD, EXACT = "gold answer probability", "exact match of the decoded answer"
-OPTION, SINGLE = "likeliest option is right", "one chain is right"
-CHANCE, PLAIN = "by chance", "without thoughts"
-GREEDY, SAMPLED = "greedy thoughts", "sampled thoughts"
-
-
-class Measure(NamedTuple):
-    """What is measured, in which way, and the name of the same without thoughts."""
-
-    what: str
-    how: str
-    before: str | None = None
-
-
-MEASURES = {  # in lines of answers and in results.json, in the order of the table
-    "gold_chance": Measure(GOLD, CHANCE),
-    "gold_base": Measure(GOLD, PLAIN),
-    "gold_greedy": Measure(GOLD, GREEDY, "gold_base"),
-    "gold_sampled": Measure(GOLD, SAMPLED, "gold_base"),
-    "exact_base": Measure(EXACT, PLAIN),
-    "exact_mix": Measure(EXACT, GREEDY, "exact_base"),
-    "option_chance": Measure(OPTION, CHANCE),
-    "option_base": Measure(OPTION, PLAIN),
-    "option_greedy": Measure(OPTION, GREEDY, "option_base"),
-    "option_sampled": Measure(OPTION, SAMPLED, "option_base"),
-    "single_base": Measure(SINGLE, PLAIN),
-    "single_mix": Measure(SINGLE, GREEDY, "single_base"),
-}
-TOTALS = ("tokens", "slots", "slots_everywhere")  # of the text, of greedy thoughts, at every token
-Line = dict[str, Any]  # of a file of answers: "id", MEASURES, TOTALS, and what was said
 
 
 @dataclass(frozen=True)
@@ -106,32 +73,6 @@ class Exam:
         return {"base": "never"} | ({"mix": "always"} if self.thoughts else {})
 
 
-@dataclass(frozen=True)
-class Result:
-    """One measure over all questions."""
-
-    mean: float
-    interval: float | None = None  # half-width of the 95 % interval of a number
-    wilson: tuple[float, float] | None = None  # both ends of that of a rate
-    change: Estimate | None = None  # from the same without thoughts, paired by question
-
-    def to_json(self) -> dict[str, Any]:
-        """What there is, by name."""
-        values = {name: value for name, value in vars(self).items() if value is not None}
-        return values | ({"change": self.change._asdict()} if self.change else {})
-
-
-class Summary(NamedTuple):
-    """What a question set came to: counts and the like, and results by the name in MEASURES."""
-
-    facts: dict[str, Any]
-    results: dict[str, Result]
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it side by side."""
-        return self.facts | {name: result.to_json() for name, result in self.results.items()}
-
-
 def answers_of(kind: str, folder: Path) -> Path:
     """The newest file with answers of one kind.
 
@@ -166,10 +107,9 @@ def run(
         ValueError: the file of answers is damaged.
     """
     answers = JsonLines(out / exam.file)
-    longest = quiet.model.config.max_positions - exam.thoughts - 2
-    if exam.votes:
-        longest -= _asking_for_the_number(tokenizer)
-    fit, too_long = fitting([item(question, tokenizer) for question in questions], longest)
+    items = [item(question, tokenizer) for question in questions]
+    room = _asking(tokenizer) if exam.votes else 0
+    fit, too_long = fitting(items, quiet.model.config.max_positions - exam.thoughts - 2 - room)
     done = {line["id"] for line in answers.records()} & {x.question.id for x in fit}
     answer = _chains if exam.votes else _direct
     began = time.perf_counter()
@@ -192,41 +132,18 @@ def run(
     return summary([known[x.question.id] for x in fit], facts)
 
 
-def summary(lines: Sequence[Line], facts: dict[str, Any]) -> Summary:
-    """Means with 95 % intervals of everything that was measured, and paired differences.
-
-    Args:
-        lines: of one exam.
-        facts: what else is told.
-    """
-    first = lines[0] if lines else {}
-    facts = facts | {"scored": len(lines)}
-    facts |= {name: sum(line[name] for line in lines) for name in TOTALS if name in first}
-    results = {}
-    for name, measure in MEASURES.items():
-        if name not in first:
-            continue
-        values = [line[name] for line in lines]
-        mean, interval, ends, change = float(np.mean(values)), None, None, None
-        if isinstance(values[0], bool):
-            ends = wilson(sum(values), len(values))
-        elif measure.how != CHANCE:
-            interval = mean_estimate(np.array(values)).interval
-        if measure.before:
-            change = paired([line[measure.before] for line in lines], values)
-        results[name] = Result(mean, interval, ends, change)
-    return Summary(facts, results)
-
-
 def _direct(
     exam: Exam, quiet: QuietStar, tokenizer: Tokenizer, items: Sequence[Item]
 ) -> list[Line]:
     """Probability of gold answers, and the answers that are decoded."""
-    texts, prompts = [x.text for x in items], [x.prompt for x in items]
-    reading, n = read(quiet.model, [text.ids for text in texts]), exam.thoughts
-    ways = [Thinking("never"), Thinking("always", 1, 0.0, exam.seed)]
-    ways.append(Thinking("always", exam.samples, 1.0, exam.seed))
-    plain, greedy, sampled = score(quiet, texts, ways, reading)
+    texts, prompts, n = [x.text for x in items], [x.prompt for x in items], exam.thoughts
+    reading = read_texts(quiet.model, [text.ids for text in texts])
+    thinking = {"base": Thinking("never")}
+    if n:
+        thinking["greedy"] = Thinking("always", 1, 0.0, exam.seed)
+        thinking["sampled"] = Thinking("always", exam.samples, 1.0, exam.seed)
+    scored = score(quiet, texts, list(thinking.values()), reading)
+    scores = dict(zip(thinking, scored, strict=True))
     said = {}
     for way, when in exam.ways.items():
         decoding = Decoding(max_tokens=ANSWER_TOKENS, think_when=when)
@@ -235,23 +152,18 @@ def _direct(
         said[way] = [cut(each.text, ["\n"]).removeprefix(" ") for each in written if each]
     lines = []
     for i, x in enumerate(items):
-        line: Line = {"id": x.question.id}
-        line |= {"gold_base": x.gold(plain[i]), "gold_chance": x.chance}
+        line: Line = {"id": x.question.id, "gold_chance": x.chance}
+        line |= {f"gold_{way}": x.gold(scores[way][i]) for way in scores}
         if n:
-            line |= {"gold_greedy": x.gold(greedy[i]), "gold_sampled": x.gold(sampled[i])}
-            slots = 2 * n + 2  # of one thought: n are sampled, then n + 2 scored
-            line |= {"tokens": len(x.text.ids), "slots": len(x.text.positions) * slots}
-            line["slots_everywhere"] = len(x.text.ids) * slots
+            tokens, slots = len(x.text.ids), 2 * n + 2  # n slots are sampled, then n + 2 scored
+            line |= {"tokens": tokens, "slots": len(x.text.positions) * slots}
+            line["slots_everywhere"] = tokens * slots
         for way in exam.ways:
             answer = parse_direct(x.question, said[way][i].lstrip(" "))
             line |= {f"said_{way}": said[way][i], f"exact_{way}": answer == x.question.gold}
         if x.options:
-            line |= {"option_base": x.chosen(plain[i]), "option_chance": 1 / len(x.options)}
-            if n:
-                line |= {
-                    "option_greedy": x.chosen(greedy[i]),
-                    "option_sampled": x.chosen(sampled[i]),
-                }
+            line["option_chance"] = 1 / len(x.options)
+            line |= {f"option_{way}": x.chosen(scores[way][i]) for way in scores}
         lines.append(line)
     return lines
 
@@ -264,7 +176,7 @@ def _chains(
     prompts = [cot_prompt(x.question) for x in items for _ in range(exam.votes)]
     numbers = [seed_of(x.text.ids) + vote for x in items for vote in range(exam.votes)]
     later = [number + exam.votes for number in numbers]
-    room = _asking_for_the_number(tokenizer)
+    room = _asking(tokenizer)
     for way, when in exam.ways.items():
         chains = _continue(exam, quiet, tokenizer, prompts, when, CHAIN_TOKENS, numbers, room)
         asked = [
@@ -291,7 +203,7 @@ def _continue(
     numbers: list[int],
     room: int = 0,
 ) -> list[str]:
-    """What the model writes after each prompt, drawn by its number, with room for more tokens."""
+    """What the model writes after each prompt, drawn by its number, with room for what follows."""
     ids = [tokenizer.encode(prompt, bos=True) for prompt in prompts]
     decoding = Decoding(max_tokens=tokens, temperature=exam.temperature, think_when=when)
     longest = quiet.model.config.max_positions - exam.thoughts - 2 - room
@@ -299,8 +211,8 @@ def _continue(
     return [each.text.removeprefix(" ") if each else "" for each in written]
 
 
-def _asking_for_the_number(tokenizer: Tokenizer) -> int:
-    """Tokens that are asked after a chain, and of the number."""
+def _asking(tokenizer: Tokenizer) -> int:
+    """Tokens that follow a chain of thought: the words that ask for its number, and the number."""
     return len(tokenizer.encode(cot_final_prompt(""))) + NUMBER_TOKENS
 
 
@@ -308,14 +220,11 @@ def exam_table(exam: Exam, summary: Summary) -> Table:
     """A question set's rates with 95 % intervals, and differences paired by question."""
     facts, rows = summary.facts, []
     for name, result in summary.results.items():
-        measure, interval, change = MEASURES[name], "", ("", "")
-        if result.wilson:
-            interval = between(*result.wilson)
-        elif measure.how != CHANCE:
-            interval = between(*Estimate(result.mean, result.interval).ends)
+        (what, how, _), change = MEASURES[name], ("", "")
         if result.change:
             change = number(result.change.mean, "+"), between(*result.change.ends, "+")
-        rows.append((measure.what, measure.how, number(result.mean), interval, *change))
+        interval = "" if how == CHANCE else between(*result.ends)
+        rows.append((what, how, number(result.mean), interval, *change))
     how = f"greedy and {exam.samples} sampled" if exam.thoughts else "none"
     if exam.votes:
         how = f"majority of {exam.votes} chains, temperature {exam.temperature}, thoughts greedy"
@@ -335,39 +244,3 @@ def exam_table(exam: Exam, summary: Summary) -> Table:
     heads = ("measure", "how", "mean", "95 % interval", "change", "95 % interval, paired")
     title = f"{exam.task}: {facts['scored']:,} of {facts['questions']:,} questions"
     return Table(title, heads if rows else (), rows, notes)
-
-
-def against(own: Path, other: Path) -> Summary:
-    """Differences own - other of everything measured, paired on the questions that both answered.
-
-    What the other model, having answered without thoughts, does not have is compared with its
-    answers without.
-
-    Args:
-        own, other: files of answers.
-
-    Raises:
-        ValueError: they have no question in common.
-    """
-    mine, theirs = ({x["id"]: x for x in JsonLines(path).records()} for path in (own, other))
-    shared = [name for name in mine if name in theirs]
-    if not shared:
-        raise ValueError(f"{other}: expected some of the questions of {own}, found none")
-    results = {}
-    for name, measure in MEASURES.items():
-        if name in mine[shared[0]] and measure.how != CHANCE:
-            before = name if name in theirs[shared[0]] else measure.before
-            change = paired([theirs[i][before] for i in shared], [mine[i][name] for i in shared])
-            results[name] = Result(*change)
-    return Summary({"file": str(other), "questions": len(shared)}, results)
-
-
-def against_table(difference: Summary) -> Table:
-    """Differences from another model on the same questions."""
-    rows = []
-    for name, result in difference.results.items():
-        ends = between(*Estimate(result.mean, result.interval).ends, "+")
-        rows.append((*MEASURES[name][:2], number(result.mean, "+"), ends))
-    facts = difference.facts
-    title = f"minus {facts['file']}, {facts['questions']:,} questions, paired"
-    return Table(title, ("measure", "how", "difference", "95 % interval"), rows)

@@ -1,1 +1,22 @@
-"""inference."""
+"""Using a model that thinks: going on from text, and scoring text that is given.
+
+Read generate (a thought before each output token) with decoding and cache, write (texts up to a
+stop), loglikelihood. The functions `generate` and `write` are imported from the files of that name.
+"""
+
+from qs.inference.decoding import Decoding, Generated, OutputToken
+from qs.inference.generate import Stream
+from qs.inference.loglikelihood import ScoredText, TextScore, Thinking, score
+from qs.inference.write import Written
+
+__all__ = [
+    "Decoding",
+    "Generated",
+    "OutputToken",
+    "ScoredText",
+    "Stream",
+    "TextScore",
+    "Thinking",
+    "Written",
+    "score",
+]

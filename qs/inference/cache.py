@@ -122,7 +122,7 @@ class Reading(NamedTuple):
         return self._replace(rows=first.copy(range(len(lengths)), room))
 
 
-def read(model: Mistral, texts: Sequence[Sequence[int]], limit: int = 0) -> Reading:
+def read_texts(model: Mistral, texts: Sequence[Sequence[int]], limit: int = 0) -> Reading:
     """Read texts of any lengths in one pass.
 
     Args:

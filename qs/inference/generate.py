@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qs.inference.cache import Reading, Rows, read
+from qs.inference.cache import Reading, Rows, read_texts
 from qs.inference.decoding import (
     Counts,
     Decoding,
@@ -164,7 +164,7 @@ class Stream:
         """Draw the next token of every row that goes on."""
         if self._text is None:
             limit = max(len(p) + most for p, most in zip(self.prompts, self.most, strict=True))
-            reading = read(self.quiet.model, self.prompts, limit + self.branch)
+            reading = read_texts(self.quiet.model, self.prompts, limit + self.branch)
             self._text, self._base = reading.rows, reading.last
             self._count(sum(map(len, self.prompts)))
         said, thinking = (x[:, self._step] for x in self._uniforms)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qs.inference.cache import Reading, read
+from qs.inference.cache import Reading, read_texts
 from qs.inference.decoding import sayable_ids, think_above, uniforms
 from qs.inference.generate import predict_next
 from qs.quietstar.algorithm import QuietStar
@@ -41,7 +41,7 @@ class Thinking(NamedTuple):
     seed: int = 0
 
 
-class Score(NamedTuple):
+class TextScore(NamedTuple):
     """What was found for one text, on the CPU."""
 
     log_p: Tensor  # (K, L, W) float64 in nats, of W ids at L positions after K thoughts
@@ -65,7 +65,7 @@ def score(
     texts: Sequence[ScoredText],
     ways: Sequence[Thinking],
     reading: Reading | None = None,
-) -> list[list[Score]]:
+) -> list[list[TextScore]]:
     """Log-probabilities of the scored tokens of a batch, in several ways of thinking.
 
     Thoughts draw by numbers of their own text, so a result does not depend on the other texts.
@@ -80,7 +80,7 @@ def score(
         for each way the scores of the texts.
     """
     if reading is None:
-        reading = read(quiet.model, [text.ids[:-1] for text in texts])
+        reading = read_texts(quiet.model, [text.ids[:-1] for text in texts])
     batch = _Batch(quiet, texts, reading)
     results = []
     for thinking in ways:
@@ -90,7 +90,7 @@ def score(
         results.append([])
         for i, text in enumerate(texts):
             L, W = len(text.positions), len(text.among or [0])
-            results[-1].append(Score(log_p[i, :, :L, :W], likeliest[i, :L], thoughts[i]))
+            results[-1].append(TextScore(log_p[i, :, :L, :W], likeliest[i, :L], thoughts[i]))
     return results
 
 

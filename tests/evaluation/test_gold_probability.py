@@ -17,7 +17,7 @@ from qs.data.prompts import direct_answer, direct_prompt
 from qs.data.question_sets import BenchmarkQuestion, arithmetic_questions
 from qs.evaluation.gold_probability import by_length, fitting, gold_probability, item
 from qs.inference.decoding import uniforms
-from qs.inference.loglikelihood import Score, Thinking, score, seed_of
+from qs.inference.loglikelihood import TextScore, Thinking, score, seed_of
 from qs.model.mistral import Mistral
 from qs.model.tokenizer import train_tokenizer
 from qs.quietstar import algorithm
@@ -144,7 +144,7 @@ def test_the_option_that_is_likeliest_on_average_over_thoughts_is_chosen(tokeniz
     columns = [x.allowed.index(option) for option in x.options]
     p = torch.full((2, 2, len(x.allowed)), 0.01, dtype=torch.float64)
     p[:, 0, columns] = torch.tensor([[0.8, 0.3, 0.1], [0.1, 0.7, 0.2]], dtype=torch.float64)
-    score = Score(p.log(), torch.zeros(2), 0)
+    score = TextScore(p.log(), torch.zeros(2), 0)
     assert x.chosen(score)
     assert not x.chosen(score._replace(log_p=score.log_p[:1]))
 

@@ -12,16 +12,14 @@ import qs.evaluation.question_sets
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.data.prompts import direct_answer, direct_prompt
 from qs.data.question_sets import BenchmarkQuestion
+from qs.evaluation.exam_results import against, summary
 from qs.evaluation.question_sets import (
     Exam,
-    against,
-    against_table,
     answers_of,
     exam_table,
     run,
-    summary,
 )
-from qs.evaluation.statistics import paired, wilson
+from qs.evaluation.statistics import wilson
 from qs.files import JsonLines
 from qs.model.tokenizer import train_tokenizer
 from qs.quietstar.load import choose_placement, load
@@ -169,16 +167,6 @@ def test_a_damaged_file_of_answers_is_named(opened, tmp_path):
         run(EXAM, *opened, NUMBERS, tmp_path)
 
 
-def test_differences_are_paired_by_question():
-    found = paired([0.0, 1.0, 0.5], [0.5, 1.0, 1.5])
-    assert found.mean == pytest.approx(0.5)
-    assert found.interval == pytest.approx(1.959964 * 0.5 / 3**0.5)
-    lines = [{"id": "x", "gold_base": 0.2, "gold_greedy": 0.4, "slots": 2}] * 2
-    found = summary(lines, {"questions": 3})
-    assert found.results["gold_greedy"].change.mean == pytest.approx(0.2)
-    assert found.facts == {"questions": 3, "scored": 2, "slots": 4}
-
-
 def test_two_models_are_compared_on_the_questions_that_both_answered(opened, tmp_path):
     own = dataclasses.replace(EXAM, model="own")
     run(EXAM, *opened, NUMBERS[:4], tmp_path / "other")
@@ -252,13 +240,3 @@ def test_a_table_names_every_measure_with_its_interval_and_its_change():
     voting = dataclasses.replace(EXAM, votes=3)
     expected = "thoughts of n 2: majority of 3 chains, temperature 0.9, thoughts greedy"
     assert exam_table(voting, summary([], facts)).notes[0].startswith(expected)
-
-
-def test_a_table_of_differences_is_of_all_that_both_models_have(tmp_path):
-    for name, gold in (("own", 0.4), ("other", 0.1)):
-        line = {"id": "n1", "gold_chance": 0.2, "gold_base": gold, "said_base": "4"}
-        JsonLines(tmp_path / name).append([line])
-    table = against_table(against(tmp_path / "own", tmp_path / "other"))
-    assert table.title == f"minus {tmp_path / 'other'}, 1 questions, paired"
-    cells = ("gold answer probability", "without thoughts", "+0.3000", "+0.3000 to +0.3000")
-    assert table.rows == [cells]

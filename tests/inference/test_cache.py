@@ -13,7 +13,7 @@ from torch import Tensor
 from uncached import uncached
 
 from qs.config import ThoughtConfig
-from qs.inference.cache import Rows, folded_attention, read
+from qs.inference.cache import Rows, folded_attention, read_texts
 from qs.inference.decoding import Decoding
 from qs.inference.generate import generate
 from qs.model.config import ModelConfig
@@ -40,7 +40,7 @@ def test_rows_go_on_as_if_read_again(shape: ModelConfig, seed: int, data):
     tokens = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=4)
     texts = data.draw(st.lists(tokens, min_size=1, max_size=3))
     model, fed = model_of(shape, seed), 0
-    reading = read(model, texts, limit=24)
+    reading = read_texts(model, texts, limit=24)
     rows = reading.rows
     close(reading.last, torch.stack([reread(model, text)[-1] for text in texts]))
 
@@ -78,7 +78,7 @@ def test_a_reading_cut_short_goes_on_as_if_the_rest_was_never_read(
     texts = data.draw(st.lists(tokens, min_size=1, max_size=3))
     model, lengths = model_of(shape, seed), [data.draw(st.integers(1, len(x))) for x in texts]
     begun = [text[:length] for text, length in zip(texts, lengths, strict=True)]
-    reading = read(model, texts, limit=4)
+    reading = read_texts(model, texts, limit=4)
     for _ in range(2):  # a copy: the reading is as it was
         cut = reading.until(lengths, 2)
         close(cut.last, torch.stack([reread(model, text)[-1] for text in begun]))
@@ -98,7 +98,7 @@ def test_folded_heads_attend_as_repeated_ones(seed: int, shared: int, Q: int, S:
 
 @torch.no_grad()
 def test_the_cache_doubles_up_to_its_limit():
-    rows = read(model_of(SHAPE), [[1, 2, 3]], limit=50).rows
+    rows = read_texts(model_of(SHAPE), [[1, 2, 3]], limit=50).rows
     held = []
     for _ in range(47):
         rows.feed(torch.ones((1, 1, 8), dtype=torch.float64))
@@ -115,7 +115,7 @@ def test_compiled_layers_are_not_compiled_again_for_every_length():
     model = model_of(SHAPE)
     for layer in model.layers:
         layer.compile(backend=refuse)
-    _, rows, outputs = read(model, [[1], [2, 3]], limit=8)
+    _, rows, outputs = read_texts(model, [[1], [2, 3]], limit=8)
     rows.feed(outputs[:, :1])
     assert rows.lengths == [2, 3]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import qs.inference.generate
 from qs.config import ThoughtConfig
-from qs.inference.cache import read
+from qs.inference.cache import read_texts
 from qs.inference.decoding import Decoding, Generated, OutputToken, uniforms
 from qs.inference.generate import Stream, generate
 from qs.model.config import ModelConfig
@@ -269,7 +269,7 @@ def test_steps_put_together_are_the_results(case: Asked):
 @torch.no_grad()
 def test_prompts_that_were_read_already_go_on_in_the_same_way(case: Asked, data):
     longer = [prompt + data.draw(st.lists(st.just(3), max_size=2)) for prompt in case.prompts]
-    reading = read(case.module().model, longer, limit=7)
+    reading = read_texts(case.module().model, longer, limit=7)
     room = case.decoding.max_tokens + case.config.thoughts + 2
     again = case.generate(reading=reading.until([len(prompt) for prompt in case.prompts], room))
     for row, expected in zip(again, case.generate(), strict=True):

@@ -8,7 +8,7 @@ from tiny import module
 
 from qs.config import ThoughtConfig
 from qs.inference import loglikelihood
-from qs.inference.cache import read
+from qs.inference.cache import read_texts
 from qs.inference.decoding import think_above, uniforms
 from qs.inference.loglikelihood import ScoredText, Thinking, score, seed_of
 from qs.quietstar import algorithm
@@ -67,7 +67,7 @@ ways = st.builds(
     again=st.booleans(),
 )
 def test_a_batch_in_chunks_is_each_token_alone(texts, ways, budgets, again):
-    reading = read(QUIET.model, [text.ids for text in texts], 20) if again else None
+    reading = read_texts(QUIET.model, [text.ids for text in texts], 20) if again else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loglikelihood, "SLOTS_AT_ONCE", budgets[0])
         patch.setattr(loglikelihood, "LOGITS_AT_ONCE", budgets[1])

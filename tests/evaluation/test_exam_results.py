@@ -1,0 +1,73 @@
+"""exam_results: results are of what was measured, and differences are paired by question."""
+
+import json
+
+import numpy as np
+import pytest
+
+from qs.evaluation.exam_results import MEASURES, against, against_table, summary
+from qs.evaluation.statistics import Estimate, mean_estimate, paired, wilson
+from qs.files import JsonLines
+
+GOLD = [0.2, 0.4, 0.9]
+LINES = [
+    {"id": str(i), "gold_base": p, "gold_chance": 0.1, "gold_greedy": p + i / 8, "slots": 2}
+    | {"exact_base": p > 0.5, "exact_mix": True, "said_base": "4"}
+    for i, p in enumerate(GOLD)
+]
+
+
+def test_each_measure_has_the_interval_of_its_kind_and_its_change():
+    found = summary(LINES, {"questions": 4})
+    assert found.facts == {"questions": 4, "scored": 3, "slots": 6}
+    assert list(found.results) == [name for name in MEASURES if name in LINES[0]]
+    plain, rate = found.results["gold_base"], found.results["exact_mix"]
+    assert (plain.mean, plain.interval) == mean_estimate(np.array(GOLD))
+    assert plain.ends == mean_estimate(np.array(GOLD)).ends
+    assert (plain.wilson, plain.change) == (None, None)
+    assert (rate.mean, rate.wilson, rate.ends) == (1.0, wilson(3, 3), wilson(3, 3))
+    assert rate.change == paired([0.0, 0.0, 1.0], [1.0] * 3)
+    after = [p + i / 8 for i, p in enumerate(GOLD)]
+    assert found.results["gold_greedy"].change == paired(GOLD, after)
+    chance = found.results["gold_chance"]
+    assert (chance.interval, chance.wilson, chance.change) == (None, None, None)
+
+
+def test_results_are_written_by_the_names_they_always_had():
+    found = json.loads(json.dumps(summary(LINES, {"file": "x.jsonl"}).to_json()))
+    assert found["file"] == "x.jsonl"
+    assert found["scored"] == 3
+    assert found["gold_chance"] == {"mean": pytest.approx(0.1)}
+    assert found["gold_base"].keys() == {"mean", "interval"}
+    assert found["exact_base"].keys() == {"mean", "wilson"}
+    assert found["gold_greedy"].keys() == {"mean", "interval", "change"}
+    assert found["exact_mix"]["change"].keys() == {"mean", "interval"}
+    assert found["slots"] == 6
+    assert summary([], {}).to_json() == {"scored": 0}
+
+
+def test_a_table_of_differences_is_of_all_that_both_models_have(tmp_path):
+    for name, gold in (("own", 0.4), ("other", 0.1)):
+        line = {"id": "n1", "gold_chance": 0.2, "gold_base": gold, "said_base": "4"}
+        JsonLines(tmp_path / name).append([line])
+    found = against(tmp_path / "own", tmp_path / "other")
+    assert found.results["gold_base"].mean == pytest.approx(0.3)
+    table = against_table(found)
+    assert table.title == f"minus {tmp_path / 'other'}, 1 questions, paired"
+    cells = ("gold answer probability", "without thoughts", "+0.3000", "+0.3000 to +0.3000")
+    assert table.rows == [cells]
+
+
+def test_what_a_plain_model_lacks_is_compared_with_its_answers_without_thoughts(tmp_path):
+    JsonLines(tmp_path / "own").append(LINES)
+    names = ("id", "gold_base", "gold_chance", "exact_base")
+    plain = [{name: line[name] for name in names} for line in LINES[1:]]
+    JsonLines(tmp_path / "other").append(plain)
+    found = against(tmp_path / "own", tmp_path / "other")
+    assert found.facts["questions"] == 2
+    greedy = found.results["gold_greedy"]
+    expected = paired(GOLD[1:], [0.4 + 1 / 8, 0.9 + 2 / 8])
+    assert Estimate(greedy.mean, greedy.interval) == expected
+    JsonLines(tmp_path / "none").append([{"id": "else"}])
+    with pytest.raises(ValueError, match="expected some of the questions of .*own, found none"):
+        against(tmp_path / "own", tmp_path / "none")
