@@ -30,7 +30,7 @@ from qs import cli, files
 from qs.cli import Parser, add_settings, chosen
 from qs.config import RunConfig, ThoughtConfig, check_limits, setting, thought_lengths
 from qs.data.question_sets import ARITHMETIC, QUESTION_SETS, read_questions
-from qs.evaluation import exam_results, question_sets
+from qs.evaluation import question_sets
 from qs.evaluation.hard_tokens import by_decile, measure_hard_tokens, token_table
 from qs.evaluation.heldout import heldout_data, heldout_score, score_table
 from qs.evaluation.page import PAGE_ROWS, write_thoughts
@@ -121,12 +121,7 @@ def tasks(args: argparse.Namespace) -> None:
     tables: list[Table] = []
     for exam, asked, other in zip(exams, questions, others, strict=True):
         summary = question_sets.run(exam, opened.quiet, opened.tokenizer, asked, out)
-        made = [question_sets.exam_table(exam, summary)]
-        facts = {"exam": dataclasses.asdict(exam)} | summary.to_json()
-        if other:
-            difference = exam_results.against(out / exam.file, other)
-            made.append(exam_results.against_table(difference))
-            facts["against"] = difference.to_json()
+        facts, made = question_sets.exam_report(exam, summary, out, other)
         facts["environment"] = environment
         before = files.read_results(out).get("exams", {})
         files.add_results(out, {"exams": before | {exam.file: facts}})

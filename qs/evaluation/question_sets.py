@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -22,7 +23,16 @@ from qs.config import check_limits, setting
 from qs.data.answers import final_number, majority
 from qs.data.prompts import COT_STOPS, cot_final_prompt, cot_prompt, cut
 from qs.data.question_sets import BenchmarkQuestion, parse_direct
-from qs.evaluation.exam_results import CHANCE, MEASURES, TOTALS, Line, Summary, summary
+from qs.evaluation.exam_results import (
+    CHANCE,
+    MEASURES,
+    TOTALS,
+    Line,
+    Summary,
+    against,
+    against_table,
+    summary,
+)
 from qs.evaluation.gold_probability import Item, by_length, fitting, item
 from qs.files import JsonLines
 from qs.inference.cache import read_texts
@@ -244,3 +254,25 @@ def exam_table(exam: Exam, summary: Summary) -> Table:
     heads = ("measure", "how", "mean", "95 % interval", "change", "95 % interval, paired")
     title = f"{exam.task}: {facts['scored']:,} of {facts['questions']:,} questions"
     return Table(title, heads if rows else (), rows, notes)
+
+
+def exam_report(
+    exam: Exam, summary: Summary, out: Path, other: Path | None
+) -> tuple[dict[str, Any], list[Table]]:
+    """Facts to keep and tables to show.
+
+    Args:
+        exam, summary: how it was run, and what came out.
+        out: folder of the answers.
+        other: answers of another model to compare with.
+
+    Raises:
+        ValueError: they have no question in common.
+    """
+    facts = {"exam": dataclasses.asdict(exam)} | summary.to_json()
+    tables = [exam_table(exam, summary)]
+    if other is not None:
+        difference = against(out / exam.file, other)
+        facts["against"] = difference.to_json()
+        tables.append(against_table(difference))
+    return facts, tables
