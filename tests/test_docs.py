@@ -110,6 +110,12 @@ def test_files_that_are_named_are_here(path):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_functions_that_are_named_are_here(path):
+    for place, name in re.findall(r"`(losses|QuietStar)\.(\w+)`", path.read_text(encoding="utf-8")):
+        assert hasattr({"losses": losses, "QuietStar": QuietStar}[place], name), name
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_commands_and_flags_are_those_of_today(path, capsys):
     for program, *words in command_lines(path.read_text(encoding="utf-8")):
         if program.startswith(("docs/", "tests/")):
