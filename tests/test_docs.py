@@ -16,6 +16,7 @@ import evaluate
 import train
 from qs.data import __main__ as data
 from qs.model import __main__ as model
+from qs.quietstar import QuietStar, losses
 from qs.quietstar.terms import count_terms
 
 README = ROOT / "README.md"
