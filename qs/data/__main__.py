@@ -11,12 +11,11 @@ a file) or .parquet. synthetic and arithmetic write train.jsonl and heldout.json
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from qs import cli
 from qs.data import arithmetic, synthetic
-from qs.data.dataset import SPLITS, Split
+from qs.data.dataset import Split
 from qs.data.documents import DocumentReader
 from qs.data.prepare import prepare_dataset
 from qs.files import new_folder, write_json
@@ -35,72 +34,60 @@ from qs.model.tokenizer import train_tokenizer
 def _parser() -> cli.Parser:
     parser = cli.Parser("python -m qs.data", __doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    several: dict[str, Any] = {"action": "append", "default": []}
 
-    command = commands.add_parser("tokenizer", help="train a sentencepiece tokenizer")
-    command.set_defaults(run=_train_tokenizer)
-    _add_sources(command)
-    command.add_argument("--vocab", type=int, default=4096, help="number of tokens [4096]")
-    command.add_argument(
-        "--symbol", action="append", default=[], help="always a token of its own; may be repeated"
-    )
+    tokenizer = commands.add_parser("tokenizer", help="train a sentencepiece tokenizer")
+    tokenizer.set_defaults(run=_train_tokenizer)
+    flag = tokenizer.add_argument
+    flag("--vocab", type=int, default=4096, help="number of tokens [4096]")
+    flag("--symbol", help="always a token of its own; may be repeated", **several)
 
-    command = commands.add_parser("prepare", help="tokenize documents into shards")
-    command.set_defaults(run=prepare_dataset)
-    _add_sources(command)
-    command.add_argument("--tokenizer", required=True, help="folder with tokenizer.model")
-    command.add_argument("--heldout", type=float, default=0.01, help="fraction held out [0.01]")
-    command.add_argument(
-        "--heldout-source",
-        dest="heldout_sources",
-        action="append",
-        default=[],
-        metavar="SOURCE",
-        help="held out instead of a fraction; may be repeated",
-    )
-    command.add_argument("--workers", type=int, help="processes [one a core]")
-    command.add_argument("--shard-tokens", type=int, default=100_000_000, help="at most [10^8]")
-    command.add_argument("--seed", type=int, default=0, help="of the held-out draw [0]")
-    command.add_argument("--overwrite", action="store_true", help="replace a dataset")
+    prepare = commands.add_parser("prepare", help="tokenize documents into shards")
+    prepare.set_defaults(run=prepare_dataset)
+    flag = prepare.add_argument
+    flag("--tokenizer", required=True, help="folder with tokenizer.model")
+    flag("--heldout", type=float, default=0.01, help="fraction held out [0.01]")
+    held = "held out instead of a fraction; may be repeated"
+    flag("--heldout-source", dest="heldout_sources", metavar="SOURCE", help=held, **several)
+    flag("--workers", type=int, help="processes [one a core]")
+    flag("--shard-tokens", type=int, default=100_000_000, help="at most [10^8]")
+    flag("--seed", type=int, default=0, help="of the held-out draw [0]")
+    flag("--overwrite", action="store_true", help="replace a dataset")
 
-    command = commands.add_parser("synthetic", help="write text whose reasoning is often left out")
-    command.set_defaults(run=_write_synthetic)
-    command.add_argument("--out", type=Path, required=True, help="folder to make")
-    _add_counts(command, tests=3_000)
-    command.add_argument("--written", type=float, default=0.3, help="share with a working [0.3]")
-    command.add_argument("--useful", type=float, default=0.5, help="share of these that help [0.5]")
-    command.add_argument("--stories", type=float, default=1.0, help="weight of word problems [1]")
+    for command in (tokenizer, prepare):
+        flag = command.add_argument
+        flag("sources", nargs="+", metavar="SOURCE")
+        flag("--out", required=True, help="folder to make")
+        texts = "field with the text [text]; a+b joins two; repeat for alternatives"
+        flag("--field", dest="fields", metavar="FIELD", help=texts, **several)
 
-    command = commands.add_parser("arithmetic", help="write sums with scratchpads")
-    command.set_defaults(run=_write_arithmetic)
-    what = command.add_mutually_exclusive_group(required=True)
+    world = commands.add_parser("synthetic", help="write text whose reasoning is often left out")
+    world.set_defaults(run=_write_synthetic)
+    flag = world.add_argument
+    flag("--out", type=Path, required=True, help="folder to make")
+    flag("--written", type=float, default=0.3, help="share with a working [0.3]")
+    flag("--useful", type=float, default=0.5, help="share of these that help [0.5]")
+    flag("--stories", type=float, default=1.0, help="weight of word problems [1]")
+
+    sums = commands.add_parser("arithmetic", help="write sums with scratchpads")
+    sums.set_defaults(run=_write_arithmetic)
+    what = sums.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="folder to make")
     what.add_argument("--symbols", action="store_true", help="print flags for `tokenizer` instead")
-    _add_counts(command, tests=500)
-    command.add_argument("--digits", type=int, default=2, help="of sums, at most [2]")
-    command.add_argument("--written", type=float, default=1.0, help="share that has its steps [1]")
+    flag = sums.add_argument
+    flag("--digits", type=int, default=2, help="of sums, at most [2]")
+    flag("--written", type=float, default=1.0, help="share that has its steps [1]")
+
+    for command, tests in ((world, 3_000), (sums, 500)):
+        flag = command.add_argument
+        flag("--documents", type=int, default=200_000, help="to train on [200000]")
+        flag("--tests", type=int, default=tests, help=f"held-out documents [{tests}]")
+        flag("--seed", type=int, default=0, help="same seed, same text [0]")
     return parser
 
 
-def _add_sources(command: argparse.ArgumentParser) -> None:
-    command.add_argument("sources", nargs="+", metavar="SOURCE")
-    command.add_argument("--out", required=True, help="folder to make")
-    command.add_argument(
-        "--field",
-        dest="fields",
-        action="append",
-        metavar="FIELD",
-        help="field with the text [text]; a+b joins two; repeat for alternatives",
-    )
-
-
-def _add_counts(command: argparse.ArgumentParser, tests: int) -> None:
-    command.add_argument("--documents", type=int, default=200_000, help="to train on [200000]")
-    command.add_argument("--tests", type=int, default=tests, help=f"held-out documents [{tests}]")
-    command.add_argument("--seed", type=int, default=0, help="same seed, same text [0]")
-
-
 def _train_tokenizer(
-    sources: list[str], out: str, fields: list[str] | None, vocab: int, symbol: list[str]
+    sources: list[str], out: str, fields: list[str], vocab: int, symbol: list[str]
 ) -> None:
     model = train_tokenizer(DocumentReader(sources, fields), out, vocab, symbols=symbol)
     print(f"{model.vocab_size:,} tokens\n{out}")
@@ -108,9 +95,8 @@ def _train_tokenizer(
 
 def _write_synthetic(out: Path, documents: int, tests: int, seed: int, **settings: float) -> None:
     world, counts = synthetic.World(**settings), {"train": documents, "heldout": tests}
-    drawn = {split: map(asdict, synthetic.documents(world, seed, split)) for split in SPLITS}
     recipe = {"world": asdict(world), "seed": seed, "documents": counts}
-    _write_texts(out, drawn, counts, recipe)
+    _write(out, counts, lambda split: map(asdict, synthetic.documents(world, seed, split)), recipe)
 
 
 def _write_arithmetic(
@@ -120,21 +106,20 @@ def _write_arithmetic(
         print(" ".join(f"--symbol={symbol}" for symbol in arithmetic.SYMBOLS))
         return
     if digits < 1 or not 0 <= written <= 1:
-        raise ValueError(
-            "expected --digits of at least 1 and --written to be a share in [0, 1], found "
-            f"{digits} and {written}"
-        )
-    drawn = {
-        split: ({"text": text} for text in arithmetic.operation_texts(seed, split, digits, written))
-        for split in SPLITS
-    }
-    _write_texts(out, drawn, {"train": documents, "heldout": tests})
+        expected = "--digits of at least 1 and --written to be a share in [0, 1]"
+        raise ValueError(f"expected {expected}, found {digits} and {written}")
+
+    def draw(split: Split) -> Iterator[dict[str, str]]:
+        texts = arithmetic.operation_texts(seed, split, digits, written)
+        return ({"text": text} for text in texts)
+
+    _write(out, {"train": documents, "heldout": tests}, draw)
 
 
-def _write_texts(
+def _write(
     out: Path,
-    drawn: dict[Split, Iterator[dict[str, Any]]],
     counts: dict[Split, int],
+    draw: Callable[[Split], Iterator[dict[str, Any]]],
     recipe: dict[str, Any] | None = None,
 ) -> None:
     """Write the first records of each split as JSON lines, and perhaps what they are made of."""
@@ -142,7 +127,7 @@ def _write_texts(
         raise ValueError(f"expected --documents and --tests of at least 1, found {counts}")
     with new_folder(out) as folder:
         for split, count in counts.items():
-            records = itertools.islice(drawn[split], count)
+            records = itertools.islice(draw(split), count)
             with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
                 for record in tqdm(records, split, count, unit=" documents"):
                     file.write(json.dumps(record) + "\n")

@@ -1,30 +1,19 @@
 """Sums of two numbers of d digits each, with the written scratchpad of STaR.
 
-    Input:
-    6 2 4 + 2 5 9
-    Target:
-    <scratch>
-    6 2 4 + 2 5 9 , C: 0
-    6 2 + 2 5 , 3 C: 1
-    6 + 2 , 8 3 C: 0
-    , 8 8 3 C: 0
-    0 8 8 3
-    </scratch>
-    8 8 3
+    Input:           <scratch>
+    6 2 4 + 2 5 9    6 2 4 + 2 5 9 , C: 0
+    Target:          6 2 + 2 5 , 3 C: 1
+                     6 + 2 , 8 3 C: 0
+                     , 8 8 3 C: 0
+                     0 8 8 3
+                     </scratch>
+                     8 8 3
 
-Digits stand apart, so that each is one token. The first line between the marks repeats the input
-and carries 0. Each of the d following lines takes the last digit off both numbers and writes what
-they and the line's carry make: the last digit of their sum in front of the result so far, the carry
-behind `C:`. When no digits are left, so is no `+`. The last line is the carry and the result; the
-answer behind the mark is the same without leading zeros. Every line ends in a newline.
-
-So each line follows from the line above it alone, by a rule that does not depend on d. It is the
-format of the paper with one difference: there the lines after the first show only the next pair of
-digits, and the others must be looked up in the input. For one and two digits both are the same.
-
-The same layout serves other operations on columns (`OPERATIONS`). The text of `python -m qs.data
-arithmetic` has sums of one and two digits, some with the answer as a hint, and the others at any
-length: from it a model can know how long scratchpads look, and that `+` adds, never both at once.
+On the left what is asked, on the right what follows; digits stand apart, so that each is one token.
+Each of the d lines with a new digit takes the last one off both numbers and puts what they and the
+carry behind `C:` make in front of the result. The last line is carry and result; the answer has no
+leading zeros. So each line follows from the line above it alone, by a rule that does not depend on
+d; in the paper lines show only the next pair of digits, which differs from three digits on.
 
 Source: STaR (arXiv:2203.14465), section 4.1 and figure 3; after Nye et al. 2021 (arXiv:2112.00114).
 """
@@ -49,8 +38,8 @@ OPERATIONS = {  # digits of a column and the carry from its right -> carry and d
 }
 OPEN, CLOSE = "<scratch>", "</scratch>"
 HELDOUT = 0.1  # share of all sums that are never trained on
-# Texts that a tokenizer should keep whole (`train_tokenizer(..., symbols=SYMBOLS)`), with
-# sentencepiece's mark for a space: then a sum has a token for every word and for every newline.
+# What a tokenizer should keep whole, with sentencepiece's mark for a space: then a sum has a token
+# for every word and for every newline.
 WORDS = (*(f" {sign}" for sign in OPERATIONS), " ,", ",", " C:", *(f" {d}" for d in range(10)))
 SYMBOLS = ("Input:", "Target:", OPEN, CLOSE, *(word.replace(" ", "\u2581") for word in WORDS))
 KNOWN, LONGEST = 2, 5  # digits of sums and of other operations in `operation_texts`, at most
@@ -81,10 +70,7 @@ class Sum:
 
 
 def split_of(problem: Sum) -> Split:
-    """The only split that a sum is ever drawn for: a hash of its numbers, in either order, decides.
-
-    So of the 100 sums of one digit 10 are held out. (Their columns occur in longer training sums.)
-    """
+    """The only split that a sum is ever drawn for: a hash of its numbers, in either order."""
     low, high = sorted((problem.a, problem.b))
     return split_by_hash(f"addition {low} {high}".encode(), HELDOUT)
 
@@ -111,17 +97,18 @@ def sums(seed: int | str, split: Split, digits: int) -> Iterator[Sum]:
             yield problem
 
 
-# Texts of a sum
-
-
 def prompt(problem: Sum) -> str:
     """The question, which `scratchpad` or `direct` completes."""
     return _question(str(problem.a), str(problem.b), SUM)
 
 
+def _question(a: str, b: str, operation: str) -> str:
+    return f"Input:\n{' '.join(a)} {operation} {' '.join(b)}\nTarget:\n"
+
+
 def hinted_prompt(problem: Sum) -> str:
     """The question with its answer behind `Target:`, for rationalisation; never stored."""
-    return _hinted(prompt(problem), direct(problem))
+    return f"{prompt(problem).rstrip()} {direct(problem)}"
 
 
 def scratchpad(problem: Sum) -> str:
@@ -131,26 +118,20 @@ def scratchpad(problem: Sum) -> str:
 
 def direct(problem: Sum) -> str:
     """The right completion without steps."""
-    return f"{_spaced(problem.answer)}\n"
+    return f"{' '.join(problem.answer)}\n"
 
 
 def parse_answer(text: str, steps: bool = True) -> str | None:
     """The number that a completion ends in, without spaces; otherwise None.
 
-    Accepted: behind the first line `</scratch>` one line of digits, one space between each two,
-    without leading zeros, its newline there or not. What stands before is not judged.
-
-    Args:
-        text: what was generated after `prompt` or `hinted_prompt`.
-        steps: if False, the completion is that line alone, as in `direct`.
+    Accepted: behind the first line `</scratch>` (without `steps`: alone, as in `direct`) one line
+    of digits, one space between each two, without leading zeros, its newline there or not. What
+    stands before is not judged.
     """
     if steps:
         text = text.partition(f"\n{CLOSE}\n")[2]
     match = re.fullmatch(r"([0-9]|[1-9](?: [0-9])+)\n?", text)
     return match[1].replace(" ", "") if match else None
-
-
-# Texts of any operation
 
 
 def worked(a: str, b: str, operation: str) -> tuple[str, str]:
@@ -161,26 +142,27 @@ def worked(a: str, b: str, operation: str) -> tuple[str, str]:
         operation: of OPERATIONS.
     """
     result, carry = "", 0
-    lines = [OPEN, f"{_spaced(a)} {operation} {_spaced(b)} , C: 0"]
+    lines = [OPEN, f"{' '.join(a)} {operation} {' '.join(b)} , C: 0"]
     while a:
         carry, digit = OPERATIONS[operation](int(a[-1]), int(b[-1]), carry)
         a, b, result = a[:-1], b[:-1], f"{digit}{result}"
-        left = f"{_spaced(a)} {operation} {_spaced(b)} " if a else ""
-        lines.append(f"{left}, {_spaced(result)} C: {carry}")
-    lines += [f"{carry} {_spaced(result)}", CLOSE]
+        left = f"{' '.join(a)} {operation} {' '.join(b)} " if a else ""
+        lines.append(f"{left}, {' '.join(result)} C: {carry}")
+    lines += [f"{carry} {' '.join(result)}", CLOSE]
     answer = f"{carry}{result}".lstrip("0") or "0"
-    return "".join(f"{line}\n" for line in lines), f"{_spaced(answer)}\n"
+    return "".join(f"{line}\n" for line in lines), f"{' '.join(answer)}\n"
 
 
 def operation_texts(
     seed: int, split: Split, digits: int = KNOWN, written: float = 1.0
 ) -> Iterator[str]:
-    """Texts without end, by default for a model that has not met sums of more than KNOWN digits.
+    """Texts without end: sums, some with the answer as a hint, and other operations at any length.
+
+    From these a model can know how long scratchpads look, and that `+` adds, never both at once.
 
     Args:
-        seed: same seed and split, same texts.
-        split: of the sums.
-        digits: of sums, at most.
+        seed: same seed and split, same texts; the split is that of the sums.
+        digits: of sums, at most; by default a model has not met sums of more than KNOWN digits.
         written: share of the documents that have their steps.
     """
     rng = random.Random(f"{seed} {split} documents")
@@ -196,23 +178,10 @@ def operation_texts(
             a, b = str(problem.a), str(problem.b)
         question = _question(a, b, operation)
         steps, answer = worked(a, b, operation)
-        if (
-            written < 1 and rng.random() >= written
-        ):  # the order of draws is that of the bundled text
+        # nothing is drawn where all have steps: the order of draws is that of the bundled text
+        if written < 1 and rng.random() >= written:
             yield question + answer
             continue
         if kind == "hinted sums" or (operation != SUM and rng.random() < HINTED):
-            question = _hinted(question, answer)
+            question = f"{question.rstrip()} {answer}"
         yield question + steps + answer
-
-
-def _spaced(digits: str) -> str:
-    return " ".join(digits)
-
-
-def _question(a: str, b: str, operation: str) -> str:
-    return f"Input:\n{_spaced(a)} {operation} {_spaced(b)}\nTarget:\n"
-
-
-def _hinted(question: str, answer: str) -> str:
-    return f"{question.rstrip()} {answer}"

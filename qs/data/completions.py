@@ -39,16 +39,9 @@ def encoded(tokenizer: Tokenizer, prompt: str, completion: str) -> EncodedExampl
 
 
 class Completions:
-    """Examples, shuffled anew in each epoch and packed into rows.
+    """Prompts with their completions, shuffled anew in each epoch and packed into rows.
 
-    Args:
-        pairs: prompts and their completions.
-        tokenizer: of the model.
-        seq: T; an example that does not fit is left out.
-        seed: of the order.
-
-    Attributes:
-        too_long: how many were left out.
+    `seq` is T; examples that do not fit are left out, and `too_long` is their number.
 
     Raises:
         ValueError: nothing is left.
@@ -60,43 +53,37 @@ class Completions:
         self.too_long = len(examples) - len(self.examples)
         self.seq, self.seed = seq, seed
         if not self.examples:
+            found = f"none of at most {seq} tokens among {len(examples)}"
             raise ValueError(
-                f"expected examples to train on, found none of at most {seq} tokens among "
-                f"{len(examples)}: raise --seq, or take a model that gets some problems right"
+                f"expected examples to train on, found {found}: raise --seq, or take a model that "
+                "gets some problems right"
             )
 
     def batches(self, size: int) -> Iterator[CompletionBatch]:
         """Batches of `size` rows, without end; the same ones each time."""
-        rows = self._packed()
-        while True:
-            yield self._batch([next(rows) for _ in range(size)])
-
-    def _packed(self) -> Iterator[list[EncodedExample]]:
-        """Rows of as many examples as fit, in order."""
-        row: list[EncodedExample] = []
-        for example in self._order():
-            if sum(len(other.ids) for other in row) + len(example.ids) > self.seq:
-                yield row
-                row = []
-            row.append(example)
-
-    def _order(self) -> Iterator[EncodedExample]:
-        for epoch in itertools.count():
-            for i in np.random.default_rng([self.seed, epoch]).permutation(len(self.examples)):
-                yield self.examples[i]
-
-    def _batch(self, rows: Sequence[Sequence[EncodedExample]]) -> CompletionBatch:
         import torch
 
-        tokens = torch.zeros(len(rows), self.seq, dtype=torch.int64)  # (B, T)
-        documents = torch.full((len(rows), self.seq), PADDING)
-        counted = torch.zeros(len(rows), self.seq, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            start = 0
-            for number, example in enumerate(row):
-                end = start + len(example.ids)
-                tokens[i, start:end] = torch.tensor(example.ids)
-                documents[i, start:end] = number
-                counted[i, start + example.prompt : end] = True
-                start = end
-        return CompletionBatch(tokens, documents, counted)
+        rows = self._packed()
+        while True:
+            tokens = torch.zeros(size, self.seq, dtype=torch.int64)  # (B, T)
+            documents = torch.full((size, self.seq), PADDING)
+            counted = torch.zeros(size, self.seq, dtype=torch.bool)
+            for i, row in enumerate(itertools.islice(rows, size)):
+                start = 0
+                for number, example in enumerate(row):
+                    end = start + len(example.ids)
+                    tokens[i, start:end] = torch.tensor(example.ids)
+                    documents[i, start:end] = number
+                    counted[i, start + example.prompt : end] = True
+                    start = end
+            yield CompletionBatch(tokens, documents, counted)
+
+    def _packed(self) -> Iterator[list[EncodedExample]]:
+        row: list[EncodedExample] = []
+        for epoch in itertools.count():
+            for i in np.random.default_rng([self.seed, epoch]).permutation(len(self.examples)):
+                example = self.examples[i]
+                if sum(len(other.ids) for other in row) + len(example.ids) > self.seq:
+                    yield row
+                    row = []
+                row.append(example)

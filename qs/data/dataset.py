@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -61,8 +61,7 @@ class TokenDataset:
     Attributes: `meta` (what `meta.json` holds), `folder`, `split`, `tokens`, `documents` (counts).
 
     Raises:
-        ValueError: if the folder is no dataset, the split is unknown, `meta.json` is damaged or a
-            shard is missing or does not have the size that `meta.json` says.
+        ValueError: no dataset, an unknown split, or files that are not what `meta.json` says.
     """
 
     def __init__(self, folder: str | Path, split: str = "train") -> None:
@@ -96,17 +95,13 @@ class TokenDataset:
         path, expected = self.folder / name, count * np.dtype(dtype).itemsize
         size = path.stat().st_size if path.is_file() else None
         if size != expected:
-            raise ValueError(
-                f"{path}: expected {expected:,} bytes, found "
-                f"{'no file' if size is None else f'{size:,}'}; prepare the dataset again"
-            )
+            held = "no file" if size is None else f"{size:,}"
+            message = f"expected {expected:,} bytes, found {held}; prepare the dataset again"
+            raise ValueError(f"{path}: {message}")
         return np.memmap(path, dtype, "r")
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """A piece of the stream, over the borders of shards.
-
-        Args:
-            start, stop: positions in the stream, 0 <= start < stop <= tokens.
+        """A piece of the stream, 0 <= start < stop <= tokens, over the borders of shards.
 
         Returns:
             ids, and number of each token's document in the split; (stop - start,) int64 each.
@@ -128,11 +123,12 @@ class TokenDataset:
         """Raise ValueError for a tokenizer whose model file is not that of `meta.json`, by hash."""
         expected = self.meta.get("tokenizer_hash")
         if tokenizer.hash != expected:
+            name, size = self.meta.get("tokenizer"), self.meta.get("vocab_size")
             raise ValueError(
-                f"{self.folder}: expected the tokenizer that made the shards "
-                f"({self.meta.get('tokenizer')}, {self.meta.get('vocab_size')} tokens, sha256 "
-                f"{str(expected)[:12]}...), found one of {tokenizer.vocab_size} tokens, sha256 "
-                f"{tokenizer.hash[:12]}...; prepare the data again with this tokenizer"
+                f"{self.folder}: expected the tokenizer that made the shards ({name}, {size} "
+                f"tokens, sha256 {str(expected)[:12]}...), found one of {tokenizer.vocab_size} "
+                f"tokens, sha256 {tokenizer.hash[:12]}...; prepare the data again with this "
+                "tokenizer"
             )
 
 
@@ -160,26 +156,11 @@ def _batch(dataset: TokenDataset, seq: int, starts: Sequence[int]) -> Batch:
     return Batch(torch.from_numpy(tokens), torch.from_numpy(documents), torch.from_numpy(first))
 
 
-class Position(NamedTuple):
-    """Where a run is in its data: epoch, and index of the next window in that epoch's order."""
-
-    epoch: int
-    index: int
-
-
 class Windows:
-    """Windows of `seq` neighbouring tokens in a seeded order, new in every epoch.
+    """Windows of `seq` (T) neighbouring tokens of a split in a seeded order, new in every epoch.
 
-    The windows of an epoch do not overlap. They begin at an offset drawn for the epoch, so that
-    borders move; the few tokens before the first and after the last are left out.
-
-    Args:
-        dataset: the split.
-        seq: T, tokens in a window.
-        seed: 0 or more; another seed is another order.
-
-    Attributes:
-        count: windows in an epoch.
+    The `count` windows of an epoch do not overlap. They begin at an offset drawn for the epoch, so
+    that borders move; the few tokens before the first and after the last are left out.
 
     Raises:
         ValueError: if `seq` or `seed` is out of range, or the split is shorter than a window.
@@ -197,11 +178,11 @@ class Windows:
         self.count = max(1, (dataset.tokens - seq + 1) // seq)
         self._starts: tuple[int, np.ndarray] = (-1, np.empty(0))  # of the last epoch asked for
 
-    def batch(self, position: tuple[int, int], rows: int) -> tuple[Batch, Position]:
+    def batch(self, position: tuple[int, int], rows: int) -> tuple[Batch, tuple[int, int]]:
         """The next rows: a function of dataset, seq, seed and position, and of nothing else.
 
         Args:
-            position: (epoch, index) to start from, (0, 0) at first.
+            position: epoch and index in its order to start from, (0, 0) at first.
             rows: B; a batch may reach into the next epoch.
 
         Returns:
@@ -212,16 +193,16 @@ class Windows:
         """
         epoch, index = position
         if epoch < 0 or not 0 <= index < self.count or rows < 1:
+            expected = f"an epoch from 0, an index from 0 to {self.count - 1} and rows from 1"
             raise ValueError(
-                f"{self.dataset.folder}: expected an epoch from 0, an index from 0 to "
-                f"{self.count - 1} and rows from 1, found {epoch}, {index}, {rows}; has the data "
-                "or --seq changed?"
+                f"{self.dataset.folder}: expected {expected}, found {epoch}, {index}, {rows}; has "
+                "the data or --seq changed?"
             )
         starts = []
         for _ in range(rows):
             starts.append(int(self.starts(epoch)[index]))
             epoch, index = (epoch, index + 1) if index + 1 < self.count else (epoch + 1, 0)
-        return _batch(self.dataset, self.seq, starts), Position(epoch, index)
+        return _batch(self.dataset, self.seq, starts), (epoch, index)
 
     def starts(self, epoch: int) -> np.ndarray:
         """(count,) places in the stream where an epoch's windows begin, in its order."""
@@ -239,7 +220,6 @@ def sequential(
     """For evaluation: windows from the start of a split, in order, the last one padded.
 
     Args:
-        dataset: the split.
         seq: T, tokens in a window.
         rows: B at most; the last batch may have fewer rows.
         limit: windows at most; None means all.
@@ -266,14 +246,12 @@ def resolve_data(name_or_folder: str, root: str = "data") -> Path:
     for folder in (Path(name_or_folder), Path(root) / name_or_folder):
         if (folder / META).is_file():
             return folder
-    name, source, commands = Path(name_or_folder).name, "SOURCE", []
+    name, source, download = Path(name_or_folder).name, "SOURCE", ""
     if name in DOWNLOADS:
         source = f"{root}/raw/{name}"
-        commands.append(f"{DOWNLOADS[name]} --local-dir {source}")
-    commands.append(
-        f"python -m qs.data prepare {source} --out {root}/{name} --tokenizer weights/mistral-7b"
-    )
+        download = f"{DOWNLOADS[name]} --local-dir {source}\n"
     raise ValueError(
         f"--data {name_or_folder}: expected a prepared dataset, found no {META} in "
-        f"{name_or_folder} or {root}/{name_or_folder}; run\n" + "\n".join(commands)
+        f"{name_or_folder} or {root}/{name_or_folder}; run\n{download}python -m qs.data prepare "
+        f"{source} --out {root}/{name} --tokenizer weights/mistral-7b"
     )

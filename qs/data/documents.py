@@ -12,33 +12,23 @@ from typing import Any
 
 from tqdm import tqdm
 
-JSON_LINES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")  # C4 calls its JSON lines .json.gz
-SUFFIXES = (*JSON_LINES, ".txt", ".parquet")
+# C4 calls its JSON lines .json.gz
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt", ".parquet")
 
 
-def source_files(sources: Iterable[str | Path]) -> list[Path]:
-    """Files to read, in the order given; a folder stands for all it holds, sorted.
-
-    Raises:
-        ValueError: if a source does not exist, has an unknown suffix, or is a folder without data.
-    """
+def _files(sources: Iterable[str | Path]) -> list[Path]:
+    """Files to read, in the order given; a folder stands for all it holds, sorted."""
     files: list[Path] = []
     for source in map(Path, sources):
         held = sorted(source.rglob("*")) if source.is_dir() else [source]
+        held = [path for path in held if path.name.endswith(SUFFIXES) and path.is_file()]
         # Hidden folders hold the download client's own records.
-        held = [
-            path
-            for path in held
-            if path.name.endswith(SUFFIXES)
-            and path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(source).parts)
-        ]
+        inner = [(path, path.relative_to(source).parts) for path in held]
+        held = [path for path, parts in inner if not any(part[0] == "." for part in parts)]
         if not held:
             what = "a folder without any" if source.is_dir() else "a file of another kind"
-            raise ValueError(
-                f"{source}: expected {', '.join(SUFFIXES)}, found "
-                f"{what if source.exists() else 'nothing'}; give files or folders of these kinds"
-            )
+            message = f"{', '.join(SUFFIXES)}, found {what if source.exists() else 'nothing'}"
+            raise ValueError(f"{source}: expected {message}; give files or folders of these kinds")
         files += held
     return list(dict.fromkeys(files))
 
@@ -51,20 +41,18 @@ class DocumentReader:
     Args:
         sources: .jsonl, .json (both JSON lines), either with .gz, .txt (one document a file),
             .parquet, or folders of them.
-        fields: where a record has its text, the first that fits; `a+b` joins two with a newline;
-            None: "text".
+        fields: where a record has its text ("text"), the first that fits; `a+b` joins two with a
+            newline.
 
-    Attributes:
-        files: what is read.
-        read: bytes of them that have been read.
-        documents, malformed: records so far.
+    Attributes: `files`, bytes of them that have been `read`, `documents` and `malformed` so far.
 
     Raises:
-        ValueError: if a source cannot be read or more than 1 % of the records are malformed.
+        ValueError: if a source cannot be read (at once where there is none of these kinds), or
+            more than 1 % of the records are malformed.
     """
 
     def __init__(self, sources: Iterable[str | Path], fields: Sequence[str] | None = None) -> None:
-        self.files, self.fields = source_files(sources), fields or ["text"]
+        self.files, self.fields = _files(sources), fields or ["text"]
         self.read = self.documents = self.malformed = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -102,10 +90,8 @@ class DocumentReader:
                         self.read = before + raw.tell()
                         yield line
                 except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                    raise ValueError(
-                        f"{path}: expected a whole gzip file, found a damaged one ({error}); get "
-                        "it again"
-                    ) from None
+                    damage = f"expected a whole gzip file, found a damaged one ({error})"
+                    raise ValueError(f"{path}: {damage}; get it again") from None
 
     def _text(self, record: bytes | dict[str, Any], path: Path) -> str | None:
         """The text of a record; None for an empty line."""
@@ -147,18 +133,15 @@ def _rows(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ValueError(
-            f"{path}: expected pyarrow to read parquet, found none; run pip install -e '.[parquet]'"
-        ) from None
+        message = "expected pyarrow to read parquet, found none; run pip install -e '.[parquet]'"
+        raise ValueError(f"{path}: {message}") from None
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             columns = set(table.schema_arrow.names)
             names = sorted({name for field in fields for name in field.split("+")} & columns)
             if not names:
-                raise ValueError(
-                    f"{path}: expected a column {' or '.join(fields)}, found "
-                    f"{', '.join(sorted(columns))}; name one with --field"
-                )
+                message = f"column {' or '.join(fields)}, found {', '.join(sorted(columns))}"
+                raise ValueError(f"{path}: expected a {message}; name one with --field")
             for batch in table.iter_batches(256, columns=names):
                 yield from batch.to_pylist()
     except pyarrow.ArrowException as error:

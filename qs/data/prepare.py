@@ -42,12 +42,9 @@ class EncodedDocument(NamedTuple):
 
 
 class ShardWriter:
-    """Writes the shards of one split; a document is never divided between two.
+    """Writes the shards of one split, of at most `shard_tokens` each, into a folder.
 
-    Args:
-        folder: where; it must exist.
-        split: first part of the file names.
-        shard_tokens: tokens in a shard at most; a longer document has its own shard.
+    A document is never divided between two; a longer one has its own shard.
     """
 
     def __init__(self, folder: Path, split: Split, shard_tokens: int) -> None:
@@ -103,8 +100,7 @@ def prepare_dataset(
 
     Args:
         sources, fields: as `DocumentReader` takes them.
-        out: folder to make.
-        tokenizer: folder with `tokenizer.model`.
+        out, tokenizer: folder to make, and folder with `tokenizer.model`.
         heldout: fraction of documents, drawn by their text, that form the split `heldout`; at
             least one unless 0, and not all unless 1, if there are two or more.
         workers: processes that tokenize; None means one for each core.
@@ -128,9 +124,9 @@ def prepare_dataset(
             f"found {heldout}, {workers}, {shard_tokens}, {seed}; change what is out of range"
         )
     model = Tokenizer(tokenizer)
-    jobs = [(DocumentReader(sources, fields), heldout)]
+    jobs = [(DocumentReader(sources, fields), 0.0 if heldout_sources else heldout)]
     if heldout_sources:
-        jobs = [(jobs[0][0], 0.0), (DocumentReader(heldout_sources, fields), 1.0)]
+        jobs.append((DocumentReader(heldout_sources, fields), 1.0))
     meta: dict[str, Any] = {
         "format": FORMAT,
         "tokenizer": str(tokenizer),
@@ -147,17 +143,14 @@ def prepare_dataset(
     }
     replace = overwrite and (out / META).is_file()  # any other folder is refused by new_folder
     new = out.with_name(f"{out.name}.new-{os.getpid()}") if replace else out
-    with new_folder(new) as folder:
+    with new_folder(new) as folder, ExitStack() as shards:
         writers = {split: ShardWriter(folder, split, shard_tokens) for split in SPLITS}
-        try:
-            for reader, share in jobs:
-                encode = functools.partial(
-                    encode_documents, str(tokenizer), model.hash, meta["dtype"], share, seed
-                )
-                _write(reader, encode, workers, writers, both=0 < share < 1)
-        finally:
-            for writer in writers.values():
-                writer.close()
+        for writer in writers.values():
+            shards.enter_context(closing(writer))
+        for reader, share in jobs:
+            settings = str(tokenizer), model.hash, meta["dtype"], share, seed
+            encode = functools.partial(_encode, *settings)
+            _write(reader, encode, workers, writers, both=0 < share < 1)
         meta["malformed"] = sum(reader.malformed for reader, _ in jobs)
         meta["splits"] = {split: writer.summary() for split, writer in writers.items()}
         write_json(folder / META, meta)
@@ -166,7 +159,12 @@ def prepare_dataset(
         out.rename(old)
         new.rename(out)
         shutil.rmtree(old, ignore_errors=True)
-    _report(meta, out, time.perf_counter() - start)
+    seconds, tokens, size = time.perf_counter() - start, 0, 0
+    for split, part in meta["splits"].items():
+        print(f"{split:8} {part['documents']:,} documents, {part['tokens']:,} tokens")
+        tokens, size = tokens + part["tokens"], size + part["bytes"]
+    rate = f"{tokens / seconds:,.0f} tokens and {size / 1e6 / seconds:.2f} MB of text a second"
+    print(f"{meta['malformed']:,} malformed records left out; {rate}\n{out}")
     return meta
 
 
@@ -228,33 +226,26 @@ def _in_order(
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
-        raise ValueError(
-            "expected all worker processes to live, found one killed (out of memory?); give fewer "
-            "--workers"
-        ) from None
+        found = "found one killed (out of memory?); give fewer --workers"
+        raise ValueError(f"expected all worker processes to live, {found}") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the parent, which tidies
     # a worker waits for work forever: it has to end with a parent that was killed
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def encode_documents(
+def _encode(
     folder: str, tokenizer_hash: str, dtype: str, heldout: float, seed: int, texts: Sequence[str]
 ) -> list[EncodedDocument]:
-    """What a worker does: texts to ids between BOS and EOS, each with the split it is drawn for.
-
-    Raises:
-        ValueError: the tokenizer in the folder is not the one with this hash.
-    """
+    """What a worker does: texts to ids between BOS and EOS, each with the split it is drawn for."""
     tokenizer, key = _tokenizer(folder, tokenizer_hash), str(seed).encode()
     documents = []
     for text in texts:
@@ -270,12 +261,3 @@ def _tokenizer(folder: str, expected_hash: str) -> Tokenizer:
     if tokenizer.hash != expected_hash:
         raise ValueError(f"{folder}: the tokenizer changed during the preparation; start it again")
     return tokenizer
-
-
-def _report(meta: dict[str, Any], out: Path, seconds: float) -> None:
-    tokens = size = 0
-    for split, part in meta["splits"].items():
-        print(f"{split:8} {part['documents']:,} documents, {part['tokens']:,} tokens")
-        tokens, size = tokens + part["tokens"], size + part["bytes"]
-    rate = f"{tokens / seconds:,.0f} tokens and {size / 1e6 / seconds:.2f} MB of text a second"
-    print(f"{meta['malformed']:,} malformed records left out; {rate}\n{out}")

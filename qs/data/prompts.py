@@ -1,7 +1,6 @@
 """What a model is asked: zero-shot, chain-of-thought and few-shot prompts, with or without a hint.
 
-Few-shot prompts are STaR's: worked examples of a question, a rationale and its closing statement.
-Hints give the answer only, never the worked solution, and what is trained on never holds one:
+Few-shot prompts are STaR's: questions with rationales. Hints give only the answer (`(CORRECT)`):
 
     Q: Where would ... ?                Q: A ferry carries ... ?
     Answer Choices:                     Hint: 450
@@ -9,8 +8,7 @@ Hints give the answer only, never the worked solution, and what is trained on ne
     (b) music stand
     A: The answer must be ... Therefore, the answer is (a).
 
-Source: STaR (arXiv:2203.14465), section 3; for numbers the paper's code puts the answer in brackets
-behind the question, here it has a line of its own.
+Source: STaR (arXiv:2203.14465), section 3; its code has a number in brackets behind the question.
 """
 
 from __future__ import annotations
@@ -20,12 +18,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from qs.data.question_sets import (
-    BenchmarkQuestion,
-    QuestionSet,
-    check_question_set,
-    parse_stated,
-)
+from qs.data import question_sets
+from qs.data.question_sets import BenchmarkQuestion, QuestionSet
 
 PROMPTS = Path(__file__).with_name("few_shot")
 CHOICE_HINT = " (CORRECT)"  # behind the right choice
@@ -95,21 +89,12 @@ def closing(question: BenchmarkQuestion) -> str:
 
 
 def example_text(question: BenchmarkQuestion, rationale: str) -> tuple[str, str]:
-    """What is trained on: a prompt, never hinted nor few-shot, and its completion.
-
-    Args:
-        question: the question at hand.
-        rationale: as generated, with its closing statement, with or without the hint.
-    """
+    """What is trained on: a prompt, never hinted nor few-shot, and its rationale."""
     return question_prompt(question), f" {rationale.strip()}"
 
 
 def few_shot_prefix(examples: Sequence[BenchmarkQuestion], hint: bool = False) -> str:
-    """Questions with their rationales, all with the hint or none; the one at hand follows.
-
-    The rationale that is generated after its `question_prompt` ends at end of text or before one of
-    STOPS.
-    """
+    """Questions with their rationales, all with the hint or none; the one at hand follows."""
     return "".join(f"{question_prompt(e, hint)} {e.rationale}\n\n" for e in examples)
 
 
@@ -121,10 +106,9 @@ def few_shot(name: QuestionSet, folder: Path = PROMPTS) -> list[BenchmarkQuestio
     statement is the answer. Lines that begin with `#` are comments.
 
     Raises:
-        ValueError: an unknown set, no readable file, no example, or a block of another form (says
-            which and why).
+        ValueError: an unknown set, no readable file, no example, or a block of another form.
     """
-    check_question_set(name)
+    question_sets.check_question_set(name)
     path = folder / f"{name}.txt"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -132,15 +116,13 @@ def few_shot(name: QuestionSet, folder: Path = PROMPTS) -> list[BenchmarkQuestio
         why = error.strerror if isinstance(error, OSError) else "bytes that are no UTF-8"
         raise ValueError(f"{path}: expected worked examples, found: {why}") from None
     text = "\n".join(line.rstrip() for line in lines if not line.startswith("#"))
-    examples = []
+    examples, form = [], "Q:, choices if any, A: and a closing statement"
     for number, block in enumerate(filter(None, re.split(r"\n\n+", text.strip("\n"))), 1):
         try:
-            examples.append(_parse_example(name, block, f"{path.stem}-{number}"))
+            examples.append(_parse_example(name, block, f"{name}-{number}"))
         except ValueError as error:
-            raise ValueError(
-                f"{path}: expected example {number} to be Q:, choices if any, A: and a closing "
-                f"statement, found {error}; mend the block {block[:40]!r}..."
-            ) from None
+            message = f"expected example {number} to be {form}, found {error}"
+            raise ValueError(f"{path}: {message}; mend the block {block[:40]!r}...") from None
     if not examples:
         raise ValueError(f"{path}: expected worked examples, found none; write at least one")
     return examples
@@ -155,11 +137,10 @@ def _parse_example(name: QuestionSet, block: str, question_id: str) -> Benchmark
     choices = tuple((pair[1].upper(), pair[2]) for pair in pairs if pair)
     if len(choices) < len(options) or (name == "commonsense_qa") != bool(choices):
         raise ValueError(f"the lines {options} for choices")
-    labels = [label for label, _ in choices]
-    if len(set(labels)) < len(labels):
-        raise ValueError(f"choices labelled {labels}")
     question = BenchmarkQuestion(question_id, text, choices, "", "", form["rationale"])
-    gold = parse_stated(question, question.rationale)
+    if len(set(question.labels)) < len(question.labels):
+        raise ValueError(f"choices labelled {list(question.labels)}")
+    gold = question_sets.parse_stated(question, question.rationale)
     if gold is None:
         raise ValueError("no answer stated")
     return replace(question, gold=gold, written=gold)

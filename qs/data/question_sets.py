@@ -21,8 +21,7 @@ FILES = {  # of a split: in data/<question set>/
     "commonsense_qa": {"train": "train.jsonl", "heldout": "validation.jsonl"},
 }
 ORIGINS = {
-    "gsm8k": "train.jsonl and test.jsonl of the data set openai/gsm8k (on GitHub: "
-    "openai/grade-school-math)",
+    "gsm8k": "train.jsonl and test.jsonl of openai/gsm8k (on GitHub: openai/grade-school-math)",
     "commonsense_qa": "the random split of the data set commonsense_qa as JSON lines, "
     "train_rand_split.jsonl as train.jsonl and dev_rand_split.jsonl as validation.jsonl",
 }
@@ -59,10 +58,7 @@ def parse_stated(question: BenchmarkQuestion, text: str) -> str | None:
 def arithmetic_questions(each: int, split: Split = "heldout") -> list[BenchmarkQuestion]:
     """Sums of two numbers of 1 to 5 digits, asked as a question: "What is 12 + 34?".
 
-    Args:
-        each: how many sums of each length are drawn; one that comes again is asked once (of one
-            digit 10 different ones are held out).
-        split: to draw from.
+    `each` of every length are drawn; one that comes again is asked once.
     """
     questions: dict[str, BenchmarkQuestion] = {}
     for digits in range(1, 6):
@@ -85,18 +81,17 @@ def read_questions(
 
     GSM8K: JSON lines with `question` and `answer`, the answer ending in `#### 42`. CommonsenseQA:
     JSON lines with `answerKey`, `question.stem` and `question.choices[].label/text`, or the Hugging
-    Face form with a string `question` and lists `choices.label`, `choices.text`. Empty lines count
-    but hold nothing.
+    Face form with a string `question` and lists `choices.label`, `choices.text`.
 
     Args:
         name: one of QUESTION_SETS, or ARITHMETIC.
         split: "heldout" is the set that is only ever measured on.
-        data: folder of the question sets, `data/<name>/` being that of one.
+        data: holds the folder `<name>`.
         limit: questions from the top of the file (all), or sums of each length (100).
 
     Raises:
-        ValueError: an unknown set or split, no such file (says where to get it), a damaged line
-            (says which and why), no question at all, or a limit below 1.
+        ValueError: an unknown set or split, no such file, a damaged line, no question at all, or a
+            limit below 1.
     """
     check_split(split)
     if limit is not None and limit < 1:
@@ -104,16 +99,14 @@ def read_questions(
     if name == ARITHMETIC:
         return arithmetic_questions(limit or 100, split)
     check_question_set(name)
-    folder, parse = Path(data) / name, _gsm8k if name == "gsm8k" else _commonsense_qa
-    path = folder / FILES[name][split]
+    parse = _gsm8k if name == "gsm8k" else _commonsense_qa
+    path = Path(data) / name / FILES[name][split]
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        places = " and ".join(str(folder / file) for file in FILES[name].values())
-        raise ValueError(
-            f"{path}: expected questions of {name}, found: {error.strerror}; get {ORIGINS[name]}, "
-            f"and put them at {places}"
-        ) from None
+        places = " and ".join(str(path.with_name(file)) for file in FILES[name].values())
+        message = f"{path}: expected questions of {name}, found: {error.strerror}"
+        raise ValueError(f"{message}; get {ORIGINS[name]}, and put them at {places}") from None
     questions: list[BenchmarkQuestion] = []
     for number, line in enumerate(lines, 1):
         if len(questions) == limit:
@@ -123,10 +116,9 @@ def read_questions(
         try:
             questions.append(parse(json.loads(line.decode()), f"{path.stem}-{number}"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{path}, line {number}: expected a question of {name}, found: {error}; get the "
-                "file again, or mend the line"
-            ) from None
+            message = f"expected a question of {name}, found: {error}"
+            advice = "get the file again, or mend the line"
+            raise ValueError(f"{path}, line {number}: {message}; {advice}") from None
     if not questions:
         raise ValueError(f"{path}: expected questions of {name}, found an empty file; get it again")
     return questions

@@ -9,13 +9,9 @@ answer, a single token:
 
 The working has one token for each step and `width` in all: a shorter one repeats its last token, so
 that a thought of n tokens holds whatever takes n steps. Only the useful style helps; the others
-(`:q7160;`, `:r0061;`) spell the question's operands in order or in reverse. Which split an instance
-belongs to is a hash of its problem: no problem of the training split, however worded, is ever drawn
-for the held-out.
-
-A working may be written again: after one as after a question either the answer follows or a mark,
-and a thought cannot know which. If nothing but the answer followed a working, a thought could not
-be mixed in without denying the mark its probability.
+(`:q7160;`, `:r0061;`) spell the question's operands in order or in reverse. A working may be
+written again: if nothing but the answer followed one, a thought could not be mixed in after a
+question without denying the mark its probability.
 """
 
 from __future__ import annotations
@@ -65,8 +61,8 @@ class World:
         self._expect("useful", 0 <= self.useful <= 1, "a share in [0, 1]")
         self._expect("again", 0 <= self.again < 1, "a chance in [0, 1)")
         self._expect("heldout", 0 < self.heldout < 1, "a share in (0, 1)")
-        some = min(self.weights) >= 0 and 0 < sum(self.weights) < float("inf")
-        self._expect("weights", some, "numbers of which at least one is above 0 and none below")
+        drawable = min(self.weights) >= 0 and 0 < sum(self.weights) < float("inf")
+        self._expect("weights", drawable, "numbers of which at least one is above 0 and none below")
         self._expect("relations", 3 <= self.relations <= len(NODES), f"from 3 to {len(NODES)}")
         for name, low, high in (
             ("lengths", 2, self.width),
@@ -105,7 +101,7 @@ class Document:
 def documents(world: World, seed: int, split: Split) -> Iterator[Document]:
     """Documents without end; same world, seed and split, same documents.
 
-    Problems of the two splits are disjoint whatever the seeds.
+    The split of a problem, however worded, is a hash: those of two are disjoint whatever the seeds.
 
     Raises:
         ValueError: if the split is unknown, or holds no problem of a drawn difficulty.
@@ -129,17 +125,9 @@ def documents(world: World, seed: int, split: Split) -> Iterator[Document]:
         }
         written = "" if style == "none" else f"{OPEN}{spelt[style]}{CLOSE}" * times
         answer = problem.stops[-1]
-        yield Document(
-            text=f"{problem.question}\n{written}{answer}",
-            kind=kind,
-            difficulty=problem.difficulty,
-            style=style,
-            question=problem.question,
-            answer=answer,
-            working=working,
-            needed=len(problem.stops),
-            choices=problem.choices,
-        )
+        text = f"{problem.question}\n{written}{answer}"
+        drawn = text, kind, problem.difficulty, style, problem.question, answer
+        yield Document(*drawn, working, needed=len(problem.stops), choices=problem.choices)
 
 
 def _fill(tokens: Sequence[str], width: int) -> str:
@@ -148,14 +136,10 @@ def _fill(tokens: Sequence[str], width: int) -> str:
 
 
 def read_recipe(folder: Path, split: Split) -> list[Document] | None:
-    """The documents that a folder's text was made of; None for text that is not of this kind.
-
-    Args:
-        folder: of data, with the `world.json` that `python -m qs.data synthetic` writes.
-        split: whose documents.
+    """The documents that a folder's text was made of; None where it has no `world.json`.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: that file is damaged.
     """
     path = folder / RECIPE
     if not path.is_file():
@@ -169,12 +153,8 @@ def read_recipe(folder: Path, split: Split) -> list[Document] | None:
             raise ValueError(f"{count} {split} documents")
         return list(itertools.islice(drawn, count))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: expected what python -m qs.data synthetic writes, found {error}"
-        ) from None
-
-
-# Problems
+        message = f"expected what python -m qs.data synthetic writes, found {error}"
+        raise ValueError(f"{path}: {message}") from None
 
 
 class SyntheticProblem(NamedTuple):
