@@ -91,8 +91,8 @@ def parse_choice(text: str, labels: Sequence[str]) -> str | None:
     - one or more statements among other words, if they agree: `answer is`, `answer:` or `####`,
       then up to the sentence's end one of the above, or words and `(B)`: "The answer is tea (b)."
 
-    Words hold no brackets, and none of WORDS's refused ones ("not", "or", "is", ...). The last
-    statement must choose a label. So "a dog", "(A) or (B)", "The answer is a dog." choose nothing.
+    Words hold no brackets, and none of those that WORDS refuses; the last statement must choose.
+    So "a dog", "(A) or (B)", "The answer is a dog." choose nothing.
     """
     as_written = {label.upper(): label for label in labels}
     label = f"({'|'.join(map(re.escape, as_written))})"

@@ -78,10 +78,8 @@ def split_of(problem: Sum) -> Split:
 def sums(seed: int | str, split: Split, digits: int) -> Iterator[Sum]:
     """Sums without end, drawn evenly, so that they come again; same arguments, same sums.
 
-    Args:
-        seed: any integer or text.
-        split: "train" or "heldout"; disjoint whatever the seeds, a + b and b + a being in the same.
-        digits: d of both numbers; the first digit is 0 only where d is 1.
+    Splits are disjoint whatever the seeds, a + b and b + a being in the same. Both numbers have
+    `digits` digits; the first is 0 only where there is one.
 
     Raises:
         ValueError: with the first sum, for an unknown split or digits below 1.
@@ -124,9 +122,8 @@ def direct(problem: Sum) -> str:
 def parse_answer(text: str, steps: bool = True) -> str | None:
     """The number that a completion ends in, without spaces; otherwise None.
 
-    Accepted: behind the first line `</scratch>` (without `steps`: alone, as in `direct`) one line
-    of digits, one space between each two, without leading zeros, its newline there or not. What
-    stands before is not judged.
+    Accepted: behind the first `</scratch>` (without `steps`: alone, as in `direct`) one line of
+    digits, spaced, without leading zeros, its newline there or not; what is before is not judged.
     """
     if steps:
         text = text.partition(f"\n{CLOSE}\n")[2]
@@ -135,11 +132,9 @@ def parse_answer(text: str, steps: bool = True) -> str | None:
 
 
 def worked(a: str, b: str, operation: str) -> tuple[str, str]:
-    """Steps between the marks, and the answer behind them, of an operation on two numbers.
+    """Steps between the marks, and the answer behind them, of one of OPERATIONS.
 
-    Args:
-        a, b: as many digits in each; zeros may lead.
-        operation: of OPERATIONS.
+    Both numbers have as many digits; zeros may lead.
     """
     result, carry = "", 0
     lines = [OPEN, f"{' '.join(a)} {operation} {' '.join(b)} , C: 0"]

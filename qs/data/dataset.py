@@ -9,7 +9,7 @@ should be there; a folder without it is no dataset.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -95,9 +95,8 @@ class TokenDataset:
         path, expected = self.folder / name, count * np.dtype(dtype).itemsize
         size = path.stat().st_size if path.is_file() else None
         if size != expected:
-            held = "no file" if size is None else f"{size:,}"
-            message = f"expected {expected:,} bytes, found {held}; prepare the dataset again"
-            raise ValueError(f"{path}: {message}")
+            sizes = f"{expected:,} bytes, found {'no file' if size is None else f'{size:,}'}"
+            raise ValueError(f"{path}: expected {sizes}; prepare the dataset again")
         return np.memmap(path, dtype, "r")
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -124,12 +123,10 @@ class TokenDataset:
         expected = self.meta.get("tokenizer_hash")
         if tokenizer.hash != expected:
             name, size = self.meta.get("tokenizer"), self.meta.get("vocab_size")
-            raise ValueError(
-                f"{self.folder}: expected the tokenizer that made the shards ({name}, {size} "
-                f"tokens, sha256 {str(expected)[:12]}...), found one of {tokenizer.vocab_size} "
-                f"tokens, sha256 {tokenizer.hash[:12]}...; prepare the data again with this "
-                "tokenizer"
-            )
+            made = f"the shards' tokenizer ({name}, {size} tokens, sha256 {str(expected)[:12]}...)"
+            other = f"one of {tokenizer.vocab_size} tokens, sha256 {tokenizer.hash[:12]}..."
+            advice = "prepare the data again with this tokenizer"
+            raise ValueError(f"{self.folder}: expected {made}, found {other}; {advice}")
 
 
 @dataclass(frozen=True)
@@ -179,14 +176,10 @@ class Windows:
         self._starts: tuple[int, np.ndarray] = (-1, np.empty(0))  # of the last epoch asked for
 
     def batch(self, position: tuple[int, int], rows: int) -> tuple[Batch, tuple[int, int]]:
-        """The next rows: a function of dataset, seq, seed and position, and of nothing else.
+        """The next rows (B): a function of dataset, seq, seed and position, and of nothing else.
 
-        Args:
-            position: epoch and index in its order to start from, (0, 0) at first.
-            rows: B; a batch may reach into the next epoch.
-
-        Returns:
-            The batch, and the position of the one that follows.
+        A position is an epoch and an index in its order, (0, 0) at first; a batch may reach into
+        the next epoch. Returned are the batch and the position of the one that follows.
 
         Raises:
             ValueError: if there is no such position or `rows` is below 1.
@@ -194,10 +187,8 @@ class Windows:
         epoch, index = position
         if epoch < 0 or not 0 <= index < self.count or rows < 1:
             expected = f"an epoch from 0, an index from 0 to {self.count - 1} and rows from 1"
-            raise ValueError(
-                f"{self.dataset.folder}: expected {expected}, found {epoch}, {index}, {rows}; has "
-                "the data or --seq changed?"
-            )
+            message = f"expected {expected}, found {epoch}, {index}, {rows}"
+            raise ValueError(f"{self.dataset.folder}: {message}; has the data or --seq changed?")
         starts = []
         for _ in range(rows):
             starts.append(int(self.starts(epoch)[index]))
@@ -214,44 +205,35 @@ class Windows:
         return self._starts[1]
 
 
-def sequential(
-    dataset: TokenDataset, seq: int, rows: int, limit: int | None = None
-) -> Iterator[Batch]:
-    """For evaluation: windows from the start of a split, in order, the last one padded.
-
-    Args:
-        seq: T, tokens in a window.
-        rows: B at most; the last batch may have fewer rows.
-        limit: windows at most; None means all.
+def sequential(dataset: TokenDataset, seq: int, rows: int) -> Batch:
+    """For evaluation: the first `rows` windows of `seq` tokens (B, T), fewer where a split ends.
 
     Raises:
         ValueError: if the split is empty or a number is below 1.
     """
-    if dataset.tokens == 0 or min(seq, rows, 1 if limit is None else limit) < 1:
+    if dataset.tokens == 0 or min(seq, rows) < 1:
         raise ValueError(
-            f"{dataset.folder}: expected tokens in the split {dataset.split}, and seq, rows and "
-            f"limit above 0, found {dataset.tokens} tokens, {seq}, {rows}, {limit}"
+            f"{dataset.folder}: expected tokens in the split {dataset.split}, and seq and rows "
+            f"above 0, found {dataset.tokens} tokens, {seq}, {rows}"
         )
-    starts = range(0, dataset.tokens, seq)[:limit]
-    for first in range(0, len(starts), rows):
-        yield _batch(dataset, seq, starts[first : first + rows])
+    return _batch(dataset, seq, range(0, dataset.tokens, seq)[:rows])
 
 
-def resolve_data(name_or_folder: str, root: str = "data") -> Path:
-    """The dataset folder that `--data` means: a folder as it is, else `root/NAME`.
+def resolve_data(name_or_folder: str) -> Path:
+    """The dataset folder that `--data` means: a folder as it is, else `data/NAME`.
 
     Raises:
         ValueError: if there is no dataset; the message ends with the commands that make it.
     """
-    for folder in (Path(name_or_folder), Path(root) / name_or_folder):
+    for folder in (Path(name_or_folder), Path("data") / name_or_folder):
         if (folder / META).is_file():
             return folder
     name, source, download = Path(name_or_folder).name, "SOURCE", ""
     if name in DOWNLOADS:
-        source = f"{root}/raw/{name}"
+        source = f"data/raw/{name}"
         download = f"{DOWNLOADS[name]} --local-dir {source}\n"
     raise ValueError(
         f"--data {name_or_folder}: expected a prepared dataset, found no {META} in "
-        f"{name_or_folder} or {root}/{name_or_folder}; run\n{download}python -m qs.data prepare "
-        f"{source} --out {root}/{name} --tokenizer weights/mistral-7b"
+        f"{name_or_folder} or data/{name_or_folder}; run\n{download}python -m qs.data prepare "
+        f"{source} --out data/{name} --tokenizer weights/mistral-7b"
     )

@@ -15,8 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
@@ -101,11 +100,10 @@ def prepare_dataset(
     Args:
         sources, fields: as `DocumentReader` takes them.
         out, tokenizer: folder to make, and folder with `tokenizer.model`.
-        heldout: fraction of documents, drawn by their text, that form the split `heldout`; at
-            least one unless 0, and not all unless 1, if there are two or more.
+        heldout: fraction of documents, drawn by their text and `seed`, that form the split
+            `heldout`; at least one unless 0, and not all unless 1, if there are two or more.
         workers: processes that tokenize; None means one for each core.
         shard_tokens: tokens in a shard at most; a longer document has its own shard.
-        seed: changes which documents are held out.
         overwrite: replace a dataset that is there, once the new one is complete.
         heldout_sources: the split `heldout`, if given; then `heldout` draws nothing.
 
@@ -135,10 +133,10 @@ def prepare_dataset(
         "bos_id": model.bos_id,
         "eos_id": model.eos_id,
         "dtype": "uint16" if model.vocab_size <= 65536 else "uint32",
-        "sources": [str(source) for source in sources],
+        "sources": list(map(str, sources)),
         "fields": list(jobs[0][0].fields),
         "heldout": heldout,
-        "heldout_sources": [str(source) for source in heldout_sources],
+        "heldout_sources": list(map(str, heldout_sources)),
         "seed": seed,
     }
     replace = overwrite and (out / META).is_file()  # any other folder is refused by new_folder

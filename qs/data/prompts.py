@@ -25,9 +25,6 @@ PROMPTS = Path(__file__).with_name("few_shot")
 CHOICE_HINT = " (CORRECT)"  # behind the right choice
 NUMBER_HINT = "Hint: "  # and the number, on a line before the answer
 STOPS = ("\n\n", "\nQ:")  # where a generated rationale ends, if not by end of text
-
-COT_START = "\nA: Let's think step by step."
-COT_FINAL = "\nTherefore, the answer (arabic numerals) is"
 COT_STOPS = ("Q:", "\n\n\n")  # where a chain of thought ends, if not by end of text
 
 
@@ -55,12 +52,12 @@ def cot_prompt(question: BenchmarkQuestion) -> str:
 
     Source: ezelikman/quiet-star, zero-shotcot-eval.py.
     """
-    return direct_prompt(question).removesuffix("\nA:") + COT_START
+    return direct_prompt(question) + " Let's think step by step."
 
 
 def cot_final_prompt(text: str) -> str:
     """A prompt and its chain, trailing space removed, and the words that ask for the number."""
-    return text.rstrip() + COT_FINAL
+    return text.rstrip() + "\nTherefore, the answer (arabic numerals) is"
 
 
 def cut(text: str, stops: Sequence[str]) -> str:

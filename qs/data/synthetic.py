@@ -27,7 +27,6 @@ from qs.data.dataset import Split, check_split, split_by_hash
 from qs.files import read_object
 
 OPEN, CLOSE = ":", ";"  # the marks around a working; nothing else in a document holds them
-REPEAT, REVERSE = "q", "r"  # what the unhelpful styles begin with: a style shows in its first token
 KINDS = ("sum", "chain", "story")
 STYLES = ("useful", "repeat", "reverse", "none")
 RECIPE = "world.json"  # what a folder of text was drawn from
@@ -118,10 +117,10 @@ def documents(world: World, seed: int, split: Split) -> Iterator[Document]:
             times += 1
         problem = _draw(rng, world, kind, split)
         working = _fill(problem.stops, world.width)
-        spelt = {
+        spelt = {  # a style shows in its first token
             "useful": working,
-            "repeat": _fill((REPEAT, *problem.operands), world.width),
-            "reverse": _fill((REVERSE, *problem.operands[::-1]), world.width),
+            "repeat": _fill(("q", *problem.operands), world.width),
+            "reverse": _fill(("r", *problem.operands[::-1]), world.width),
         }
         written = "" if style == "none" else f"{OPEN}{spelt[style]}{CLOSE}" * times
         answer = problem.stops[-1]

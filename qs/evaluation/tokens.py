@@ -58,7 +58,7 @@ def windows(data: TokenDataset, seq: int, rows: int) -> TextRows:
     Raises:
         ValueError: the split is empty.
     """
-    (batch,) = sequential(data, seq, rows, rows)
+    batch = sequential(data, seq, rows)
     numbers = batch.documents + batch.first[:, None]  # a document cut by a row's end stays one
     return TextRows(batch.tokens, numbers.where(batch.documents != PADDING, PADDING))
 

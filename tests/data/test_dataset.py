@@ -65,10 +65,9 @@ def test_sequential_windows_are_the_stream_with_only_the_last_padded(
         assert (dataset.tokens, dataset.documents) == (sum(lengths), len(lengths))
         for shard in dataset.meta["splits"]["train"]["shards"]:
             assert shard["documents"] == 1 or shard["tokens"] <= shard_tokens
-        batches = list(sequential(dataset, seq, rows))
-    found = [pair for batch in batches for pair in rows_of(batch)]
-    assert found == [row(lengths, start, seq) for start in range(0, sum(lengths), seq)]
-    assert all(len(batch.tokens) == rows for batch in batches[:-1])
+        few, all_there_are = (rows_of(sequential(dataset, seq, count)) for count in (rows, 999))
+    assert all_there_are == [row(lengths, start, seq) for start in range(0, sum(lengths), seq)]
+    assert few == all_there_are[:rows]
 
 
 @given(
@@ -136,9 +135,8 @@ def test_epochs_and_seeds_have_different_orders_and_moving_borders(dataset):
     assert len(firsts) > 3
 
 
-def test_sequential_stops_at_its_limit(dataset):
-    sizes = [len(batch.tokens) for batch in sequential(dataset, 8, 4, limit=10)]
-    assert sizes == [4, 4, 2]
+def test_sequential_stops_at_its_rows(dataset):
+    assert [len(sequential(dataset, 8, rows).tokens) for rows in (1, 4, 10)] == [1, 4, 10]
 
 
 def test_ids_above_16_bits_survive(tmp_path):
@@ -214,8 +212,11 @@ def test_windows_refuse_what_cannot_be(dataset):
             windows.batch(position, rows)
 
 
-def test_sequential_refuses_an_empty_split(tmp_path):
+def test_sequential_refuses_an_empty_split_and_no_rows(tmp_path, dataset):
     empty = TokenDataset(make(tmp_path, [3, 4]), "heldout")
     assert (empty.tokens, empty.documents) == (0, 0)
     with pytest.raises(ValueError, match="expected tokens in the split heldout"):
-        next(sequential(empty, 8, 1))
+        sequential(empty, 8, 1)
+    for seq, rows in ((0, 1), (8, 0)):
+        with pytest.raises(ValueError, match=f"seq and rows above 0, found .*, {seq}, {rows}"):
+            sequential(dataset, seq, rows)
