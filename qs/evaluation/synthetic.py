@@ -150,17 +150,17 @@ def measure_answers(
     questions, size, device = text.questions or (), run.micro_batch or run.batch, quiet.start.device
     table = AnswerTable(*np.zeros((len(AnswerTable._fields), len(questions))))
     for first in range(0, len(text.tokens), size):
-        asked = [i for i, q in enumerate(questions) if first <= q.row < first + size]
-        if not asked:
+        these = [i for i, q in enumerate(questions) if first <= q.row < first + size]
+        if not these:
             continue
-        rows = [questions[i].row for i in asked]
-        anchors = torch.tensor([[questions[i].position] for i in asked])  # (Q, 1)
+        rows = [questions[i].row for i in these]
+        anchors = torch.tensor([[questions[i].position] for i in these])  # (Q, 1)
         own = thoughts[rows, anchors[:, 0]]  # (Q, n)
         with quiet.with_settings(**ONE_THOUGHT):
             inputs = text.tokens[rows], text.documents[rows], anchors, own[:, None, None]
             predicted = quiet.predict(*(x.to(device) for x in inputs), fixed_weight=fixed_weight)
         base, mix, weight = (x.flatten(1).cpu() for x in predicted)  # (Q, V), (Q, V), (Q, 1)
-        for line, i in enumerate(asked):
+        for line, i in enumerate(these):
             q = questions[i]
             table.gold_base[i], table.nll_base[i] = _gold(base[line], q)
             table.gold_mix[i], table.nll_mix[i] = _gold(mix[line], q)

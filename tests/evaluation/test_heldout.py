@@ -3,12 +3,11 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 import torch
 from tiny import make_world
 
-from qs.config import PADDING, Config, RunConfig, ThoughtConfig
+from qs.config import Config, RunConfig, ThoughtConfig
 from qs.data.dataset import TokenDataset
 from qs.evaluation.heldout import (
     AnswerScore,
@@ -23,7 +22,7 @@ from qs.evaluation.heldout import (
 )
 from qs.evaluation.statistics import ratio_estimate
 from qs.evaluation.synthetic import heldout_text
-from qs.evaluation.tokens import TextScore, windows
+from qs.evaluation.tokens import TextScore
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import choose_placement, load
 from qs.tables import terminal
@@ -131,18 +130,6 @@ def test_text_of_which_nothing_is_known_has_a_score_of_all_tokens_alone(quiet, w
     rows = numbers.reshape(5, 48)
     assert score.text.tokens == (rows[:, 1:] == rows[:, :-1]).sum()
     assert score.text.gain == pytest.approx(score.text.nll_base - score.text.nll_mix)
-
-
-def test_windows_are_rows_of_the_stream_whose_documents_keep_their_numbers(world):
-    data = TokenDataset(world.data, "heldout")
-    tokens, numbers = data.read(0, data.tokens)
-    rows = windows(data, 48, 1000)
-    inside = rows.documents != PADDING
-    assert rows.tokens[inside].tolist() == tokens.tolist()
-    assert rows.documents[inside].tolist() == numbers.tolist()
-    assert inside[:-1].all()
-    assert rows.questions is None
-    assert np.array_equal(windows(data, 48, 2).tokens, rows.tokens[:2])
 
 
 SCORE = HeldoutScore(TextScore(1234, 3.25, 3.125, 0.125, 0.01, 0.2))

@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import batch, module
+from tiny import batch, make_world, module
 
-from qs.config import RunConfig, ThoughtConfig
+from qs.config import PADDING, RunConfig, ThoughtConfig
+from qs.data.dataset import TokenDataset
 from qs.evaluation.statistics import ratio_estimate
-from qs.evaluation.tokens import TextRows, measure_tokens, text_score
+from qs.evaluation.tokens import TextRows, measure_tokens, text_score, windows
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.sampler import step_generator
 
@@ -162,3 +163,27 @@ def test_other_thoughts_and_a_fixed_weight_are_used_instead():
     assert (table.weight[table.scored] == 0.25).all()
     own = measure_tokens(quiet, TextRows(tokens, documents), RunConfig(), fixed_weight=0.0)
     np.testing.assert_allclose(own.nll_mix, own.nll_base, rtol=1e-9)
+
+
+def test_as_many_rows_are_read_at_a_time_as_in_training():
+    quiet, text, sizes = module(TRAINED[0]), TextRows(*batch(1)), []
+
+    def change(module, inside, thoughts, generator):
+        sizes.append(len(inside))
+        return thoughts
+
+    measure_tokens(quiet, text, RunConfig(batch=3), change)
+    measure_tokens(quiet, text, RunConfig(batch=4, micro_batch=2), change)
+    assert sizes == [3, 1, 2, 2]
+
+
+def test_windows_are_rows_of_the_stream_whose_documents_keep_their_numbers(tmp_path):
+    data = TokenDataset(make_world(tmp_path).data, "heldout")
+    tokens, numbers = data.read(0, data.tokens)
+    rows = windows(data, 48, 1000)
+    inside = rows.documents != PADDING
+    assert rows.tokens[inside].tolist() == tokens.tolist()
+    assert rows.documents[inside].tolist() == numbers.tolist()
+    assert inside[:-1].all()
+    assert rows.questions is None
+    assert np.array_equal(windows(data, 48, 2).tokens, rows.tokens[:2])
