@@ -165,7 +165,7 @@ def measure_answers(
             table.gold_base[i], table.nll_base[i] = _gold(base[line], q)
             table.gold_mix[i], table.nll_mix[i] = _gold(mix[line], q)
             table.useful[i] = own[line, : len(q.working)].tolist() == list(q.working)
-            table.weight[i], table.entropy[i] = weight[line], entropy(base[line])
+            table.weight[i], table.entropy[i] = weight[line].item(), entropy(base[line]).item()
     return table
 
 
