@@ -17,6 +17,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +109,9 @@ def _write_arithmetic(
     if digits < 1 or not 0 <= written <= 1:
         expected = "--digits of at least 1 and --written to be a share in [0, 1]"
         raise ValueError(f"expected {expected}, found {digits} and {written}")
-
-    def draw(split: Split) -> Iterator[dict[str, str]]:
-        texts = arithmetic.operation_texts(seed, split, digits, written)
-        return ({"text": text} for text in texts)
-
-    _write(out, {"train": documents, "heldout": tests}, draw)
+    texts = partial(arithmetic.operation_texts, seed, digits=digits, written=written)
+    counts: dict[Split, int] = {"train": documents, "heldout": tests}
+    _write(out, counts, lambda split: ({"text": text} for text in texts(split)))
 
 
 def _write(

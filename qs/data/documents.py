@@ -122,10 +122,9 @@ class DocumentReader:
     def _check(self) -> None:
         seen = self.documents + self.malformed
         if self.malformed > 0.01 * seen:
-            raise ValueError(
-                f"expected at most 1 % malformed records, found {self.malformed:,} of {seen:,}; "
-                "repair the sources or name the right --field"
-            )
+            message = f"at most 1 % malformed records, found {self.malformed:,} of {seen:,}"
+            advice = "repair the sources or name the right --field"
+            raise ValueError(f"expected {message}; {advice}")
 
 
 def _rows(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:

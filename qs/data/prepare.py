@@ -6,7 +6,6 @@ files do not depend on the number of processes.
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import os
 import shutil
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,8 +146,7 @@ def prepare_dataset(
         for writer in writers.values():
             shards.enter_context(closing(writer))
         for reader, share in jobs:
-            settings = str(tokenizer), model.hash, meta["dtype"], share, seed
-            encode = functools.partial(_encode, *settings)
+            encode = partial(_encode, str(tokenizer), model.hash, meta["dtype"], share, seed)
             _write(reader, encode, workers, writers, both=0 < share < 1)
         meta["malformed"] = sum(reader.malformed for reader, _ in jobs)
         meta["splits"] = {split: writer.summary() for split, writer in writers.items()}
@@ -253,7 +252,7 @@ def _encode(
     return documents
 
 
-@functools.cache  # once per process; the hash keeps a retrained model from being taken for the old
+@cache  # once per process; the hash keeps a retrained model from being taken for the old
 def _tokenizer(folder: str, expected_hash: str) -> Tokenizer:
     tokenizer = Tokenizer(folder)
     if tokenizer.hash != expected_hash:

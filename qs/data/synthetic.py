@@ -115,18 +115,16 @@ def documents(world: World, seed: int, split: Split) -> Iterator[Document]:
         times = 1
         while style != "none" and rng.random() < world.again:
             times += 1
-        problem = _draw(rng, world, kind, split)
-        working = _fill(problem.stops, world.width)
+        difficulty, question, operands, stops, choices, _ = _draw(rng, world, kind, split)
+        working, answer = _fill(stops, world.width), stops[-1]
         spelt = {  # a style shows in its first token
             "useful": working,
-            "repeat": _fill(("q", *problem.operands), world.width),
-            "reverse": _fill(("r", *problem.operands[::-1]), world.width),
+            "repeat": _fill(("q", *operands), world.width),
+            "reverse": _fill(("r", *operands[::-1]), world.width),
         }
         written = "" if style == "none" else f"{OPEN}{spelt[style]}{CLOSE}" * times
-        answer = problem.stops[-1]
-        text = f"{problem.question}\n{written}{answer}"
-        drawn = text, kind, problem.difficulty, style, problem.question, answer
-        yield Document(*drawn, working, needed=len(problem.stops), choices=problem.choices)
+        text, needed = f"{question}\n{written}{answer}", len(stops)
+        yield Document(text, kind, difficulty, style, question, answer, working, needed, choices)
 
 
 def _fill(tokens: Sequence[str], width: int) -> str:
@@ -162,7 +160,7 @@ class SyntheticProblem(NamedTuple):
     difficulty: int
     question: str
     operands: tuple[str, ...]
-    stops: tuple[str, ...]
+    stops: tuple[str, ...]  # the last one is the answer
     choices: tuple[str, ...]
     key: str  # what makes two problems the same, however they are told
 
@@ -199,8 +197,7 @@ def _chain(rng: random.Random, hops: int, relations: int) -> SyntheticProblem:
     key = "".join([*sorted(pairs), nodes[0], str(hops)])
     rng.shuffle(pairs)
     question = f"{''.join(pairs)}{nodes[0]}{hops}".strip()
-    operands = tuple(pair[:2] for pair in pairs)
-    stops = tuple(nodes[: hops + 1])
+    operands, stops = tuple(pair[:2] for pair in pairs), tuple(nodes[: hops + 1])
     return SyntheticProblem(hops, question, operands, stops, NODES, key)
 
 
@@ -208,15 +205,14 @@ def _story(rng: random.Random, steps: int) -> SyntheticProblem:
     """A count that changes `steps` times; the steps are its last digits, the first one included."""
     count = rng.randint(1, 9)
     sentences = [f"{rng.choice(NAMES)} has {count} {rng.choice(THINGS)}."]
-    counts, operands, key = [count], [str(count)], str(count)
+    stops, operands, key = [str(count)], [str(count)], str(count)
     for opening in OPENINGS[:steps]:
         amount = rng.randint(1, 9)
         gain = amount > count or rng.random() < 0.5  # nobody eats what is not there
         count += amount if gain else -amount
         sentences.append(f"{opening} {rng.choice(GAINS if gain else LOSSES)} {amount}.")
-        counts.append(count)
+        stops.append(str(count % 10))
         operands.append(str(amount))
         key += f"{'+' if gain else '-'}{amount}"
     question = " ".join([*sentences, "Last digit?"])
-    stops = tuple(str(count % 10) for count in counts)
-    return SyntheticProblem(steps, question, tuple(operands), stops, DIGITS, key)
+    return SyntheticProblem(steps, question, tuple(operands), tuple(stops), DIGITS, key)
