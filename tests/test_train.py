@@ -24,7 +24,7 @@ import qs.training.trainer
 from qs import files
 from qs.config import GROUPS
 from qs.evaluation.heldout import HeldoutScore, closing_table
-from qs.evaluation.tokens import TextScore
+from qs.evaluation.tokens import NllScore
 from qs.quietstar.terms import loss_terms
 from qs.tables import terminal
 from qs.training.trainer import bar_text, peak_memory
@@ -295,7 +295,7 @@ def test_a_run_prints_its_choices_a_table_and_its_folder(tiny, tmp_path, capsys)
     results = json.loads((found / "results.json").read_text())
     assert results["before"] == json.loads((found / "before.json").read_text())
     assert results["skipped"] == 0
-    assert set(results["after"]["text"]) == {field.name for field in dataclasses.fields(TextScore)}
+    assert set(results["after"]["text"]) == {field.name for field in dataclasses.fields(NllScore)}
     assert (found / "thoughts.html").read_text().count("<section") > 1
     for line in (
         f"model   {tiny.weights}: 14,",

@@ -14,7 +14,7 @@ from qs.config import Config, RunConfig
 from qs.data.dataset import TokenDataset, resolve_data
 from qs.evaluation.statistics import Estimate, mean_estimate, ratio_estimate, wilson
 from qs.evaluation.synthetic import AnswerTable, heldout_text, measure_answers
-from qs.evaluation.tokens import Change, RowSums, TextRows, TextScore, measure_tokens, text_score
+from qs.evaluation.tokens import Change, NllScore, RowSums, TextRows, measure_tokens, nll_score
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
 from qs.tables import Table
@@ -47,8 +47,8 @@ class AnswerScore:
 class HeldoutScore:
     """What a model is worth on held-out text."""
 
-    text: TextScore  # all tokens
-    other: TextScore | None = None  # those that answer no question; None: questions not known
+    text: NllScore  # all tokens
+    other: NllScore | None = None  # those that answer no question; None: questions not known
     answers: tuple[AnswerScore, ...] = ()  # by kind, and of all kinds together
     # of each row, the number of other tokens and the sum of their NLL (with thoughts, if there are
     # any): two scores of the same text are compared row by row
@@ -67,8 +67,8 @@ class HeldoutScore:
             TypeError, KeyError: names are missing or unexpected.
         """
         return HeldoutScore(
-            text=TextScore(**values["text"]),
-            other=values["other"] and TextScore(**values["other"]),
+            text=NllScore(**values["text"]),
+            other=values["other"] and NllScore(**values["other"]),
             answers=tuple(AnswerScore(**answers) for answers in values["answers"]),
             other_rows=tuple(map(tuple, values.get("other_rows", ()))),
         )
@@ -134,7 +134,7 @@ def summarise(text: TextRows, measured: Measured, config: Config) -> HeldoutScor
     """Means and intervals of what was measured on some text with these settings."""
     think, other = config.run.thinks, measured.other
     if text.questions is None:
-        return HeldoutScore(text_score(measured.text, think))
+        return HeldoutScore(nll_score(measured.text, think))
     kinds, scores = np.array([q.kind for q in text.questions]), []
     for kind in (*dict.fromkeys(kinds.tolist()), ALL) if len(kinds) else ():
         here = (kinds == kind) | (kind == ALL)
@@ -142,8 +142,8 @@ def summarise(text: TextRows, measured: Measured, config: Config) -> HeldoutScor
         scores.append(_answer_score(kind, answers, config))
     nll = other.nll_mix if think else other.nll_base
     return HeldoutScore(
-        text=text_score(measured.text, think),
-        other=text_score(other, think),
+        text=nll_score(measured.text, think),
+        other=nll_score(other, think),
         answers=tuple(scores),
         other_rows=tuple(zip(other.tokens.tolist(), nll.tolist(), strict=True)),
     )

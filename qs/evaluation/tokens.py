@@ -153,7 +153,7 @@ def measure_tokens(
 
 
 @dataclass(frozen=True)
-class TextScore:
+class NllScore:
     """NLL of text, in nats a token, with and without thoughts on the same tokens."""
 
     tokens: int  # how many were scored
@@ -164,7 +164,7 @@ class TextScore:
     weight: float | None = None  # mean mixing weight
 
 
-def text_score(sums: RowSums, think: bool = True) -> TextScore:
+def nll_score(sums: RowSums, think: bool = True) -> NllScore:
     """Means over all tokens that were summed.
 
     Args:
@@ -178,8 +178,8 @@ def text_score(sums: RowSums, think: bool = True) -> TextScore:
     if count == 0:
         raise ValueError("no token to score: every row holds padding or single-token documents")
     if not think:
-        return TextScore(int(count), base / count)
-    return TextScore(
+        return NllScore(int(count), base / count)
+    return NllScore(
         tokens=int(count),
         nll_base=base / count,
         nll_mix=mix / count,

@@ -22,7 +22,7 @@ from qs.evaluation.heldout import (
 )
 from qs.evaluation.statistics import ratio_estimate
 from qs.evaluation.synthetic import heldout_text
-from qs.evaluation.tokens import TextScore
+from qs.evaluation.tokens import NllScore
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import choose_placement, load
 from qs.tables import terminal
@@ -132,7 +132,7 @@ def test_text_of_which_nothing_is_known_has_a_score_of_all_tokens_alone(quiet, w
     assert score.text.gain == pytest.approx(score.text.nll_base - score.text.nll_mix)
 
 
-SCORE = HeldoutScore(TextScore(1234, 3.25, 3.125, 0.125, 0.01, 0.2))
+SCORE = HeldoutScore(NllScore(1234, 3.25, 3.125, 0.125, 0.01, 0.2))
 
 
 def cells_of(table):
@@ -141,7 +141,7 @@ def cells_of(table):
 
 
 def test_the_table_has_before_after_and_thoughts_off():
-    before = HeldoutScore(TextScore(1234, 3.5, 3.5, 0.0, 0.0, 0.0))
+    before = HeldoutScore(NllScore(1234, 3.5, 3.5, 0.0, 0.0, 0.0))
     assert cells_of(closing_table(before, SCORE)) == [
         ["before", "after", "thoughts", "off"],
         ["held-out", "text,", "1,234", "tokens"],
@@ -151,7 +151,7 @@ def test_the_table_has_before_after_and_thoughts_off():
         ["mixing", "weight", "0.0000", "0.2000"],
     ]
     assert cells_of(
-        closing_table(HeldoutScore(TextScore(9, 3.5)), HeldoutScore(TextScore(9, 3.0)))
+        closing_table(HeldoutScore(NllScore(9, 3.5)), HeldoutScore(NllScore(9, 3.0)))
     ) == [
         ["before", "after"],
         ["held-out", "text,", "9", "tokens"],
@@ -165,7 +165,7 @@ def test_the_table_names_every_kind_of_answer_and_all_of_them():
             AnswerScore(kind, 10, 0.1, 0.01, 2.5, gold, 0.02, nll, useful, [0.0, 1.0], 0.5)
             for kind in ("sum", "all")
         )
-        return HeldoutScore(SCORE.text, TextScore(99, 1.0, 1.1, 0.1, 0.01, 0.3), answers)
+        return HeldoutScore(SCORE.text, NllScore(99, 1.0, 1.1, 0.1, 0.01, 0.3), answers)
 
     lines = cells_of(closing_table(score(0.1, 2.5, 0.4), score(0.9, 0.75, 0.95)))
     for line in (
@@ -183,7 +183,7 @@ def test_the_table_names_every_kind_of_answer_and_all_of_them():
 
 def test_the_table_has_the_change_of_other_tokens_with_its_paired_interval():
     def score(*sums):
-        return HeldoutScore(SCORE.text, TextScore(8, 1.0, 1.1, 0.1, 0.01, 0.3), (), sums)
+        return HeldoutScore(SCORE.text, NllScore(8, 1.0, 1.1, 0.1, 0.01, 0.3), (), sums)
 
     lines = cells_of(closing_table(score((4, 2.0), (4, 2.0)), score((4, 2.4), (4, 2.8))))
     place = lines.index(["change", "by", "training", "-", "0.1500"])
@@ -203,7 +203,7 @@ def test_a_score_alone_is_told_with_and_without_thoughts():
         ["held-out", "text,", "1,234", "tokens"],
         ["NLL,", "nats", "a", "token", "3.1250", "3.2500"],
     ]
-    assert cells_of(score_table(HeldoutScore(TextScore(9, 3.5)))) == [
+    assert cells_of(score_table(HeldoutScore(NllScore(9, 3.5)))) == [
         [],
         ["held-out", "text,", "9", "tokens"],
         ["NLL,", "nats", "a", "token", "3.5000"],

@@ -12,7 +12,7 @@ from tiny import batch, make_world, module
 from qs.config import PADDING, RunConfig, ThoughtConfig
 from qs.data.dataset import TokenDataset
 from qs.evaluation.statistics import ratio_estimate
-from qs.evaluation.tokens import TextRows, measure_tokens, text_score, windows
+from qs.evaluation.tokens import TextRows, measure_tokens, nll_score, windows
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.sampler import step_generator
 
@@ -30,7 +30,7 @@ def score(quiet, text, **settings):
     """The score of (tokens, documents)."""
     run = RunConfig(**settings)
     table = measure_tokens(quiet, TextRows(*text), run)
-    return text_score(table.row_sums(table.scored), run.thinks)
+    return nll_score(table.row_sums(table.scored), run.thinks)
 
 
 def naive(quiet, tokens, documents, numbers):
