@@ -5,7 +5,7 @@ Source: Quiet-STaR (arXiv:2403.09629), section 5.1; ezelikman/quiet-star, eval_h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,9 +45,7 @@ class Item:
     """One question as tokens."""
 
     question: BenchmarkQuestion
-    text: (
-        ScoredText  # prompt, answer and newline, BOS first; the answer's allowed tokens are scored
-    )
+    text: ScoredText  # prompt, answer and newline; scored is what the answer may hold
     prompt: tuple[int, ...]  # ids before the answer
     options: tuple[int, ...]  # id of each label, in order; empty without choices
 
@@ -97,16 +95,3 @@ def _token_of(text: str, tokenizer: Tokenizer) -> int:
     if len(ids) - len(before) > 2 or tokenizer.decode(ids[-1:]).strip() != text:
         raise ValueError(f"expected a token for {text!r}, found none in the tokenizer")
     return ids[-1]
-
-
-def fitting(items: Sequence[Item], longest: int) -> tuple[list[Item], list[str]]:
-    """Questions that fit in rows of `longest` tokens, and the ids of those that do not."""
-    fit = [x for x in items if len(x.text.ids) <= longest]
-    return fit, [x.question.id for x in items if len(x.text.ids) > longest]
-
-
-def by_length(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    """Questions of similar length together, longest first: the first batch needs most memory."""
-    order = sorted(items, key=lambda x: -len(x.text.ids))
-    for first in range(0, len(order), size):
-        yield order[first : first + size]

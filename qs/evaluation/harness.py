@@ -77,14 +77,14 @@ class Arguments:
             )
 
     @staticmethod
-    def read(given: Mapping[str, Any]) -> Arguments:
+    def read(arguments: Mapping[str, Any]) -> Arguments:
         """Check names and kinds.
 
         Raises:
             ValueError: an argument is unknown, missing or of a wrong kind.
         """
         known = [f.name for f in dataclasses.fields(Arguments)]
-        values = {name: value for name, value in given.items() if value is not None}
+        values = {name: value for name, value in arguments.items() if value is not None}
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"--model_args: expected some of {', '.join(known)}; got {unknown[0]}")
         if "pretrained" not in values:
@@ -108,22 +108,25 @@ class Adapter:
         ValueError: an argument or the checkpoint is none, or they do not fit.
     """
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, **arguments: Any) -> None:
         super().__init__()
-        self.given = Arguments.read(given)
-        settings = ONE_THOUGHT | {"thoughts": self.given.thoughts, "seed": self.given.seed}
+        self.arguments = Arguments.read(arguments)
+        settings = ONE_THOUGHT | {"thoughts": self.arguments.thoughts, "seed": self.arguments.seed}
         # every batch has another shape: layers that are compiled would be compiled for each
-        device = "auto" if self.given.device == "cuda:0" else self.given.device
+        device = "auto" if self.arguments.device == "cuda:0" else self.arguments.device
         settings |= {"device": device, "seq": 2, "compile": False}
-        self.opened = open_model(self.given.pretrained, **settings)
-        n, think = self.opened.quiet.config.thoughts, self.given.think
+        self.opened = open_model(self.arguments.pretrained, **settings)
+        n, think = self.opened.quiet.config.thoughts, self.arguments.think
         think = self.opened.config.run.thinks if think is None else think
-        when = self.given.think_when if think and n else "never"
         self.thinking = Thinking(
-            when, self.given.samples, self.given.think_temperature, self.given.seed
+            when=self.arguments.think_when if think and n else "never",
+            samples=self.arguments.samples,
+            temperature=self.arguments.think_temperature,
+            seed=self.arguments.seed,
         )
+        when = self.thinking.when
         room = self.opened.quiet.model.config.max_positions - (0 if when == "never" else n + 2)
-        self.max_length = min(room, self.given.max_length or room)
+        self.max_length = min(room, self.arguments.max_length or room)
         self.tally: Counter[str] = Counter(tokens=0, thoughts=0, cut=0)
         log.info(f"{self.opened.folder} on {self.opened.placement}, thinks {when}")
 
@@ -162,13 +165,13 @@ class Adapter:
         # the longest first: the first batch needs most memory
         order = Collator(requests, sort_fn=lambda request: -len(request[1]) - len(request[2]))
         answers, cut_before = [], self.tally["cut"]
-        for batch in tqdm(order.get_batched(self.given.batch_size), "qs", unit=" batches"):
+        for batch in tqdm(order.get_batched(self.arguments.batch_size), "qs", unit=" batches"):
             texts = [self._fitted(before, after) for _, before, after in batch]
             (scores,) = score(self.opened.quiet, texts, [self.thinking])
-            for (pair, _, after), found in zip(batch, scores, strict=True):
-                self.tally.update(tokens=len(after), thoughts=found.thoughts)
-                mean = found.log_p.logsumexp(0) - math.log(len(found.log_p))  # over thoughts
-                answers.append((mean.sum().item(), found.likeliest.tolist() == after))
+            for (pair, _, after), one in zip(batch, scores, strict=True):
+                self.tally.update(tokens=len(after), thoughts=one.thoughts)
+                mean = one.log_p.logsumexp(0) - math.log(len(one.log_p))  # over thoughts
+                answers.append((mean.sum().item(), one.likeliest.tolist() == after))
                 if pair is not None:
                     self.cache_hook.add_partial("loglikelihood", pair, answers[-1])
         self._warn_of_cut(cut_before, len(requests))
@@ -223,7 +226,7 @@ class Adapter:
             group_by="gen_kwargs",
         )
         texts, repeats, cut_before = [], Counter(), self.tally["cut"]
-        for batch in tqdm(order.get_batched(self.given.batch_size), "qs", unit=" batches"):
+        for batch in tqdm(order.get_batched(self.arguments.batch_size), "qs", unit=" batches"):
             decoding, stops = self.decoding(batch[0][1])
             room = self.max_length - decoding.max_tokens
             if room < 1:
@@ -232,14 +235,14 @@ class Adapter:
                     f"{self.max_length}: lower them with --gen_kwargs max_gen_toks=N"
                 )
             prompts, numbers = [], []
-            for context, asked in batch:
+            for context, gen_kwargs in batch:
                 ids = self.tok_encode(context)
                 self.tally["cut"] += len(ids) > room
                 prompts.append(ids[-room:])
-                same = (*prompts[-1], repr(asked))
+                same = (*prompts[-1], repr(gen_kwargs))
                 numbers.append(seed_of(prompts[-1]) + repeats[same])
                 repeats[same] += 1
-            model, seed = (self.opened.quiet, self.opened.tokenizer), self.given.seed
+            model, seed = (self.opened.quiet, self.opened.tokenizer), self.arguments.seed
             written = write(*model, prompts, decoding, seed, stops, numbers=numbers)
             for args, each in zip(batch, written, strict=True):
                 thoughts = sum(token.thought is not None for token in each.tokens)
@@ -249,27 +252,27 @@ class Adapter:
         self._warn_of_cut(cut_before, len(requests))
         return order.get_original(texts)
 
-    def decoding(self, asked: Mapping[str, Any]) -> tuple[Decoding, list[str]]:
-        """What a task's `generation_kwargs` say: how to draw, and the strings to stop at.
+    def decoding(self, gen_kwargs: Mapping[str, Any]) -> tuple[Decoding, list[str]]:
+        """What a task's `generation_kwargs` mean: how to draw, and the strings to stop at.
 
         Raises:
             ValueError: they hold what is not here.
         """
-        if unknown := sorted(set(asked) - set(DECODING)):
+        if unknown := sorted(set(gen_kwargs) - set(DECODING)):
             raise ValueError(
                 f"generation_kwargs: expected some of {', '.join(DECODING)}; got {unknown[0]}"
             )
-        limits = [asked[name] for name in LIMITS if asked.get(name) is not None]
-        sampled = asked.get("do_sample")
-        heat = 0 if sampled is False else asked.get("temperature", 1 if sampled else 0)
+        limits = [gen_kwargs[name] for name in LIMITS if gen_kwargs.get(name) is not None]
+        sampled = gen_kwargs.get("do_sample")
+        heat = 0 if sampled is False else gen_kwargs.get("temperature", 1 if sampled else 0)
         decoding = Decoding(
-            max_tokens=int((limits or [self.given.max_gen_toks])[0]),
+            max_tokens=int((limits or [self.arguments.max_gen_toks])[0]),
             temperature=float(heat),
-            top_p=float(asked.get("top_p", 1)),
-            think_temperature=self.given.think_temperature,
+            top_p=float(gen_kwargs.get("top_p", 1)),
+            think_temperature=self.arguments.think_temperature,
             think_when=self.thinking.when,
         )
-        until = asked.get("until") or []
+        until = gen_kwargs.get("until") or []
         return decoding, list(filter(None, [until] if isinstance(until, str) else until))
 
     def get_model_info(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from qs.evaluation.exam_results import (
     against_table,
     summary,
 )
-from qs.evaluation.gold_probability import Item, by_length, fitting, item
+from qs.evaluation.gold_probability import Item, item
 from qs.files import JsonLines
 from qs.inference.cache import read_texts
 from qs.inference.decoding import Decoding
@@ -118,13 +118,17 @@ def run(
     """
     answers = JsonLines(out / exam.file)
     items = [item(question, tokenizer) for question in questions]
-    room = _asking(tokenizer) if exam.votes else 0
-    fit, too_long = fitting(items, quiet.model.config.max_positions - exam.thoughts - 2 - room)
+    longest = quiet.model.config.max_positions - exam.thoughts - 2
+    longest -= _asking(tokenizer) if exam.votes else 0
+    fit = [x for x in items if len(x.text.ids) <= longest]
+    # of similar length together, the longest first: the first batch needs most memory
+    order = sorted(fit, key=lambda x: -len(x.text.ids))
     done = {line["id"] for line in answers.records()} & {x.question.id for x in fit}
     answer = _chains if exam.votes else _direct
     began = time.perf_counter()
     with tqdm(total=len(fit), desc=exam.kind, unit=" questions") as bar:
-        for batch in by_length(fit, exam.batch):
+        for first in range(0, len(fit), exam.batch):
+            batch = order[first : first + exam.batch]
             left = {x.question.id for x in batch} - done
             bar.update(len(batch) - len(left))
             if left:  # the whole batch again: rounding does not depend on what was done
@@ -133,7 +137,7 @@ def run(
                 bar.update(len(left))
     facts = {
         "questions": len(questions),
-        "too_long": too_long,
+        "too_long": [x.question.id for x in items if len(x.text.ids) > longest],
         "file": exam.file,
         "answered": len(fit) - len(done),
         "seconds": time.perf_counter() - began,

@@ -29,7 +29,7 @@ class ScoredText(NamedTuple):
 
     ids: tuple[int, ...]  # two or more
     positions: tuple[int, ...]  # one or more rising t whose next token is scored
-    among: tuple[int, ...] | None = None  # ids that are told of there; None: the scored one
+    among: tuple[int, ...] | None = None  # ids whose log_p is wanted; None: the scored one
 
 
 class Thinking(NamedTuple):

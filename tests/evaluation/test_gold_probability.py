@@ -15,7 +15,7 @@ from qs.config import Config, RunConfig, ThoughtConfig
 from qs.data.arithmetic import Sum, split_of
 from qs.data.prompts import direct_answer, direct_prompt
 from qs.data.question_sets import BenchmarkQuestion, arithmetic_questions
-from qs.evaluation.gold_probability import by_length, fitting, gold_probability, item
+from qs.evaluation.gold_probability import gold_probability, item
 from qs.inference.decoding import uniforms
 from qs.inference.loglikelihood import TextScore, Thinking, score, seed_of
 from qs.model.mistral import Mistral
@@ -147,17 +147,6 @@ def test_the_option_that_is_likeliest_on_average_over_thoughts_is_chosen(tokeniz
     score = TextScore(p.log(), torch.zeros(2), 0)
     assert x.chosen(score)
     assert not x.chosen(score._replace(log_p=score.log_p[:1]))
-
-
-def test_questions_that_do_not_fit_are_named_and_the_longest_come_first(tokenizer):
-    items = [item(q, tokenizer) for q in (NUMBER, CHOICE)]
-    longest = max(items, key=lambda x: len(x.text.ids))
-    fit, named = fitting(items, len(longest.text.ids) - 1)
-    assert named == [longest.question.id]
-    assert len(fit) == 1
-    assert fitting(items, len(longest.text.ids)) == (items, [])
-    assert [len(b) for b in by_length(items * 3, 4)] == [4, 2]
-    assert next(by_length(items * 3, 4))[0].question == longest.question
 
 
 def test_a_tokenizer_without_single_digits_is_refused(tmp_path):

@@ -10,15 +10,11 @@ from tiny import init_weights
 
 import qs.evaluation.question_sets
 from qs.config import Config, RunConfig, ThoughtConfig
-from qs.data.prompts import direct_answer, direct_prompt
+from qs.data.prompts import cot_final_prompt, direct_answer, direct_prompt
 from qs.data.question_sets import BenchmarkQuestion
 from qs.evaluation.exam_results import against, summary
-from qs.evaluation.question_sets import (
-    Exam,
-    answers_of,
-    exam_table,
-    run,
-)
+from qs.evaluation.gold_probability import item
+from qs.evaluation.question_sets import NUMBER_TOKENS, Exam, answers_of, exam_table, run
 from qs.evaluation.statistics import wilson
 from qs.files import JsonLines
 from qs.model.tokenizer import train_tokenizer
@@ -121,11 +117,23 @@ def test_a_question_is_answered_the_same_whatever_is_asked_beside_it(opened, tmp
         assert value == expected, name
 
 
-def test_a_question_that_does_not_fit_is_named_and_not_cut(opened, tmp_path):
-    long = BenchmarkQuestion("long", "What? " * 200, (), "1", "1")
-    found = run(EXAM, *opened, [*NUMBERS, long], tmp_path).facts
-    assert found["too_long"] == ["long"]
-    assert (found["questions"], found["scored"]) == (6, 5)
+@pytest.mark.parametrize("votes", [0, 2])
+def test_a_question_that_does_not_fit_is_named_and_the_longest_come_first(opened, tmp_path, votes):
+    quiet, tokenizer = opened
+    exam = dataclasses.replace(EXAM, votes=votes)
+    final = len(tokenizer.encode(cot_final_prompt(""))) + NUMBER_TOKENS if votes else 0
+    positions = quiet.model.config.max_positions - exam.thoughts - 2 - final
+
+    def of_length(name: str, tokens: int) -> BenchmarkQuestion:
+        empty = len(item(BenchmarkQuestion(name, "", (), "1", "1"), tokenizer).text.ids)
+        return BenchmarkQuestion(name, "#" * (tokens - empty), (), "1", "1")
+
+    longest, long = of_length("longest", positions), of_length("long", positions + 1)
+    found = run(exam, quiet, tokenizer, [*NUMBERS, longest, long], tmp_path)
+    assert found.facts["too_long"] == ["long"]
+    assert (found.facts["questions"], found.facts["scored"]) == (7, 6)
+    lines = JsonLines(tmp_path / exam.file).records()
+    assert [line["id"] for line in lines] == ["longest", *(q.id for q in NUMBERS)]
 
 
 def test_chains_are_counted_by_their_majority(opened, tmp_path, monkeypatch):

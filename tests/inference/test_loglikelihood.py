@@ -108,3 +108,37 @@ def test_a_pause_is_thought_like_a_thought():
 def test_texts_have_numbers_of_their_own():
     assert seed_of([1, 2]) == seed_of((1, 2)) != seed_of([12])
     assert seed_of([1, 2]) % 2**32 == 0
+
+
+def test_the_likeliest_id_is_that_of_the_mean_over_thoughts():
+    quiet = module(ThoughtConfig(thoughts=3, ahead=1, samples=2, beta=0.0), seed=1)
+    with torch.no_grad():
+        quiet.model.layers[0].attention.wo.weight.mul_(20)  # so that it matters what is thought
+    texts = [ScoredText((1, *ids), (0, 1, 2), tuple(range(11))) for ids in ((2, 3, 4), (9, 8, 7))]
+    ways = [Thinking("always", 3, 5.0, seed) for seed in range(20)]
+    first, mean = [], []
+    for scores in score(quiet, texts, ways):
+        for found in scores:
+            p = found.log_p.exp()
+            p[..., 1] = 0  # BOS is never said
+            assert found.likeliest.tolist() == p.mean(0).argmax(-1).tolist()
+            first += p[0].argmax(-1).tolist()
+            mean += found.likeliest.tolist()
+    assert first != mean
+
+
+def test_a_position_is_thought_about_once_and_only_where_it_may_pay(monkeypatch):
+    texts = [ScoredText((1, 5, 6, 7, 3, 2, 9), tuple(range(6))), ScoredText((4, 4, 8), (0, 1))]
+    columns, sample = [], QUIET.sample
+
+    def counting(documents, anchors, *others):
+        columns.append(anchors.shape[1])
+        return sample(documents, anchors, *others)
+
+    monkeypatch.setattr(QUIET, "sample", counting)
+    monkeypatch.setattr(loglikelihood, "SLOTS_AT_ONCE", 1)
+    for when in ("always", "entropy>1.9", "never"):
+        columns.clear()
+        (scores,) = score(QUIET, texts, [Thinking(when)])
+        assert sum(columns) == max(found.thoughts for found in scores)
+        assert len(columns) > 1 or when != "always"
