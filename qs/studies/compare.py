@@ -44,10 +44,7 @@ def training_cost(run: Path) -> Cost:
     config = files.read_config(run)
     if config.run.objective == "star":
         rounds = round_records(run)
-        return Cost(
-            trained=sum(record.get("trained_tokens", 0) for record in rounds),
-            generated=sum(record.get("generated_tokens", 0) for record in rounds),
-        )
+        return Cost(*(sum(r.get(f"{name}_tokens", 0) for r in rounds) for name in Cost._fields))
     rows, thought = config.run.steps * config.run.batch, config.thought
     sampled = thought.anchor_count(config.run.seq) * thought.samples * thought.thoughts
     return Cost(rows * config.run.seq, rows * sampled if config.sampled else 0)
@@ -66,22 +63,15 @@ class Answers(NamedTuple):
 def decoded_answers(
     opened: Opened, task: Comparable, count: int, written: bool, think: bool
 ) -> Answers:
-    """Answers to held-out problems of a task: greedy, or `written` after a sampled working.
+    """Answers to `count` held-out problems of a task (of arithmetic, of each length).
 
     Args:
-        opened: the model.
-        task: whose problems.
-        count: of problems; of arithmetic, of each length.
-        written: ask for a working that ends in the answer, at temperature 1.
+        opened, task, count: the model and its problems.
+        written: ask for a working that ends in the answer, at temperature 1; else greedily.
         think: a thought before every token.
     """
-    config = StarConfig(
-        task=task,
-        learn="rationales" if written else "answers",
-        test_problems=count,
-        shots=0,
-        rationalize=False,
-    )
+    learn = "rationales" if written else "answers"
+    config = StarConfig(task=task, learn=learn, test_problems=count, shots=0, rationalize=False)
     decoding = Decoding(
         max_tokens=WORKING_TOKENS[task] if written else ANSWER_ALONE_TOKENS,
         think_when="always" if think else "never",
@@ -102,8 +92,6 @@ def decoded_answers(
 def known_answers(opened: Opened, thinks: bool) -> tuple[Answers, Answers]:
     """Probability of the answers in held-out text of the bundled kind, without and with a thought.
 
-    Without both times if the model does not think.
-
     Raises:
         ValueError: another tokenizer prepared the text.
     """
@@ -115,13 +103,7 @@ def known_answers(opened: Opened, thinks: bool) -> tuple[Answers, Answers]:
 
 
 def compare_models(models: Sequence[str], task: Comparable, count: int, device: str) -> Table:
-    """One table of all models.
-
-    Args:
-        models: runs or checkpoints.
-        task: what they are asked.
-        count: problems; of arithmetic, of each length.
-        device: "auto", "cpu" or "cuda".
+    """One table of `models` (runs or checkpoints), asked `count` problems (of sums: each length).
 
     Raises:
         ValueError: a model cannot be opened, or knows another kind of text.

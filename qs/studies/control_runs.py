@@ -50,9 +50,9 @@ def run_controls(
     tokenizer = Tokenizer(files.newest_step(run))
     text = text_with_answers(config.changed(eval_rows=rows).run, tokenizer)
     environment = files.environment(str(choose_placement(config.run)))
-    trained = train_all(jobs, script, at_once)
-    made_by = trained_by([run, *trained.values()])
-    tables = measure_controls(run, trained, text)
+    trained = {BaselineRun(OWN, config): run} | train_all(jobs, script, at_once)
+    made_by = trained_by(list(trained.values()))
+    tables = measure_controls(trained, text)
     named = {title: [dataclasses.asdict(row) for row in table] for title, table in tables.items()}
     results = {"command": command, "environment": environment, "trained": made_by, "tables": named}
     files.write_json(run / CONTROLS, results)
@@ -91,8 +91,8 @@ def training_jobs(run: Path, seeds: int) -> list[BaselineRun]:
 
 def run_of(job: BaselineRun) -> Path | None:
     """The run folder that a training made, finished or not."""
-    folders = sorted(path.parent for path in Path(job.config.run.out).glob(f"*/{files.CONFIG}"))
-    return folders[-1] if folders else None
+    folders = (path.parent for path in Path(job.config.run.out).glob(f"*/{files.CONFIG}"))
+    return max(folders, default=None)
 
 
 def check_jobs(run: Path, jobs: Sequence[BaselineRun]) -> None:
@@ -174,20 +174,17 @@ def text_with_answers(run: RunConfig, tokenizer: Tokenizer) -> TextRows:
 
 
 def measure_controls(
-    run: Path, trained: Mapping[BaselineRun, Path], text: TextRows
+    trained: Mapping[BaselineRun, Path], text: TextRows
 ) -> dict[str, list[ControlRow]]:
     """Rows of tables, by title: a run, its thoughts replaced, other lengths, and what was trained.
 
     Args:
-        run: folder.
-        trained: run folders of what it is compared with.
+        trained: run folders, the run's own first, under the name OWN.
         text: held-out text with questions.
     """
-    config = files.read_config(run)
-    steps = {job: files.newest_step(folder) for job, folder in trained.items()}
-    own = [files.newest_step(run), *(step for job, step in steps.items() if job.name == OWN)]
-    others = {job: step for job, step in steps.items() if job.name != OWN}
-    tables = controls.control_tables(config, weights.resolve(config.run.weights), own, others)
+    own = next(iter(trained))
+    steps = {job: files.newest_step(run) for job, run in trained.items()}
+    tables = controls.control_tables(weights.resolve(own.config.run.weights), steps)
     measured = dict.fromkeys(control for table in tables.values() for control in table)
     for control in tqdm(measured, "measuring", unit=" rows"):
         measured[control] = _measure(control, text)

@@ -117,27 +117,28 @@ class Control:
     trained: bool = False  # whether the row tells of their training
 
 
-def control_tables(
-    config: Config, before: Path, own: Sequence[Path], trained: Mapping[BaselineRun, Path]
-) -> dict[str, list[Control]]:
-    """What is measured in each row of each table of a run with `config`, by the table's title.
+def control_tables(before: Path, trained: Mapping[BaselineRun, Path]) -> dict[str, list[Control]]:
+    """What is measured in each row of each table, by the table's title.
 
     Args:
         before: checkpoint that training begins from.
-        own, trained: last checkpoints of the run with each seed, and of the baselines of all seeds.
+        trained: last checkpoints by seed of the run, whose name is OWN, and of its baselines.
     """
-    seeds = tuple(config.changed(seed=config.run.seed + i) for i in range(len(own)))
-    run = Control(OWN, tuple(own), seeds, trained=True)
-    tables = {SAME: [run], LENGTH: [], TRAINED: [Control(BEFORE, (before,) * len(own), seeds), run]}
-    for intervention in INTERVENTIONS[1:]:
-        tables[SAME].append(Control(intervention.name, run.checkpoints, seeds, intervention))
-    for n in sorted({*EVALUATED, config.thought.thoughts}):
-        configs = tuple(with_length(each, n) for each in seeds)
-        tables[LENGTH].append(Control(f"n = {n}", run.checkpoints, configs))
-    for name in dict.fromkeys(baseline.name for baseline in trained):
-        group = {b.config: step for b, step in trained.items() if b.name == name}
-        tables[TRAINED].append(Control(name, tuple(group.values()), tuple(group), trained=True))
-    return tables
+    rows = {}
+    for name in dict.fromkeys(job.name for job in trained):
+        group = {job.config: step for job, step in trained.items() if job.name == name}
+        rows[name] = Control(name, tuple(group.values()), tuple(group), trained=True)
+    own = rows[OWN]
+    seeds, steps = own.configs, own.checkpoints
+    lengths = {
+        f"n = {n}": tuple(with_length(config, n) for config in seeds)
+        for n in sorted({*EVALUATED, seeds[0].thought.thoughts})
+    }
+    return {
+        SAME: [own, *(Control(each.name, steps, seeds, each) for each in INTERVENTIONS[1:])],
+        LENGTH: [Control(name, steps, configs) for name, configs in lengths.items()],
+        TRAINED: [Control(BEFORE, (before,) * len(seeds), seeds), *rows.values()],
+    }
 
 
 def _column(head: str, form: str = "", **default: Any) -> Any:
@@ -269,7 +270,7 @@ COMMENTS = "## What the rows show"  # where a person's own words on a page begin
 
 
 def study_page(title: str, command: str, about: str, tables: Sequence[Table]) -> str:
-    """Tables as a Markdown page that says what made it (`command`) and how to read it (`about`)."""
+    """Tables as a Markdown page that says what made it and how to read it (`about`)."""
     return "\n".join([f"# {title}\n\n```sh\n{command}\n```\n\n{about}", *map(markdown, tables)])
 
 

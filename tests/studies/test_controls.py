@@ -82,10 +82,10 @@ def test_the_tables_measure_every_seed_as_it_was_trained():
     trained = {
         BaselineRun(b.name, b.config.changed(seed=seed)): Path(f"{b.name} {seed}")
         for seed in (0, 1)
-        for b in baselines(TINY)
+        for b in [BaselineRun(OWN, TINY), *baselines(TINY)]
     }
-    own = [Path("own 0"), Path("own 1")]
-    tables = control_tables(TINY, Path("before"), own, trained)
+    own = [Path(f"{OWN} 0"), Path(f"{OWN} 1")]
+    tables = control_tables(Path("before"), trained)
     assert [control.name for control in tables[SAME]] == [i.name for i in INTERVENTIONS]
     names = [BEFORE, OWN, *(baseline.name for baseline in baselines(TINY))]
     assert [control.name for control in tables[TRAINED]] == names
