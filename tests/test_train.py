@@ -539,7 +539,7 @@ def test_data_that_was_never_prepared_is_refused_with_the_two_commands(
         (lambda t, o, w: ["--weights", t.data], "config.json: expected a file with JSON", 1),
         (lambda t, o, w: ["--weights", t.data / "meta.json"], "found no such folder", 1),
         (lambda t, o, w: ["--weights", o.weights], "prepare the data again with this token", 1),
-        (lambda t, o, w: ["--data", o.data], "expected the tokenizer that made the shards", 1),
+        (lambda t, o, w: ["--data", o.data], "expected the shards' tokenizer", 1),
         (lambda t, o, w: ["--data", w], "expected a prepared dataset, found no meta.json", 2),
         (lambda t, o, w: ["--data", t.data / "meta.json"], "expected a prepared dataset", 2),
         (lambda t, o, w: ["--data", t.weights], "expected a prepared dataset", 2),
