@@ -15,7 +15,10 @@ from typing import Any, Literal, get_args, get_origin
 
 
 def setting(default: Any, help: str, **limits: float) -> Any:
-    """A field with its help sentence and limits: `least` (that or more), `above` (more)."""
+    """A field with its help sentence and limits: `least` (that or more), `above` (more).
+
+    `later`: runs of earlier versions do not have it; they did as its default does.
+    """
     return field(default=default, metadata={"help": help, **limits})
 
 
@@ -144,6 +147,13 @@ class RunConfig:
     micro_batch: int = setting(
         0, "rows computed at a time (0: all); changes memory, not results", least=0
     )
+    activations: int | None = setting(
+        None,
+        "MiB of activations of thoughts kept at a time, about (0: no bound); by default 128 on a "
+        "CPU, no bound on CUDA; changes memory, not results",
+        least=0,
+        later=True,
+    )
     steps: int = setting(100, "optimiser steps", least=1)
     seed: int = setting(0, "seed of data order, thoughts and new parameters", least=0)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is one")
@@ -154,7 +164,10 @@ class RunConfig:
     recompute: bool = setting(False, "recompute layers in the backward pass to save memory")
     save_every: int = setting(0, "steps between checkpoints (0: only at the end)", least=0)
     grad_norms_every: int = setting(
-        1, "steps between measurements of each loss term's gradient norm (0: never)", least=0
+        10,
+        "steps between measurements of each loss term's gradient norm, which take most of a step "
+        "each (0: never)",
+        least=0,
     )
     eval_rows: int = setting(32, "held-out rows evaluated before and after (0: none)", least=0)
     out: str = setting("runs", "folder that run folders are made in")
@@ -289,9 +302,12 @@ class Config:
         groups = {}
         check_names("config", values, GROUPS)
         for name, group in GROUPS.items():
-            check_names(f"config.{name}", values[name], {f.name for f in dataclasses.fields(group)})
-            check_types(f"config.{name}", group, values[name])
-            groups[name] = group(**values[name])
+            fields = dataclasses.fields(group)
+            later = {f.name: f.default for f in fields if f.metadata.get("later")}
+            settings = later | values[name]
+            check_names(f"config.{name}", settings, {f.name for f in fields})
+            check_types(f"config.{name}", group, settings)
+            groups[name] = group(**settings)
         return Config(**groups)
 
     def to_args(self) -> list[str]:

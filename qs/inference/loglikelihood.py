@@ -16,9 +16,10 @@ from qs.inference.cache import Reading, read_texts
 from qs.inference.decoding import sayable_ids, think_above, uniforms
 from qs.inference.generate import predict_next
 from qs.quietstar.algorithm import QuietStar
-from qs.quietstar.attention import CachedBranches, new_cache
+from qs.quietstar.attention import CachedBranches
 from qs.quietstar.losses import entropy
 from qs.quietstar.masks import Layout, one_document
+from qs.quietstar.sampler import branch_cache
 
 SLOTS_AT_ONCE = 1024  # of thoughts, for each row of a batch, or as many as its text if that is more
 LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
@@ -155,9 +156,8 @@ class _Batch:
         layout = Layout(documents, anchors, K, n + 2)
         with quiet.with_settings(ahead=1):
             x = quiet.embed_branches(tokens, anchors, thoughts).flatten(1, 3)
-        own = new_cache(shape.layers, (B, a, K, n + 2), shape.kv_heads, shape.head_dim, x)
-        both = [(*text, *branch) for text, branch in zip(cache, own, strict=True)]
-        attend = CachedBranches.of(layout, shape.window)
+        both = branch_cache(model, cache, (a, K, n + 2))
+        attend = CachedBranches.of(layout, shape.window, shape.shared, x)
         outputs = model(x, layout.branches.position.flatten(1), attend, both)
         after = outputs.unflatten(1, (a, K, n + 2))[:, :, :, -1]  # (B, a, K, D), at <end>
         before = self.outputs[at][:, :, None].expand_as(after)

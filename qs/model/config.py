@@ -141,6 +141,11 @@ class ModelConfig:
         return type(token) is int and 0 <= token < self.vocab_size
 
     @property
+    def shared(self) -> int:
+        """Query heads that share a key/value head."""
+        return self.heads // self.kv_heads
+
+    @property
     def forbidden(self) -> tuple[int, ...]:
         """Ids that a thought never holds: BOS, padding and the thought marks."""
         return tuple(sorted({self.bos_id, self.pad_id, *self.thought_ids} - {None}))

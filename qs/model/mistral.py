@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from qs.model import kernels
 from qs.model.config import ModelConfig
 
 Cache = tuple[Tensor, ...]  # of one layer
+Angles = tuple[Tensor, Tensor]  # cos and sin, (B, S, 1, d)
 Attend = Callable[[Tensor, Tensor, Tensor, Cache | None], Tensor]
 """(q (B, S, H, d), k (B, S, G, d), v (B, S, G, d), one layer's cache) -> (B, S, H, d)."""
 
@@ -49,6 +51,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        if kernels.serves(x):
+            return kernels.normalize(x, self.weight.to(x.dtype), self.eps)
         wide = at_least_float32(x)
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight.to(x.dtype) * wide.to(x.dtype)
@@ -61,11 +65,12 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.d
     return positions[..., None].to(wide) * (1.0 / theta**exponent)
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + d/2) of x (B, S, heads, d) by angles (B, S, d/2)."""
-    cos, sin = angles.cos()[:, :, None].to(x.dtype), angles.sin()[:, :, None].to(x.dtype)
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + d/2) of x (B, S, heads, d) by angles of cos and sin (B, S, 1, d)."""
+    if kernels.serves(x):
+        return kernels.rotate(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 class Attention(nn.Module):
@@ -79,10 +84,10 @@ class Attention(nn.Module):
         self.wv = Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
         self.wo = Linear(config.heads * config.head_dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor, angles: Tensor, attend: Attend, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, attend: Attend, cache: Cache | None) -> Tensor:
         heads = (-1, self.head_dim)
-        q = rotate(self.wq(x).unflatten(-1, heads), angles)  # (B, S, H, d)
-        k = rotate(self.wk(x).unflatten(-1, heads), angles)  # (B, S, G, d)
+        q = rotate(self.wq(x).unflatten(-1, heads), *angles)  # (B, S, H, d)
+        k = rotate(self.wk(x).unflatten(-1, heads), *angles)  # (B, S, G, d)
         v = self.wv(x).unflatten(-1, heads)
         return self.wo(attend(q, k, v, cache).flatten(-2))
 
@@ -97,7 +102,8 @@ class FeedForward(nn.Module):
         self.w3 = Linear(config.dim, config.hidden_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        gate, x = self.w1(x), self.w3(x)
+        return self.w2(kernels.gate(gate, x) if kernels.serves(x) else F.silu(gate) * x)
 
 
 class Block(nn.Module):
@@ -110,7 +116,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, angles: Tensor, attend: Attend, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, attend: Attend, cache: Cache | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), angles, attend, cache)
         return x + self.feed_forward(self.ffn_norm(x))
 
@@ -174,6 +180,8 @@ class Mistral(nn.Module):
         """
         config = self.config
         angles = rotary_angles(positions, config.head_dim, config.rope_theta, x.dtype)
+        angles = torch.cat([angles, angles], -1)[:, :, None]  # (B, S, 1, d)
+        angles = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for index, layer in enumerate(self.layers):
             entry = None if cache is None else cache[index]
             if self.recompute and torch.is_grad_enabled():

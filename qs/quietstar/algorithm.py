@@ -195,7 +195,8 @@ class QuietStar(nn.Module):
         text = self.model.embed(tokens)  # (B, T, D)
         branches = self.embed_branches(tokens, anchors, thoughts)
         x = torch.cat([text, branches.flatten(1, 3)], 1)  # (B, S, D)
-        attend = packed_attention(self.attention, layout, self.model.config.window)
+        shape = self.model.config
+        attend = packed_attention(self.attention, layout, shape.window, shape.shared, x)
         outputs = self.model(x, layout.packed.position, attend)  # (B, S, D)
         return outputs[:, :T], outputs[:, T:].unflatten(1, (A, K, n + m + 1))
 

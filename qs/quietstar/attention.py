@@ -10,7 +10,7 @@ queries: q (B, S, H, d), k and v (B, S, G, d).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from qs.quietstar.kernels import Block, JoinedAttention, blocks_for
 from qs.quietstar.masks import Layout, block_mask, dense_mask, over_own, over_text
 
 
@@ -51,36 +52,34 @@ def joined_attention(
 
     Args:
         q: (B, A, K, Q, H, d) queries of the branches.
-        text: keys and values (B, T, G, d) of the text.
-        own: keys and values (B, A, K, L, G, d) of the branches.
+        text: keys and values (B, G, T, d) of the text.
+        own: keys and values (B, G, A, K, L, d) of the branches.
         text_mask: (B, A, Q, T), as of `masks.over_text`.
         own_mask: broadcasts to (B, A, K, Q, L), as of `masks.over_own`.
 
     Returns:
         (B, A, K, Q, H, d)
     """
-    (B, A, K, Q, H, d), (T, G), L = q.shape, text[0].shape[1:3], own[0].shape[3]
+    (B, A, K, Q, H, d), (G, T), L = q.shape, text[0].shape[1:3], own[0].shape[4]
     g = H // G  # query heads that share a key head
     q = q.unflatten(4, (G, g)) * d**-0.5  # (B, A, K, Q, G, g, d)
 
     # over the text: one large product, since every branch looks at the same keys
     rows = q.permute(0, 4, 5, 1, 2, 3, 6).reshape(B, G, g * A * K * Q, d)
-    text_keys, text_values = (x.transpose(1, 2) for x in text)  # (B, G, T, d)
-    text_scores = (rows @ text_keys.transpose(2, 3)).view(B, G, g, A, K, Q, T)
+    text_scores = (rows @ text[0].transpose(2, 3)).view(B, G, g, A, K, Q, T)
     text_scores = text_scores.masked_fill(~text_mask[:, None, None, :, None], -torch.inf)
 
     # over its own slots: a small product for each branch
     rows = q.permute(0, 4, 1, 2, 5, 3, 6).reshape(B, G, A, K, g * Q, d)
-    own_keys, own_values = (x.permute(0, 4, 1, 2, 3, 5) for x in own)  # (B, G, A, K, L, d)
-    own_scores = (rows @ own_keys.transpose(4, 5)).view(B, G, A, K, g, Q, L)
+    own_scores = (rows @ own[0].transpose(4, 5)).view(B, G, A, K, g, Q, L)
     own_scores = own_scores.permute(0, 1, 4, 2, 3, 5, 6)  # (B, G, g, A, K, Q, L)
     own_scores = own_scores.masked_fill(~own_mask[:, None, None], -torch.inf)
 
     weights = torch.cat([text_scores, own_scores], -1).softmax(-1)  # (B, G, g, A, K, Q, T + L)
     text_weights = weights[..., :T].reshape(B, G, g * A * K * Q, T)
-    out = (text_weights @ text_values).view(B, G, g, A, K, Q, d)
+    out = (text_weights @ text[1]).view(B, G, g, A, K, Q, d)
     own_weights = weights[..., T:].permute(0, 1, 3, 4, 2, 5, 6).flatten(4, 5)  # (B, G, A, K, gQ, L)
-    mine = (own_weights @ own_values).view(B, G, A, K, g, Q, d)
+    mine = (own_weights @ own[1]).view(B, G, A, K, g, Q, d)
     out = out + mine.permute(0, 1, 4, 2, 3, 5, 6)  # (B, G, g, A, K, Q, d)
     return out.permute(0, 3, 4, 5, 1, 2, 6).flatten(4, 5)  # (B, A, K, Q, H, d)
 
@@ -99,30 +98,43 @@ class Dense:
 class Structured:
     """Attention of packed rows: text over text, branches over text and over themselves."""
 
-    branches: tuple[int, int, int]
+    branches: tuple[int, int, int]  # A, K, L
     text_text: Tensor
     branch_text: Tensor
     branch_own: Tensor
+    blocks: list[Block] | None  # of the branches over the text, where kernels run
 
     @staticmethod
-    def of(layout: Layout, window: int | None) -> Structured:
-        """The structured masks of a layout."""
+    def of(layout: Layout, window: int | None, shared: int, like: Tensor) -> Structured:
+        """The structured masks of a layout.
+
+        Args:
+            layout: of the packed rows.
+            window: sliding window in tokens, or None.
+            shared: query heads that share a key head.
+            like: the input: its dtype and device decide who computes.
+        """
         text, branches = layout.text, layout.branches
         one = branches.map(lambda x: x[:, :, :1])  # all K thoughts of an anchor look alike
+        branch_text = over_text(branches, text, window)  # (B, A, L, T)
         return Structured(
             branches=tuple(branches.depth.shape[1:]),
             text_text=dense_mask(text, text, window),
-            branch_text=over_text(branches, text, window),
+            branch_text=branch_text,
             branch_own=over_own(one, one, window),
+            blocks=blocks_for(like, branch_text, layout.samples, shared),
         )
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, ...] | None) -> Tensor:
         T = self.text_text.shape[1]
-        text = (k[:, :T], v[:, :T])
-        own = (k[:, T:].unflatten(1, self.branches), v[:, T:].unflatten(1, self.branches))
-        over_text = masked_attention(q[:, :T], *text, self.text_text)
-        branches = q[:, T:].unflatten(1, self.branches)
-        over_both = joined_attention(branches, text, own, self.branch_text, self.branch_own)
+        over_text = masked_attention(q[:, :T], k[:, :T], v[:, :T], self.text_text)
+        branches = q[:, T:].unflatten(1, self.branches)  # (B, A, K, L, H, d)
+        text = [x[:, :T].transpose(1, 2) for x in (k, v)]  # (B, G, T, d)
+        own = [x[:, T:].unflatten(1, self.branches).permute(0, 4, 1, 2, 3, 5) for x in (k, v)]
+        if self.blocks is None:
+            over_both = joined_attention(branches, text, own, self.branch_text, self.branch_own)
+        else:
+            over_both = JoinedAttention.apply(branches, *text, *own, self.blocks, self.branch_own)
         return torch.cat([over_text, over_both.flatten(1, 3)], 1)
 
 
@@ -143,10 +155,15 @@ class Flex:
         return out.transpose(1, 2)
 
 
-def packed_attention(kind: str, layout: Layout, window: int | None) -> Dense | Structured | Flex:
-    """A realisation of the one rule for packed rows: "dense", "structured" or "flex"."""
+def packed_attention(
+    kind: str, layout: Layout, window: int | None, shared: int, like: Tensor
+) -> Dense | Structured | Flex:
+    """A realisation of the one rule for packed rows: "dense", "structured" or "flex".
+
+    Other arguments as of `Structured.of`.
+    """
     if kind == "structured":
-        return Structured.of(layout, window)
+        return Structured.of(layout, window, shared, like)
     if kind == "flex":
         return Flex(block_mask(layout.packed, window))
     return Dense(dense_mask(layout.packed, layout.packed, window))
@@ -185,47 +202,64 @@ class CachedText:
 class CachedBranches:
     """Q slots of every branch (B, A * K * Q) after text that was read, at depths given as data.
 
-    Its cache is (text keys, text values, own keys, own values), own ones of (B, A, K, L, G, d).
+    Its cache is text keys and values (B, T, G, d), then own ones (B, G, A, K, L, d).
 
     Attributes:
         depths: (Q,) from 1 on.
         text_mask: (B, A, Q, T), as of `masks.over_text`.
         own_mask: (B, A, 1, Q, L), as of `masks.over_own`.
+        blocks: of the branches over the text, where kernels run; else None.
     """
 
     depths: Tensor
     text_mask: Tensor
     own_mask: Tensor
+    blocks: list[Block] | None
 
     @staticmethod
-    def of(layout: Layout, window: int | None) -> CachedBranches:
-        """All slots of the branches of a layout."""
+    def of(layout: Layout, window: int | None, shared: int, like: Tensor) -> CachedBranches:
+        """All slots of the branches of a layout; other arguments as of `Structured.of`."""
         branches = layout.branches
         one = branches.map(lambda x: x[:, :, :1])  # all K thoughts of an anchor look alike
+        text_mask = over_text(branches, layout.text, window)
         return CachedBranches(
             depths=torch.arange(1, layout.length + 1, device=layout.anchors.device),
-            text_mask=over_text(branches, layout.text, window),
+            text_mask=text_mask,
             own_mask=over_own(one, one, window),
+            blocks=blocks_for(like, text_mask, layout.samples, shared),
         )
 
-    def at(self, index: int) -> CachedBranches:
-        """One slot of every branch."""
-        one = slice(index, index + 1)
-        return CachedBranches(
-            self.depths[one], self.text_mask[:, :, one], self.own_mask[:, :, :, one]
-        )
+    @staticmethod
+    def steps(
+        layout: Layout, window: int | None, shared: int, like: Tensor
+    ) -> Iterator[CachedBranches]:
+        """The same one slot of every branch at a time."""
+        branches = layout.branches
+        one = branches.map(lambda x: x[:, :, :1])
+        text_mask = over_text(branches, layout.text, window)  # (B, A, L, T)
+        own_mask = over_own(one, one, window)
+        depths = torch.arange(1, layout.length + 1, device=layout.anchors.device)
+        blocks = None
+        for at in (slice(i, i + 1) for i in range(layout.length)):
+            if blocks is None or window is not None:  # else every depth sees the same text
+                blocks = blocks_for(like, text_mask[:, :, at], layout.samples, shared)
+            yield CachedBranches(depths[at], text_mask[:, :, at], own_mask[:, :, :, at], blocks)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, ...] | None) -> Tensor:
         assert cache is not None
-        text_k, text_v, own_k, own_v = cache
-        branches = (*own_k.shape[1:3], len(self.depths))
-        own_k.index_copy_(3, self.depths - 1, k.unflatten(1, branches))
-        own_v.index_copy_(3, self.depths - 1, v.unflatten(1, branches))
-        out = joined_attention(
-            q.unflatten(1, branches),
-            (text_k, text_v),
-            (own_k, own_v),
-            self.text_mask,
-            self.own_mask,
-        )
+        text = [x.transpose(1, 2) for x in cache[:2]]  # (B, G, T, d)
+        own_k, own_v = cache[2:]
+        branches = (*own_k.shape[2:4], len(self.depths))  # A, K, Q
+        for kept, new in zip((own_k, own_v), (k, v), strict=True):
+            kept.index_copy_(
+                4, self.depths - 1, new.unflatten(1, branches).permute(0, 4, 1, 2, 3, 5)
+            )
+        q = q.unflatten(1, branches)  # (B, A, K, Q, H, d)
+        if self.blocks is None:
+            out = joined_attention(q, text, (own_k, own_v), self.text_mask, self.own_mask)
+        else:
+            seen = slice(int(self.depths[-1]))  # slots that are there
+            own = own_k[:, :, :, :, seen], own_v[:, :, :, :, seen]
+            own_mask = self.own_mask[..., seen]
+            out = JoinedAttention.apply(q, *text, *own, self.blocks, own_mask)
         return out.flatten(1, 3)

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from qs.model import kernels
+from qs.quietstar.kernels import LinearNLL
+
 LOGITS_AT_ONCE = 2**26  # 256 MiB of float32
 
 
@@ -45,6 +48,11 @@ def linear_nll(
     outputs, targets = outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1)
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     head = head.to(outputs.dtype)
+
+    if kernels.serves(outputs):
+        never = torch.tensor(tuple(forbidden), dtype=torch.int64)
+        rows = chunk or max(1, LOGITS_AT_ONCE // head.shape[0] // 16)  # they stay in cache
+        return LinearNLL.apply(outputs, head, targets, temperature, never, rows).view(shape)
 
     def some(rows: Tensor, ids: Tensor) -> Tensor:
         logits = rows @ head.T / temperature

@@ -43,6 +43,14 @@ def prefill(model: Mistral, tokens: Tensor, documents: Tensor) -> tuple[Tensor, 
     return model(x, text.position, attend, cache), cache
 
 
+def branch_cache(model: Mistral, cache: list, branches: tuple[int, int, int]) -> list:
+    """A text's cache and room for (A, K, L) slots of branches, as `CachedBranches` takes them."""
+    (A, K, L), shape, like = branches, model.config, cache[0][0]
+    rows = (len(like), shape.kv_heads, A, K)
+    own = new_cache(shape.layers, rows, L, shape.head_dim, like)  # (B, G, A, K, L, d)
+    return [(*text, *mine) for text, mine in zip(cache, own, strict=True)]
+
+
 @torch.no_grad()
 def sample(
     model: Mistral,
@@ -70,23 +78,17 @@ def sample(
     B, A, K, n = uniforms.shape
     if n == 0:
         return torch.empty((B, A, K, 0), dtype=torch.int64, device=start.device)
-    config = model.config
-    layout = Layout(layout.documents, layout.anchors, K, n)
+    shape, layout = model.config, Layout(layout.documents, layout.anchors, K, n)
     positions = layout.branches.position.view(B, A * K, n)
-    attend = CachedBranches.of(layout, config.window)
-    own = new_cache(config.layers, (B, A, K, n), config.kv_heads, config.head_dim, cache[0][0])
-    both = [(*text_entry, *own_entry) for text_entry, own_entry in zip(cache, own, strict=True)]
-
+    both = branch_cache(model, cache, (A, K, n))
     uniforms = uniforms.to(start.device)
-    rows = max(1, LOGITS_AT_ONCE // config.vocab_size)
-    ids = allowed_ids(config.vocab_size, set(forbidden), start.device)
-    x = start.to(model.compute_dtype).expand(B, A * K, -1)
+    rows = max(1, LOGITS_AT_ONCE // shape.vocab_size)
+    ids = allowed_ids(shape.vocab_size, set(forbidden), start.device)
+    x = start.to(model.compute_dtype).expand(B, A * K, -1).contiguous()
     drawn = []
-    for depth in range(n):
-        outputs = model(x, positions[..., depth], attend.at(depth), both).flatten(
-            0, 1
-        )  # (B A K, D)
-        numbers = uniforms[..., depth].flatten()
+    for j, attend in enumerate(CachedBranches.steps(layout, shape.window, shape.shared, x)):
+        outputs = model(x, positions[..., j], attend, both).flatten(0, 1)  # (B A K, D)
+        numbers = uniforms[..., j].flatten()
         pieces = zip(outputs.split(rows), numbers.split(rows), strict=True)
         tokens = torch.cat([choose(model.logits(o), u, ids, temperature) for o, u in pieces])
         drawn.append(tokens.view(B, A, K))
@@ -113,7 +115,7 @@ def choose(
     logits = logits[:, ids]
     if temperature == 0:
         return ids[logits.argmax(1)]
-    p = (logits / temperature).softmax(1)
+    p = (logits if temperature == 1 else logits / temperature).softmax(1)
     if top_p < 1:
         falling, order = p.sort(dim=1, descending=True, stable=True)
         beyond = falling.cumsum(1) - falling >= top_p

@@ -44,7 +44,10 @@ def training_cost(run: Path) -> Cost:
     config = files.read_config(run)
     if config.run.objective == "star":
         rounds = round_records(run)
-        return Cost(*(sum(r.get(f"{name}_tokens", 0) for r in rounds) for name in Cost._fields))
+        return Cost(
+            trained=sum(record.get("trained_tokens", 0) for record in rounds),
+            generated=sum(record.get("generated_tokens", 0) for record in rounds),
+        )
     rows, thought = config.run.steps * config.run.batch, config.thought
     sampled = thought.anchor_count(config.run.seq) * thought.samples * thought.thoughts
     return Cost(rows * config.run.seq, rows * sampled if config.sampled else 0)
@@ -63,15 +66,22 @@ class Answers(NamedTuple):
 def decoded_answers(
     opened: Opened, task: Comparable, count: int, written: bool, think: bool
 ) -> Answers:
-    """Answers to `count` held-out problems of a task (of arithmetic, of each length).
+    """Answers to held-out problems of a task: greedy, or `written` after a sampled working.
 
     Args:
-        opened, task, count: the model and its problems.
-        written: ask for a working that ends in the answer, at temperature 1; else greedily.
+        opened: the model.
+        task: whose problems.
+        count: of problems; of arithmetic, of each length.
+        written: ask for a working that ends in the answer, at temperature 1.
         think: a thought before every token.
     """
-    learn = "rationales" if written else "answers"
-    config = StarConfig(task=task, learn=learn, test_problems=count, shots=0, rationalize=False)
+    config = StarConfig(
+        task=task,
+        learn="rationales" if written else "answers",
+        test_problems=count,
+        shots=0,
+        rationalize=False,
+    )
     decoding = Decoding(
         max_tokens=WORKING_TOKENS[task] if written else ANSWER_ALONE_TOKENS,
         think_when="always" if think else "never",
@@ -92,6 +102,8 @@ def decoded_answers(
 def known_answers(opened: Opened, thinks: bool) -> tuple[Answers, Answers]:
     """Probability of the answers in held-out text of the bundled kind, without and with a thought.
 
+    Without both times if the model does not think.
+
     Raises:
         ValueError: another tokenizer prepared the text.
     """
@@ -103,7 +115,13 @@ def known_answers(opened: Opened, thinks: bool) -> tuple[Answers, Answers]:
 
 
 def compare_models(models: Sequence[str], task: Comparable, count: int, device: str) -> Table:
-    """One table of `models` (runs or checkpoints), asked `count` problems (of sums: each length).
+    """One table of all models.
+
+    Args:
+        models: runs or checkpoints.
+        task: what they are asked.
+        count: problems; of arithmetic, of each length.
+        device: "auto", "cpu" or "cuda".
 
     Raises:
         ValueError: a model cannot be opened, or knows another kind of text.

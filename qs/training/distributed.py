@@ -17,9 +17,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 @dataclass(frozen=True)
@@ -71,6 +68,9 @@ def shard(module: nn.Module, layers: Iterable[nn.Module], methods: Iterable[str]
     """
     if not dist.is_initialized():
         return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     kind = "cuda" if torch.cuda.is_available() and dist.get_backend() == "nccl" else "cpu"
     mesh = init_device_mesh(kind, (dist.get_world_size(),))
     for layer in layers:
@@ -90,11 +90,22 @@ def total(x: Tensor) -> Tensor:
 
 def whole(x: Tensor) -> Tensor:
     """A parameter, gradient norm or optimiser state in full; every rank must take part."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    return x.full_tensor() if is_split(x) else x
 
 
 def like(x: Tensor, parameter: Tensor) -> Tensor:
     """A whole tensor, split as `parameter` is."""
-    if isinstance(parameter, DTensor):
+    if is_split(parameter):
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(x, parameter.device_mesh, parameter.placements)
     return x.to(parameter.device)
+
+
+def is_split(x: Tensor) -> bool:
+    """Whether a tensor is spread over ranks; nothing is loaded to find that there is one rank."""
+    if not dist.is_initialized():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(x, DTensor)

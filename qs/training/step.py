@@ -57,25 +57,40 @@ def schedule(step: int, steps: int, config: OptimConfig) -> float:
     return rise * 0.5 * (1 + math.cos(math.pi * done))
 
 
+ACTIVATIONS = 128  # MiB, on a CPU: what its caches cannot hold costs more than reading text again
+
+
 class Part(NamedTuple):
-    """One micro-batch with its thoughts and targets; arguments as of `QuietStar.forward`."""
+    """Some rows with the thoughts of some anchors, and targets.
+
+    Attributes:
+        tokens, documents, anchors, thoughts, targets: as of `QuietStar.forward`.
+        first: whether these are the first anchors of their rows, with which the NLL without
+            thoughts counts.
+    """
 
     tokens: Tensor
     documents: Tensor
     anchors: Tensor
     thoughts: Tensor
     targets: Targets
+    first: bool
 
     @property
     def counts(self) -> Terms:
         """How many positions each loss term has."""
         K, n = self.thoughts.shape[2:]
-        return count_terms(self.targets.next_valid, self.targets.valid, K, n)
+        return self.of(count_terms(self.targets.next_valid, self.targets.valid, K, n))
 
-    def scored(self, quiet: QuietStar) -> Step:
-        """Stages 3 to 5, with gradient."""
+    def of(self, terms: Terms) -> Terms:
+        """What counts here of the terms of these rows: the base term counts once."""
+        return terms if self.first else terms._replace(base=torch.zeros_like(terms.base))
+
+    def scored(self, quiet: QuietStar, counts: Terms) -> tuple[Step, Terms]:
+        """Stages 3 to 5, with gradient, and the terms divided by the counts of the whole batch."""
         text = self.tokens, self.documents
-        return quiet(*text, None, self.anchors, self.thoughts, targets=self.targets)
+        step = quiet(*text, None, self.anchors, self.thoughts, targets=self.targets)
+        return step, self.of(quiet.means(step, counts))
 
 
 def think(
@@ -104,9 +119,29 @@ def think(
             anchors = tokens[rows, :0]
             thoughts = anchors.new_zeros((*anchors.shape, quiet.config.samples, 0))
         counting = None if counted is None else counted[rows]
-        targets = targets_of(*text, anchors, quiet.config.ahead, counting)
-        parts.append(Part(*text, anchors, thoughts, targets))
+        A = anchors_at_once(quiet, thoughts, config.run.activations)
+        for first in range(0, max(1, anchors.shape[1]), A):
+            at = slice(first, first + A)
+            some = anchors[:, at], thoughts[:, at]
+            targets = targets_of(*text, some[0], quiet.config.ahead, counting)
+            parts.append(Part(*text, *some, targets, first == 0))
     return parts
+
+
+def anchors_at_once(quiet: QuietStar, thoughts: Tensor, mebibytes: int | None) -> int:
+    """How many anchors of (B, A, K, n) thoughts are scored at a time, in parts of about one size.
+
+    The text of the rows is read again with each part: a small share of its slots.
+    """
+    B, A, K, n = thoughts.shape
+    if mebibytes is None:
+        mebibytes = ACTIVATIONS if thoughts.device.type == "cpu" else 0
+    shape, width = quiet.model.config, quiet.model.compute_dtype.itemsize
+    # of a layer: its inputs and those of its products; queries and what they attended to
+    floats = shape.dim if quiet.model.recompute else 10 * shape.dim + 3 * shape.hidden_dim
+    slots = B * A * K * (n + quiet.config.ahead + 1)
+    parts = slots * shape.layers * floats * width / (mebibytes * 2**20) if mebibytes else 1
+    return max(1, math.ceil(A / max(1, math.ceil(parts))))
 
 
 class Sums(NamedTuple):
@@ -156,8 +191,7 @@ def accumulate(quiet: QuietStar, parts: list[Part], counts: Terms, ranks: Ranks)
     """
     sums = []
     for part in parts:
-        step = part.scored(quiet)
-        means = quiet.means(step, counts)
+        step, means = part.scored(quiet, counts)
         (quiet.loss(means) * ranks.count).backward()
         sums.append(Sums.of(step, means))
     return sums
@@ -174,8 +208,7 @@ def accumulate_apart(
     sums = []
     gradients: dict[str, list[Tensor | None]] = {}
     for part in parts:
-        step = part.scored(quiet)
-        means = quiet.means(step, counts)
+        step, means = part.scored(quiet, counts)
         weighted = quiet.weighted(means)
         active = [name for name, term in weighted._asdict().items() if term.requires_grad]
         for name in active:

@@ -27,7 +27,7 @@ CASES = {  # folder of the weights -> folder of what stock Mistral computes from
     "mistral_gqa_sharded": "mistral_gqa",
     "mistral_window": "mistral_window",
 }
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32 rounds some outputs by that much
+CLOSE = {"rtol": 1e-5, "atol": 2e-5}  # float32 rounds some outputs by that much
 
 
 def loaded(folder: Path, **settings) -> Mistral:

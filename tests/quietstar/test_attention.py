@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from qs.model import kernels as model_kernels
+from qs.quietstar import kernels
 from qs.quietstar.attention import (
     CachedBranches,
     CachedText,
@@ -26,7 +28,7 @@ from qs.quietstar.attention import (
     new_cache,
 )
 from qs.quietstar.masks import Layout, block_mask, dense_mask, over_own, over_text
-from qs.quietstar.sampler import prefill
+from qs.quietstar.sampler import branch_cache, prefill
 
 
 @dataclass(frozen=True)
@@ -99,18 +101,28 @@ def test_one_softmax_joins_text_and_own_slots(drawn: Heads):
     shape = layout.branches.depth.shape[1:]
     out = joined_attention(
         q[:, T:].unflatten(1, shape),
-        (k[:, :T], v[:, :T]),
-        (k[:, T:].unflatten(1, shape), v[:, T:].unflatten(1, shape)),
+        [x[:, :T].transpose(1, 2) for x in (k, v)],
+        [x[:, T:].unflatten(1, shape).permute(0, 4, 1, 2, 3, 5) for x in (k, v)],
         over_text(layout.branches, layout.text, drawn.window),
         over_own(layout.branches, layout.branches, drawn.window),
     )
     same(out.flatten(1, 3), slow_attention(q, k, v, drawn.dense().mask)[:, T:])
 
 
-@given(drawn=all_heads())
-def test_structured_attention_equals_dense_attention_in_value_and_gradient(drawn: Heads):
+@given(drawn=all_heads(), fast=st.booleans(), rows_at_once=st.sampled_from([1, 20, 1024]))
+def test_structured_attention_equals_dense_attention_in_value_and_gradient(
+    drawn: Heads, fast: bool, rows_at_once: int
+):
+    shared = drawn.heads // drawn.groups
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "ROWS_AT_ONCE", rows_at_once)
+        like = torch.zeros((), dtype=torch.float64)
+        structured = Structured.of(drawn.layout, drawn.window, shared, like)
+    assert (structured.blocks is None) == (drawn.layout.anchors.numel() == 0)
+    if not fast:
+        structured = replace(structured, blocks=None)
     results = []
-    for attend in (Structured.of(drawn.layout, drawn.window), drawn.dense()):
+    for attend in (structured, drawn.dense()):
         inputs = [x.requires_grad_() for x in drawn.qkv()]
         out = attend(*inputs, None)
         weights = normal(*out.shape, seed=drawn.seed + 3)
@@ -168,24 +180,27 @@ def test_a_cache_is_one_pair_of_zeros_for_each_layer():
 # Cached decoding
 
 
-@given(case=cases(config=configs(), rows=2))
+@given(case=cases(config=configs(), rows=2), fast=st.booleans())
 @torch.no_grad()
-def test_decoding_with_a_cache_gives_the_outputs_of_the_packed_pass(case: Case):
+def test_decoding_with_a_cache_gives_the_outputs_of_the_packed_pass(case: Case, fast: bool):
     module = case.module("dense")
-    model, config, window = module.model, case.config, case.shape.window
+    model, config, shape = module.model, case.config, case.shape
     base, branch = module.score(case.tokens, case.documents, case.anchors, case.thoughts)
     outputs, cache = prefill(model, case.tokens, case.documents)
     same(outputs, base)
 
     B, A, K, n = case.thoughts.shape
     layout = Layout(case.documents, case.anchors, K, n + 1)
-    positions, attend = layout.branches.position, CachedBranches.of(layout, window)
-    own = new_cache(model.config.layers, (B, A, K, n + 1), *cache[0][0].shape[2:], cache[0][0])
-    both = [(*x, *y) for x, y in zip(cache, own, strict=True)]
+    rule = (layout, shape.window, shape.shared, base)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_kernels, "serves", lambda x: fast)
+        positions, attend = layout.branches.position, CachedBranches.of(*rule)
+        steps = list(CachedBranches.steps(*rule))
+    both = branch_cache(model, cache, (A, K, n + 1))
     start = (module.start * config.embedding_scale).expand(B, A, K, 1, -1)
     x = torch.cat([start, model.embed(case.thoughts)], 3)
     for depth in range(n + 1):
-        step, at = attend.at(depth), positions[..., depth].flatten(1)
+        step, at = steps[depth], positions[..., depth].flatten(1)
         out = model(x[..., depth, :].flatten(1, 2), at, step, both)
         same(out.view(B, A, K, -1), branch[..., depth, :])
     out = model(x.flatten(1, 3), positions.flatten(1), attend, both)
