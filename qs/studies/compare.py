@@ -44,10 +44,9 @@ def training_cost(run: Path) -> Cost:
     config = files.read_config(run)
     if config.run.objective == "star":
         rounds = round_records(run)
-        return Cost(
-            trained=sum(record.get("trained_tokens", 0) for record in rounds),
-            generated=sum(record.get("generated_tokens", 0) for record in rounds),
-        )
+        trained = sum(record.get("trained_tokens", 0) for record in rounds)
+        generated = sum(record.get("generated_tokens", 0) for record in rounds)
+        return Cost(trained, generated)
     rows, thought = config.run.steps * config.run.batch, config.thought
     sampled = thought.anchor_count(config.run.seq) * thought.samples * thought.thoughts
     return Cost(rows * config.run.seq, rows * sampled if config.sampled else 0)
@@ -66,22 +65,15 @@ class Answers(NamedTuple):
 def decoded_answers(
     opened: Opened, task: Comparable, count: int, written: bool, think: bool
 ) -> Answers:
-    """Answers to held-out problems of a task: greedy, or `written` after a sampled working.
+    """Answers to `count` held-out problems of a task (of arithmetic, of each length).
 
     Args:
-        opened: the model.
-        task: whose problems.
-        count: of problems; of arithmetic, of each length.
-        written: ask for a working that ends in the answer, at temperature 1.
+        opened, task, count: the model and its problems.
+        written: ask for a working that ends in the answer, at temperature 1; else greedily.
         think: a thought before every token.
     """
-    config = StarConfig(
-        task=task,
-        learn="rationales" if written else "answers",
-        test_problems=count,
-        shots=0,
-        rationalize=False,
-    )
+    learn = "rationales" if written else "answers"
+    config = StarConfig(task=task, learn=learn, test_problems=count, shots=0, rationalize=False)
     decoding = Decoding(
         max_tokens=WORKING_TOKENS[task] if written else ANSWER_ALONE_TOKENS,
         think_when="always" if think else "never",
@@ -99,14 +91,8 @@ def decoded_answers(
     return Answers(right, float(tokens * (1 + thought_tokens)))
 
 
-def known_answers(opened: Opened, thinks: bool) -> tuple[Answers, Answers]:
-    """Probability of the answers in held-out text of the bundled kind, without and with a thought.
-
-    Without both times if the model does not think.
-
-    Raises:
-        ValueError: another tokenizer prepared the text.
-    """
+def _known_answers(opened: Opened, thinks: bool) -> tuple[Answers, Answers]:
+    """Probability of the answers in text of the bundled kind, without and with a thought."""
     config = opened.config if thinks else opened.config.changed(objective="plain")
     text = text_with_answers(config.run, opened.tokenizer)
     answers = measure_heldout(opened.quiet, text, config).answers
@@ -115,13 +101,7 @@ def known_answers(opened: Opened, thinks: bool) -> tuple[Answers, Answers]:
 
 
 def compare_models(models: Sequence[str], task: Comparable, count: int, device: str) -> Table:
-    """One table of all models.
-
-    Args:
-        models: runs or checkpoints.
-        task: what they are asked.
-        count: problems; of arithmetic, of each length.
-        device: "auto", "cpu" or "cuda".
+    """One table of `models` (runs or checkpoints), asked `count` problems (of sums: each length).
 
     Raises:
         ValueError: a model cannot be opened, or knows another kind of text.
@@ -133,7 +113,7 @@ def compare_models(models: Sequence[str], task: Comparable, count: int, device: 
         opened = open_model(model, **ONE_THOUGHT, **text, device=device, compile=False)
         thinks = opened.run is not None and opened.config.run.thinks
         if task == "world":
-            alone, thought = known_answers(opened, thinks)
+            alone, thought = _known_answers(opened, thinks)
         else:
             alone = thought = decoded_answers(opened, task, count, written=False, think=False)
             if thinks:

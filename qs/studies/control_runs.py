@@ -22,22 +22,8 @@ from qs.evaluation.tokens import TextRows
 from qs.model import weights
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import ROWS, choose_placement, load
-from qs.studies.controls import (
-    BEFORE,
-    OWN,
-    TRAINED,
-    UNREWARDED,
-    BaselineRun,
-    Control,
-    ControlRow,
-    baselines,
-    control_row,
-    control_tables,
-    controls_notes,
-    controls_table,
-    keep_comments,
-    study_page,
-)
+from qs.studies import controls
+from qs.studies.controls import BEFORE, OWN, UNREWARDED, BaselineRun, Control, ControlRow
 
 FOLDER, CONTROLS, CONTROLS_PAGE = "controls", "controls.json", "controls.md"  # of the run
 
@@ -48,14 +34,11 @@ def run_controls(
     """Train what a run is compared with (what is trained already stays), and measure all of it.
 
     Args:
-        run: folder of a finished run that thinks; tables are written into it.
+        run: folder of a finished run that thinks; the page returned is written into it.
         seeds: how many; the run's own is the first.
         rows: of held-out text, at most; None: as many as the run itself reads.
         at_once: trainings at a time.
         script, command: train.py, and what a person typed.
-
-    Returns:
-        The page that was written.
 
     Raises:
         ValueError: the run cannot be compared, or a training failed.
@@ -67,25 +50,24 @@ def run_controls(
     tokenizer = Tokenizer(files.newest_step(run))
     text = text_with_answers(config.changed(eval_rows=rows).run, tokenizer)
     environment = files.environment(str(choose_placement(config.run)))
-    trained = train_all(jobs, script, at_once)
-    made_by = trained_by([run, *trained.values()])
-    tables = measure_controls(run, trained, text)
+    trained = {BaselineRun(OWN, config): run} | train_all(jobs, script, at_once)
+    made_by = trained_by(list(trained.values()))
+    tables = measure_controls(trained, text)
     named = {title: [dataclasses.asdict(row) for row in table] for title, table in tables.items()}
     results = {"command": command, "environment": environment, "trained": made_by, "tables": named}
     files.write_json(run / CONTROLS, results)
-    notes = controls_notes(text, config.thought.sample_temperature)
+    notes = controls.controls_notes(text, config.thought.sample_temperature)
     about = f"Measured with {_words(environment)}.\nTrained with {made_by}.\n\n{notes}"
-    shown = [controls_table(title, table) for title, table in tables.items()]
-    page = study_page("Controls", command, about, shown)
-    keep_comments(run / CONTROLS_PAGE, page)
+    shown = [controls.controls_table(title, table) for title, table in tables.items()]
+    page = controls.study_page("Controls", command, about, shown)
+    controls.keep_comments(run / CONTROLS_PAGE, page)
     return page
 
 
 def training_jobs(run: Path, seeds: int) -> list[BaselineRun]:
     """Everything that has to be trained to compare a run over several seeds, its own the first.
 
-    Returns:
-        Baselines whose settings hold the seed and the folder that their run folder is made in.
+    The settings of each hold its seed and the folder that its run folder is made in.
 
     Raises:
         ValueError: the run does not think, or `seeds` is below 1.
@@ -99,7 +81,7 @@ def training_jobs(run: Path, seeds: int) -> list[BaselineRun]:
     own = BaselineRun(OWN, config.changed(eval_rows=0, save_every=0))
     jobs = []
     for seed in range(config.run.seed, config.run.seed + seeds):
-        for baseline in [own, *baselines(own.config)]:
+        for baseline in [own, *controls.baselines(own.config)]:
             if baseline.name != OWN or seed != config.run.seed:
                 slug = "".join(c if c.isalnum() else "-" for c in baseline.name.lower())
                 out = str(run / FOLDER / f"{slug}-seed-{seed}")
@@ -109,8 +91,8 @@ def training_jobs(run: Path, seeds: int) -> list[BaselineRun]:
 
 def run_of(job: BaselineRun) -> Path | None:
     """The run folder that a training made, finished or not."""
-    folders = sorted(path.parent for path in Path(job.config.run.out).glob(f"*/{files.CONFIG}"))
-    return folders[-1] if folders else None
+    folders = (path.parent for path in Path(job.config.run.out).glob(f"*/{files.CONFIG}"))
+    return max(folders, default=None)
 
 
 def check_jobs(run: Path, jobs: Sequence[BaselineRun]) -> None:
@@ -129,22 +111,18 @@ def check_jobs(run: Path, jobs: Sequence[BaselineRun]) -> None:
         stored = job.config if made is None else files.read_config(made).changed(out=out)
         if stored != job.config:
             flags, wanted = stored.to_args(), job.config.to_args()
-            wrong = " ".join(flag for flag in flags if flag not in wanted)
-            right = " ".join(flag for flag in wanted if flag not in flags)
+            wrong = " ".join(flag for flag in flags if flag not in wanted) or "fewer flags"
+            right = " ".join(flag for flag in wanted if flag not in flags) or "fewer flags"
             raise ValueError(
-                f"{made}: expected the training {job.name}, seed {job.config.run.seed}, with "
-                f"{right or 'fewer flags'}, found {wrong or 'fewer flags'}; move {out} away to "
+                f"{made}: expected the {job}, with {right}, found {wrong}; move {out} away to "
                 "train it again"
             )
 
 
 def train_all(jobs: Sequence[BaselineRun], script: Path, at_once: int) -> dict[BaselineRun, Path]:
-    """Train what is not trained yet by a `script`, each job in a process of its own.
+    """Train what is not trained yet by a `script`, and give the run folder of each job.
 
     At most `at_once` processes; each gets its share of the cores, or what OMP_NUM_THREADS says.
-
-    Returns:
-        The run folder of each job.
 
     Raises:
         ValueError: a training failed.
@@ -159,7 +137,7 @@ def train_all(jobs: Sequence[BaselineRun], script: Path, at_once: int) -> dict[B
         process = subprocess.run(command, capture_output=True, text=True, env=environment)
         if process.returncode:
             last = (process.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise ValueError(f"training {job.name}, seed {job.config.run.seed}, failed: {last}")
+            raise ValueError(f"{job}, failed: {last}")
 
     runs = {job: run_of(job) for job in jobs}
     missing = [job for job, made in runs.items() if made is None or not files.finished(made)]
@@ -179,13 +157,6 @@ def _words(environment: Mapping[str, object]) -> str:
     return ", ".join(f"{key} {value}" for key, value in environment.items())
 
 
-def training_seconds(run: Path) -> float:
-    """How long the steps of a run took, as its log says."""
-    config = files.read_config(run).run
-    steps = files.read_log(run)[1:]
-    return sum(config.batch * config.seq / step["tokens_per_second"] for step in steps)
-
-
 def text_with_answers(run: RunConfig, tokenizer: Tokenizer) -> TextRows:
     """The held-out text that a run is measured on, with its questions.
 
@@ -203,49 +174,46 @@ def text_with_answers(run: RunConfig, tokenizer: Tokenizer) -> TextRows:
 
 
 def measure_controls(
-    run: Path, trained: Mapping[BaselineRun, Path], text: TextRows
+    trained: Mapping[BaselineRun, Path], text: TextRows
 ) -> dict[str, list[ControlRow]]:
     """Rows of tables, by title: a run, its thoughts replaced, other lengths, and what was trained.
 
     Args:
-        run: folder.
-        trained: run folders of what it is compared with.
+        trained: run folders, the run's own first, under the name OWN.
         text: held-out text with questions.
     """
-    config = files.read_config(run)
-    steps = {job: files.newest_step(folder) for job, folder in trained.items()}
-    own = [files.newest_step(run), *(step for job, step in steps.items() if job.name == OWN)]
-    others = {job: step for job, step in steps.items() if job.name != OWN}
-    tables = control_tables(config, weights.resolve(config.run.weights), own, others)
-    controls = dict.fromkeys(control for table in tables.values() for control in table)
-    results = {c: _measure(c, text) for c in tqdm(controls, "measuring", unit=" rows")}
-    references = {control.name: results[control] for control in tables[TRAINED]}
+    own = next(iter(trained))
+    steps = {job: files.newest_step(run) for job, run in trained.items()}
+    tables = controls.control_tables(weights.resolve(own.config.run.weights), steps)
+    measured: dict[Control, list[Measured]] = {row: [] for rows in tables.values() for row in rows}
+    for control, by_seed in tqdm(measured.items(), "measuring", unit=" rows"):
+        change, fixed_weight = control.intervention.change, control.intervention.fixed_weight
+        for folder, config in zip(control.checkpoints, control.configs, strict=True):
+            quiet, _ = load(folder, config, choose_placement(config.run))
+            by_seed.append(measure_heldout(quiet, text, config, "", change, fixed_weight))
+    references = {control.name: measured[control] for control in tables[controls.TRAINED]}
     before, unrewarded = references[BEFORE], references.get(UNREWARDED, ())
 
     def row(control: Control) -> ControlRow:
-        seconds = rewards = None
-        if control.trained:
-            config = control.configs[0]
-            seconds = float(np.mean([training_seconds(c.parent) for c in control.checkpoints]))
-            if config.run.objective == "quiet" and config.thought.beta > 0:
-                rewards = rewarded(text, config.thought.ahead)
-        return control_row(
+        line = controls.control_row(
             control,
-            results[control],
+            measured[control],
             before=() if control.name == BEFORE else before,
             unrewarded=() if control.name in (BEFORE, UNREWARDED) else unrewarded,
-            seconds=seconds,
-            rewarded=rewards,
         )
+        if not control.trained:
+            return line
+        config = control.configs[0]
+        seconds = float(np.mean([_training_seconds(c.parent) for c in control.checkpoints]))
+        explores = config.run.objective == "quiet" and config.thought.beta > 0
+        share = rewarded(text, config.thought.ahead) if explores else None
+        return dataclasses.replace(line, seconds=seconds, rewarded=share)
 
     return {title: [row(control) for control in table] for title, table in tables.items()}
 
 
-def _measure(control: Control, text: TextRows) -> list[Measured]:
-    """One for each seed."""
-    change, fixed_weight = control.intervention.change, control.intervention.fixed_weight
-    results = []
-    for folder, config in zip(control.checkpoints, control.configs, strict=True):
-        quiet, _ = load(folder, config, choose_placement(config.run))
-        results.append(measure_heldout(quiet, text, config, "", change, fixed_weight))
-    return results
+def _training_seconds(run: Path) -> float:
+    """How long the steps of a run took, as its log says."""
+    config = files.read_config(run).run
+    steps = files.read_log(run)[1:]
+    return sum(config.batch * config.seq / step["tokens_per_second"] for step in steps)

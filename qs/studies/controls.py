@@ -7,13 +7,15 @@ measured on the same held-out text and questions.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from qs.config import PADDING, Config
 from qs.evaluation.heldout import Measured
@@ -33,9 +35,7 @@ LENGTH = "Same weights, another thought length at evaluation"
 TRAINED = "Trained on the same rows for the same number of steps"
 
 
-def shuffled(
-    quiet: QuietStar, documents: Tensor, thoughts: Tensor, generator: torch.Generator
-) -> Tensor:
+def shuffled(quiet: QuietStar, documents: Tensor, thoughts: Tensor, generator: Generator) -> Tensor:
     """Thoughts (B, T, 1, n) dealt out anew among the positions of the batch, padding left out."""
     inside = (documents != PADDING).flatten().nonzero().flatten()  # of B T positions
     order = torch.randperm(len(inside), generator=generator).to(inside.device)
@@ -45,7 +45,7 @@ def shuffled(
 
 
 def random_tokens(
-    quiet: QuietStar, documents: Tensor, thoughts: Tensor, generator: torch.Generator
+    quiet: QuietStar, documents: Tensor, thoughts: Tensor, generator: Generator
 ) -> Tensor:
     """Tokens drawn evenly from all that a thought may hold."""
     config = quiet.model.config
@@ -55,7 +55,7 @@ def random_tokens(
 
 
 def repeated_start(
-    quiet: QuietStar, documents: Tensor, thoughts: Tensor, generator: torch.Generator
+    quiet: QuietStar, documents: Tensor, thoughts: Tensor, generator: Generator
 ) -> Tensor:
     """The start token repeated."""
     return torch.full_like(thoughts, PAUSE)
@@ -87,6 +87,9 @@ class BaselineRun:
     name: str
     config: Config
 
+    def __str__(self) -> str:
+        return f"training {self.name}, seed {self.config.run.seed}"
+
 
 def baselines(config: Config) -> list[BaselineRun]:
     """What is trained beside a run with these settings: one thing differs from it each time."""
@@ -117,28 +120,32 @@ class Control:
     trained: bool = False  # whether the row tells of their training
 
 
-def control_tables(
-    config: Config, before: Path, own: Sequence[Path], trained: Mapping[BaselineRun, Path]
-) -> dict[str, list[Control]]:
+def control_tables(before: Path, trained: Mapping[BaselineRun, Path]) -> dict[str, list[Control]]:
     """What is measured in each row of each table, by the table's title.
 
-    Args:
-        config: of the run.
-        before: checkpoint that training begins from.
-        own, trained: last checkpoints of the run with each seed, and of the baselines of all seeds.
+    Training began from the checkpoint `before` and ended with those of `trained`: of the run, whose
+    name is OWN, and of its baselines, with every seed.
     """
-    seeds = tuple(config.changed(seed=config.run.seed + i) for i in range(len(own)))
-    run = Control(OWN, tuple(own), seeds, trained=True)
-    tables = {SAME: [run], LENGTH: [], TRAINED: [Control(BEFORE, (before,) * len(own), seeds), run]}
-    for intervention in INTERVENTIONS[1:]:
-        tables[SAME].append(Control(intervention.name, run.checkpoints, seeds, intervention))
-    for n in sorted({*EVALUATED, config.thought.thoughts}):
-        configs = tuple(with_length(each, n) for each in seeds)
-        tables[LENGTH].append(Control(f"n = {n}", run.checkpoints, configs))
-    for name in dict.fromkeys(baseline.name for baseline in trained):
-        group = {b.config: step for b, step in trained.items() if b.name == name}
-        tables[TRAINED].append(Control(name, tuple(group.values()), tuple(group), trained=True))
-    return tables
+    rows = {}
+    for name in dict.fromkeys(job.name for job in trained):
+        group = {job.config: step for job, step in trained.items() if job.name == name}
+        rows[name] = Control(name, tuple(group.values()), tuple(group), trained=True)
+    own = rows[OWN]
+    seeds, steps = own.configs, own.checkpoints
+    lengths = {
+        f"n = {n}": tuple(with_length(config, n) for config in seeds)
+        for n in sorted({*EVALUATED, seeds[0].thought.thoughts})
+    }
+    return {
+        SAME: [own, *(Control(each.name, steps, seeds, each) for each in INTERVENTIONS[1:])],
+        LENGTH: [Control(name, steps, configs) for name, configs in lengths.items()],
+        TRAINED: [Control(BEFORE, (before,) * len(seeds), seeds), *rows.values()],
+    }
+
+
+def _column(head: str, form: str = "", **default: Any) -> Any:
+    """A field that is a column of the page."""
+    return dataclasses.field(metadata={"head": head, "form": form}, **default)
 
 
 @dataclass(frozen=True)
@@ -147,37 +154,42 @@ class ControlRow:
 
     Intervals have questions (of other tokens: rows of text) as units, each its mean over seeds.
     Changes are against the model before training, without thoughts, and against UNREWARDED; paired
-    by unit; None: not compared. NLL in nats.
+    by unit; None: not compared. NLL in nats. `x_seeds`: smallest and largest seed of x.
     """
 
     name: str
-    seeds: int  # how many
-    gold: Estimate  # gold answer probability
-    gold_seeds: tuple[float, float]  # smallest and largest seed
-    gold_change: Estimate | None
-    gold_unrewarded: Estimate | None
-    nll: float  # at the answers
-    useful: float | None  # share of thoughts with the steps; None: no sampled thoughts
+    seeds: int = _column("seeds")  # how many
+    gold: Estimate = _column("gold answer probability", ".3f")
+    gold_seeds: tuple[float, float]
+    gold_change: Estimate | None = _column("minus before training", "+.3f")
+    gold_unrewarded: Estimate | None = _column("minus beta = 0", "+.3f")
+    nll: float = _column("NLL at answers", ".2f")
+    useful: float | None = _column("thoughts with the steps", ".3f")  # None: none is sampled
     useful_seeds: tuple[float, float] | None
-    weight: float | None  # mean mixing weight at the answers; None: no thoughts
-    other: Estimate  # NLL of all other tokens
-    other_change: Estimate | None
-    seconds: float | None = None  # of training; None where the row tells of none
+    weight: float | None = _column("weight at answers", ".2f")  # None: no thoughts
+    other: Estimate = _column("NLL of other tokens", ".4f")
+    other_change: Estimate | None = _column("minus before training", "+.4f")
+    seconds: float | None = _column("training, s", ".0f", default=None)  # None: it tells of none
     rewarded: float | None = None  # share of the answers whose thoughts REINFORCE rewarded in it
+
+    @property
+    def label(self) -> str:
+        """Its name, and what its training never rewarded."""
+        if self.rewarded is None or self.rewarded == 1:
+            return self.name
+        return f"{self.name} ({100 * (1 - self.rewarded):.0f} % of the answers earn no reward)"
+
+
+Measurements = Sequence[Measured]  # of one control, on the same questions; one for each seed
 
 
 def control_row(
     control: Control,
-    measured: Sequence[Measured],
-    before: Sequence[Measured] = (),
-    unrewarded: Sequence[Measured] = (),
-    seconds: float | None = None,
-    rewarded: float | None = None,
+    measured: Measurements,
+    before: Measurements = (),
+    unrewarded: Measurements = (),
 ) -> ControlRow:
-    """Summarise what was measured of a control, once for each seed on the same questions.
-
-    `before` and `unrewarded` are what it is compared with, if anything.
-    """
+    """Summarise what was measured of a control, beside what it is compared with, if anything."""
     config, intervention = control.configs[0], control.intervention
     thinks = config.run.thinks
     # of thoughts that are not mixed in, or not its own, nothing is told
@@ -199,17 +211,15 @@ def control_row(
         weight=float(np.mean([m.answers.weight for m in measured])) if thinks else None,
         other=ratio_estimate(sums, counts),
         other_change=ratio_estimate(sums - _other(before, False)[0], counts) if before else None,
-        seconds=seconds,
-        rewarded=rewarded,
     )
 
 
-def _gold(measured: Sequence[Measured], thinks: bool) -> np.ndarray:
+def _gold(measured: Measurements, thinks: bool) -> np.ndarray:
     """(seeds, Q) gold answer probability, with or without a thought."""
     return np.stack([m.answers.gold_mix if thinks else m.answers.gold_base for m in measured])
 
 
-def _other(measured: Sequence[Measured], thinks: bool) -> tuple[np.ndarray, np.ndarray]:
+def _other(measured: Measurements, thinks: bool) -> tuple[np.ndarray, np.ndarray]:
     """(R,) sums of NLL and numbers of other tokens in each row of text, means over seeds."""
     sums = [m.other.nll_mix if thinks else m.other.nll_base for m in measured]
     return np.mean(sums, 0), np.mean([m.other.tokens for m in measured], 0)
@@ -242,42 +252,27 @@ is no fair comparison.
 
 def controls_table(title: str, rows: Sequence[ControlRow]) -> Table:
     """Rows as text."""
-    heads = ("control", "seeds", "gold answer probability", "minus before training")
-    heads += ("minus beta = 0", "NLL at answers", "thoughts with the steps", "weight at answers")
-    heads += ("NLL of other tokens", "minus before training", "training, s")
-    return Table(title, heads, [_cells(row) for row in rows])
+    columns = [f for f in dataclasses.fields(ControlRow) if f.metadata]
+    heads = ("control", *(f.metadata["head"] for f in columns))
+    cells = [
+        (row.label, *(_cell(row, f.name, f.metadata["form"]) for f in columns)) for row in rows
+    ]
+    return Table(title, heads, cells)
 
 
-def _cells(row: ControlRow) -> tuple[str, ...]:
-    def text(value: Estimate | float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    def seeds(ends: tuple[float, float] | None) -> str:
-        return "" if ends is None or row.seeds < 2 else f" ({ends[0]:.3f} to {ends[1]:.3f})"
-
-    name = row.name
-    if row.rewarded is not None and row.rewarded < 1:
-        name += f" ({100 * (1 - row.rewarded):.0f} % of the answers earn no reward)"
-    return (
-        name,
-        str(row.seeds),
-        text(row.gold, ".3f") + seeds(row.gold_seeds),
-        text(row.gold_change, "+.3f"),
-        text(row.gold_unrewarded, "+.3f"),
-        text(row.nll, ".2f"),
-        text(row.useful, ".3f") + seeds(row.useful_seeds),
-        text(row.weight, ".2f"),
-        text(row.other, ".4f"),
-        text(row.other_change, "+.4f"),
-        text(row.seconds, ".0f"),
-    )
+def _cell(row: ControlRow, name: str, form: str) -> str:
+    value, ends = getattr(row, name), getattr(row, f"{name}_seeds", None)
+    if value is None:
+        return "-"
+    spread = f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends and row.seeds > 1 else ""
+    return format(value, form) + spread
 
 
 COMMENTS = "## What the rows show"  # where a person's own words on a page begin
 
 
 def study_page(title: str, command: str, about: str, tables: Sequence[Table]) -> str:
-    """Tables as a Markdown page that says what made it (`command`) and how to read it (`about`)."""
+    """Tables as a Markdown page that says what made it and how to read it (`about`)."""
     return "\n".join([f"# {title}\n\n```sh\n{command}\n```\n\n{about}", *map(markdown, tables)])
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from qs import files
 from qs.evaluation.hard_tokens import Decile
+from qs.evaluation.statistics import Estimate
 from qs.studies.control_runs import CONTROLS
 from qs.studies.controls import LENGTH, OWN, PAUSES, PLAIN, TRAINED, ControlRow
 from qs.studies.star_rounds import Arm
@@ -39,26 +40,19 @@ MATPLOTLIB = {
     "savefig.dpi": 150,
     "svg.hashsalt": "qs",
 }
-PANELS = {  # of training: keys of the log by title
-    "NLL, nats a token": ("nll_base", "nll_talk"),
-    "mean reward, nats": ("reward",),
-    "mean mixing weight": ("weight_mean",),
+PANELS = {  # of training: keys of the log by title and height in inches
+    ("NLL, nats a token", 2.0): ("nll_base", "nll_talk"),
+    ("mean reward, nats", 1.2): ("reward",),
+    ("mean mixing weight", 1.2): ("weight_mean",),
 }
 LINE_COLORS = {"nll_base": GREY, "nll_talk": BLUE, "reward": GREEN, "weight_mean": PURPLE}
 
 
 def draw_run(run: Path, deciles: Sequence[Decile], out: Path | None = None) -> list[Path]:
-    """Draw a run: `training`, `thought-length` and `hard-tokens`, each as .png and .svg.
+    """Draw a run: `training`, `thought-length` and `hard-tokens`; the .png and .svg files written.
 
-    `thought-length` is drawn if the run has controls.json, `hard-tokens` if there are deciles.
-
-    Args:
-        run: folder of a run.
-        deciles: what thinking did for easy and for hard tokens, the easiest first; may be empty.
-        out: folder for the pictures; None: `plots` in the run.
-
-    Returns:
-        The files written.
+    `thought-length` is drawn if the run has controls.json, `hard-tokens` if there are deciles (what
+    thinking did for tokens, the easiest first). They go to `out`, else to `plots` in the run.
 
     Raises:
         ValueError: matplotlib is missing, or a file of the run is missing or damaged.
@@ -113,11 +107,9 @@ def _save(pictures: Mapping[str, Callable[[Figure], None]], out: Path) -> list[P
 
 # ---- numbers -------------------------------------------------------------------------------------
 def read_steps(run: Path) -> dict[str, np.ndarray]:
-    """What the log of a run folder measured.
+    """(S,) "step" and each key of `LINE_COLORS` that the log of a run has; losses, reward in nats.
 
-    Returns:
-        (S,) "step" and each key of `LINE_COLORS` that the log has: losses and reward in nats; NaN
-        where a step does not say, or was not finite.
+    NaN where a step does not say, or was not finite.
 
     Raises:
         ValueError: there is no step in the log, or something else.
@@ -188,12 +180,7 @@ def _by_length(rows: Sequence[ControlRow], own: int) -> dict[int, ControlRow]:
 
 
 def smooth(values: np.ndarray, half: int) -> np.ndarray:
-    """Mean over each value and its `half` neighbours on both sides, where there are as many.
-
-    Args:
-        values: (S,); NaN counts as not there.
-        half: neighbours on one side.
-    """
+    """Mean over each of (S,) values and its `half` neighbours on both sides; NaN is left out."""
     means = np.full(len(values), np.nan)
     for i in range(len(values)):
         near = values[max(0, i - half) : i + half + 1]
@@ -211,17 +198,21 @@ def nll_range(decile: Decile) -> str:
 
 
 # ---- pictures ------------------------------------------------------------------------------------
-def _panels(figure: Figure, heights: Sequence[float]) -> list[Axes]:
-    """Panels one below the other with a common x axis, `heights` inches high."""
+def _panels(
+    figure: Figure, panels: Sequence[tuple[str, float]], xlabel: str, remark: str
+) -> list[Axes]:
+    """Panels one below the other with a common x axis, each of a title and a height in inches."""
+    titles, heights = zip(*panels, strict=True)
     figure.set_size_inches(WIDTH, sum(heights) + 0.5 * len(heights) + 0.8)
-    grid = figure.subplots(len(heights), sharex=True, height_ratios=heights, squeeze=False)
-    for ax in grid[:, 0]:
+    axes = figure.subplots(len(heights), sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    for ax, title in zip(axes, titles, strict=True):
         ax.yaxis.get_offset_text().set(ha="right", x=-0.02)  # beside the title
-    return list(grid[:, 0])
-
-
-def _remark(figure: Figure, text: str) -> None:
-    figure.supxlabel(text, x=0.99, ha="right", fontsize=SMALL, color=GREY)
+        ax.set_title(title)
+    axes[-1].set_xlabel(xlabel)
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    if remark:
+        figure.supxlabel(remark, x=0.99, ha="right", fontsize=SMALL, color=GREY)
+    return list(axes)
 
 
 def _draw_training(figure: Figure, steps: Mapping[str, np.ndarray], thinking: str) -> None:
@@ -229,40 +220,33 @@ def _draw_training(figure: Figure, steps: Mapping[str, np.ndarray], thinking: st
     x = steps["step"]
     half = len(x) // 40
     labels = {"nll_base": f"without {thinking}", "nll_talk": f"with {thinking}"}
-    shown = {title: [k for k in keys if k in steps] for title, keys in PANELS.items()}
-    shown = {title: keys for title, keys in shown.items() if keys}
-    axes = _panels(figure, [2.0, 1.2, 1.2][: len(shown)])
-    for ax, (title, keys) in zip(axes, shown.items(), strict=True):
-        for key in keys:
+    lines = {panel: [key for key in keys if key in steps] for panel, keys in PANELS.items()}
+    panels = [panel for panel in PANELS if lines[panel]]
+    remark = f"thick: mean over {2 * half + 1} steps" if half else ""
+    for ax, panel in zip(_panels(figure, panels, "step", remark), panels, strict=True):
+        for key in lines[panel]:
+            color, means = LINE_COLORS[key], smooth(steps[key], half)
             if half:
-                ax.plot(x, steps[key], color=LINE_COLORS[key], linewidth=0.6, alpha=0.35, zorder=1)
-            ax.plot(
-                x,
-                smooth(steps[key], half),
-                color=LINE_COLORS[key],
-                linewidth=1.8,
-                marker="" if len(x) > 1 else "o",
-                label=labels.get(key),
-            )
-        if "reward" in keys:
+                ax.plot(x, steps[key], color=color, linewidth=0.6, alpha=0.35, zorder=1)
+            marker = "" if len(x) > 1 else "o"
+            ax.plot(x, means, color=color, linewidth=1.8, marker=marker, label=labels.get(key))
+        if "reward" in lines[panel]:
             ax.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
-        if "nll_talk" in keys:
+        if "nll_talk" in lines[panel]:
             ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
-        ax.set_title(title)
         ax.margins(x=0.01)
-    axes[-1].set_xlabel("step")
-    axes[-1].xaxis.get_major_locator().set_params(integer=True)
-    if half:
-        _remark(figure, f"thick: mean over {2 * half + 1} steps")
 
 
 def _draw_lengths(figure: Figure, curves: Curves) -> None:
     """Gold answer probability by thought length."""
-    (ax,) = _panels(figure, [3.2])
     series = [
         (curves.trained, "trained with n", BLUE, "o", -1),
         (curves.evaluated, f"trained with n = {curves.own},\nevaluated with n", VERMILION, "s", 1),
     ]
+    seeds = max(row.seeds for rows, *_ in series for row in rows.values())
+    remark = "pale bars and bands: 95 % intervals"
+    remark += f"; thin lines: smallest to largest of {seeds} seeds" if seeds > 1 else ""
+    (ax,) = _panels(figure, [("gold answer probability", 3.2)], "n, tokens in a thought", remark)
     lengths = sorted({*curves.trained, *curves.evaluated})
     aside = 0.005 * (lengths[-1] - lengths[0])  # so that bars of one n do not hide each other
     for rows, text, color, marker, side in series:
@@ -273,24 +257,20 @@ def _draw_lengths(figure: Figure, curves: Curves) -> None:
         ax.plot(x, gold, color=color, marker=marker, markersize=3.5, linewidth=1.2, label=text)
         ax.vlines(x, low, high, color, linewidth=0.8)
     for (name, row), color in zip(curves.flat.items(), (GREY, PURPLE), strict=False):
-        gold, interval = row.gold[0], row.gold[1] or 0.0
-        dashes = (0, (5, 3))
-        ax.axhline(gold, color=color, linewidth=1.2, linestyle=dashes, zorder=0, label=name)
-        ends = gold - interval, gold + interval
-        ax.axhspan(*ends, color=color, alpha=0.12, linewidth=0, zorder=0)
+        gold, dashes = Estimate(*row.gold), (0, (5, 3))
+        ax.axhline(gold.mean, color=color, linewidth=1.2, linestyle=dashes, zorder=0, label=name)
+        ax.axhspan(*gold.ends, color=color, alpha=0.12, linewidth=0, zorder=0)
     ax.set_ylim(0.0, min(1.05, ax.get_ylim()[1]))
     ax.set_xticks(lengths)
-    ax.set_title("gold answer probability")
-    ax.set_xlabel("n, tokens in a thought")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    seeds = max(row.seeds for rows, *_ in series for row in rows.values())
-    lines = f"; thin lines: smallest to largest of {seeds} seeds" if seeds > 1 else ""
-    _remark(figure, f"pale bars and bands: 95 % intervals{lines}")
 
 
 def _draw_deciles(figure: Figure, deciles: Sequence[Decile], thinking: str) -> None:
     """Mean gain by tenth of the tokens."""
-    (ax,) = _panels(figure, [2.8])
+    title = f"gain by {thinking}, nats a token"
+    xlabel = f"tenths of the tokens by NLL without {thinking}, in nats"
+    remark = f"{sum(d.tokens for d in deciles):,} tokens; lines: 95 % intervals"
+    (ax,) = _panels(figure, [(title, 2.8)], xlabel, remark)
     ax.use_sticky_edges = False  # room above bars that all hang down
     x = range(1, len(deciles) + 1)
     gains, bars = np.array([(d.gain, d.interval) for d in deciles], float).T
@@ -301,15 +281,14 @@ def _draw_deciles(figure: Figure, deciles: Sequence[Decile], thinking: str) -> N
     ax.tick_params(axis="x", labelsize=SMALL - 0.5, length=0)
     ax.spines["bottom"].set_visible(False)
     ax.margins(x=0.01)
-    ax.set_title(f"gain by {thinking}, nats a token")
-    ax.set_xlabel(f"tenths of the tokens by NLL without {thinking}, in nats")
-    _remark(figure, f"{sum(d.tokens for d in deciles):,} tokens; lines: 95 % intervals")
 
 
 def _draw_rounds(figure: Figure, arms: Sequence[Arm]) -> None:
     """Accuracy by round."""
-    axes = _panels(figure, [1.7] * len(arms))
-    for ax, arm in zip(axes, arms, strict=True):
+    seeds = max(len(arm.seeds) for arm in arms)
+    remark = f"{seeds} seeds; bands: smallest to largest" if seeds > 1 else ""
+    panels = [(f"{arm.name}: right, %", 1.7) for arm in arms]
+    for ax, arm in zip(_panels(figure, panels, "round (0: before)", remark), arms, strict=True):
         groups = [name for name in arm.groups if name != "all"] or list(arm.groups)
         colors = itertools.cycle((BLUE, GREEN, PURPLE, VERMILION, GREY))
         for name, color in zip(groups, colors, strict=False):
@@ -318,10 +297,4 @@ def _draw_rounds(figure: Figure, arms: Sequence[Arm]) -> None:
             ax.plot(rounds, right.mean(0), color=color, linewidth=1.4, label=name)
             ax.fill_between(rounds, right.min(0), right.max(0), color=color, alpha=0.15)
         ax.set_ylim(-2, 102)
-        ax.set_title(f"{arm.name}: right, %")
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    axes[-1].set_xlabel("round (0: before)")
-    axes[-1].xaxis.get_major_locator().set_params(integer=True)
-    seeds = max(len(arm.seeds) for arm in arms)
-    if seeds > 1:
-        _remark(figure, f"{seeds} seeds; bands: smallest to largest")

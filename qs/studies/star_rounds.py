@@ -22,22 +22,13 @@ hinted, kept: with the answer as a hint.
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs with the same settings and different seeds.
+    """Runs with the same settings and different seeds."""
 
-    Attributes:
-        config: of the first run.
-        seeds: of the runs, in order.
-        groups: names of groups of problems ("3 digits"), "all" last.
-        accuracy: (runs, rounds + 1, groups) share right on held-out problems; round 0 is the
-            untrained model.
-        records: what each run logged of each round.
-    """
-
-    config: Config
-    seeds: tuple[int, ...]
-    groups: tuple[str, ...]
-    accuracy: np.ndarray
-    records: list[list[dict[str, Any]]]
+    config: Config  # of the first run
+    seeds: tuple[int, ...]  # of the runs, in order
+    groups: tuple[str, ...]  # of problems ("3 digits"), "all" last
+    accuracy: np.ndarray  # (runs, rounds + 1, groups) share right; round 0 is the untrained model
+    records: list[list[dict[str, Any]]]  # what each run logged of each round
 
     @property
     def name(self) -> str:

@@ -59,7 +59,7 @@ def test_every_seed_trains_the_same_baselines_in_folders_of_their_own(trained):
 def test_controls_train_what_is_missing_and_write_the_tables(trained, tmp_path, monkeypatch):
     kept = ["plain training", "pause tokens", UNREWARDED, "m = 4", "n = 0"]
     monkeypatch.setattr(
-        "qs.studies.control_runs.baselines",
+        "qs.studies.controls.baselines",
         lambda config: [baseline for baseline in baselines(config) if baseline.name in kept],
     )
     monkeypatch.setattr("qs.studies.controls.EVALUATED", (0, 3))
