@@ -126,6 +126,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             add_settings(section, group, f.name, shown=shown)
 
 
+def to_args(config: Config) -> list[str]:
+    """The flags that make a config from any preset."""
+    args = []
+    for name, value in (pair for group in config.to_json().values() for pair in group.items()):
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            args.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            args.append(f"--{flag}={value}")
+    return args
+
+
 def add_settings(
     section: argparse._ActionsContainer, group: type, *names: str, shown: str = ""
 ) -> None:

@@ -310,18 +310,6 @@ class Config:
             groups[name] = group(**settings)
         return Config(**groups)
 
-    def to_args(self) -> list[str]:
-        """The flags that make this config from any preset."""
-        args = []
-        for group in (self.thought, self.optim, self.run, self.star):
-            for f in dataclasses.fields(group):
-                value, flag = getattr(group, f.name), f.name.replace("_", "-")
-                if isinstance(value, bool):
-                    args.append(f"--{flag}" if value else f"--no-{flag}")
-                elif value is not None:
-                    args.append(f"--{flag}={value}")
-        return args
-
 
 GROUPS = {"thought": ThoughtConfig, "optim": OptimConfig, "run": RunConfig, "star": StarConfig}
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from settings import OUT_OF_RANGE, SETTINGS, configs
 
 from qs import cli
-from qs.cli import add_settings, chosen, parse
+from qs.cli import add_settings, chosen, parse, to_args
 from qs.config import Config, RunConfig, StarConfig, ThoughtConfig
 from qs.presets import PRESETS
 
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
 
 @given(config=configs(), preset=st.sampled_from(sorted(PRESETS)))
 def test_any_config_survives_the_command_line(config: Config, preset: str):
-    args = config.to_args()
+    args = to_args(config)
     assert parse(args, parser(), preset) == config
     assert parse([f"--preset={preset}", *args], parser()) == config
 

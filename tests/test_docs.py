@@ -14,6 +14,7 @@ from tiny import ROOT
 
 import evaluate
 import train
+from qs.bench import __main__ as bench
 from qs.data import __main__ as data
 from qs.model import __main__ as model
 from qs.quietstar import QuietStar, losses
@@ -26,6 +27,7 @@ MAINS = {
     "train.py": train.main,
     "qs.data": data.main,
     "qs.model": model.main,
+    "qs.bench": bench.main,
 }
 COMMANDS = {"evaluate.py", "qs.data", "qs.model"}  # whose first word is a command
 

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from qs import files
+from qs.cli import to_args
 from qs.config import RunConfig
 from qs.evaluation.heldout import Measured, heldout_data, measure_heldout
 from qs.evaluation.synthetic import heldout_text, rewarded
@@ -110,7 +111,7 @@ def check_jobs(run: Path, jobs: Sequence[BaselineRun]) -> None:
         made, out = run_of(job), job.config.run.out
         stored = job.config if made is None else files.read_config(made).changed(out=out)
         if stored != job.config:
-            flags, wanted = stored.to_args(), job.config.to_args()
+            flags, wanted = to_args(stored), to_args(job.config)
             wrong = " ".join(flag for flag in flags if flag not in wanted) or "fewer flags"
             right = " ".join(flag for flag in wanted if flag not in flags) or "fewer flags"
             raise ValueError(
@@ -130,7 +131,7 @@ def train_all(jobs: Sequence[BaselineRun], script: Path, at_once: int) -> dict[B
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))} | os.environ
 
     def train(job: BaselineRun, made: Path | None) -> None:
-        flags = job.config.to_args()
+        flags = to_args(job.config)
         if made is not None and files.saved_steps(made):
             flags = ["--resume", str(made)]
         command = [sys.executable, str(script), *flags]

@@ -9,7 +9,7 @@ import torch
 from tiny import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
-from qs import bench
+from qs.bench import __main__ as bench
 
 FLAGS = ["--size", "tiny", "--seq", "16", "--thoughts", "2", "--device", "cpu", "--repeats", "1"]
 COUNTS = ROOT / "docs" / "results" / "bench-tiny.json"

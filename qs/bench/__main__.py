@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,11 +30,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from qs import cli, files
-from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig, check_limits, setting
+from qs.bench.work import Work, build, operations
 from qs.inference.decoding import Decoding
 from qs.inference.generate import generate
-from qs.model.config import ModelConfig
-from qs.model.mistral import Mistral
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.attention import Dense
 from qs.quietstar.load import choose_placement
@@ -44,88 +42,7 @@ from qs.tables import Table, terminal
 from qs.training.step import make_optimizer, think
 from qs.training.trainer import peak_memory
 
-SIZES = {  # vocabulary, dim, layers, heads, key heads, head size, inner width
-    "tiny": (480, 128, 2, 4, 4, 32, 256),
-    "small": (4096, 256, 4, 8, 4, 32, 512),
-    "1b": (32000, 2048, 16, 32, 8, 64, 5632),
-    "7b-4layers": (32000, 4096, 4, 32, 8, 128, 14336),
-    "7b": (32000, 4096, 32, 32, 8, 128, 14336),
-}
 SWEPT = {"n": "thoughts", "T": "seq", "K": "samples", "A": "anchor_share"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What is measured."""
-
-    size: Literal["tiny", "small", "1b", "7b-4layers", "7b"] = setting("small", "of the model")
-    seq: int = setting(128, "T: tokens of text in a row", least=2)
-    batch: int = setting(1, "B: rows", least=1)
-    thoughts: int = setting(15, "n: tokens of a thought", least=1)
-    ahead: int = setting(4, "m: true tokens ahead", least=1)
-    samples: int = setting(2, "K: thoughts at a position", least=1)
-    anchors: Literal["all", "random", "uncertain"] = setting("all", "who thinks")
-    anchor_share: float = setting(1.0, "share of the positions that think", above=0)
-    repeats: int = setting(5, "measurements, after one that is not counted", least=1)
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is one")
-    compile: bool | None = setting(None, "torch.compile every layer; by default on CUDA only")
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-
-    @property
-    def config(self) -> Config:
-        """The run that does it."""
-        names = {f.name for f in dataclasses.fields(ThoughtConfig)}
-        values = dataclasses.asdict(self)
-        thought = ThoughtConfig(**{k: v for k, v in values.items() if k in names})
-        run = RunConfig(
-            seq=self.seq, batch=self.batch, device=self.device, compile=self.compile, steps=1000
-        )
-        return Config(thought, OptimConfig(), run)
-
-    @property
-    def shape(self) -> ModelConfig:
-        """Of the model."""
-        names = ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "hidden_dim")
-        return ModelConfig(**dict(zip(names, SIZES[self.size], strict=True)))
-
-
-def build(work: Work) -> QuietStar:
-    """A random model, ready on its device."""
-    config, placement = work.config, choose_placement(work.config.run)
-    with torch.device(placement.device):
-        model = Mistral(work.shape, placement.dtype)
-        quiet = QuietStar(model, config.thinking, placement.attention)
-    generator = torch.Generator(placement.device).manual_seed(0)
-    with torch.no_grad():
-        for parameter in quiet.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.02, generator=generator)
-    if placement.compile:
-        for layer in model.layers:
-            layer.compile(dynamic=False)
-    return quiet
-
-
-def operations(work: Work) -> dict[str, float]:
-    """Floating-point operations of a step by the formula: 2 a parameter and slot, 6 with gradient.
-
-    Attention counts a product for every slot and the text that it could see, causal or not.
-    """
-    c, m, n = work.shape, work.ahead, work.thoughts
-    layer = c.dim * (2 * c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.dim * c.hidden_dim
-    P, head = c.layers * layer, c.vocab_size * c.dim
-    T, A = work.seq, work.config.thought.anchor_count(work.seq)
-    branches, attend = A * work.samples, 4 * c.layers * c.heads * c.head_dim
-    slots = branches * (n + m + 1)
-    counted = {
-        "prefill": 2 * P * T + attend * T * T,
-        "sample": branches * n * (2 * (P + head) + attend * (T + n)),
-        "score": 6 * P * (T + slots) + 3 * attend * (T * T + slots * (T + n + m + 1)),
-        "losses": 6 * head * (T + branches * (n + m)),
-    }
-    return {phase: work.batch * count for phase, count in counted.items()}
 
 
 class Stopwatch:
