@@ -72,6 +72,7 @@ def build(work: Work) -> QuietStar:
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.02, generator=generator)
     if placement.compile:
+        model.compiled = True
         for layer in model.layers:
             layer.compile(dynamic=False)
     return quiet

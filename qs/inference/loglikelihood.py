@@ -157,7 +157,7 @@ class _Batch:
         with quiet.with_settings(ahead=1):
             x = quiet.embed_branches(tokens, anchors, thoughts).flatten(1, 3)
         both = branch_cache(model, cache, (a, K, n + 2))
-        attend = CachedBranches.of(layout, shape.window, shape.shared, x)
+        attend = CachedBranches.of(layout, shape.window, shape.shared, model.eager(x))
         outputs = model(x, layout.branches.position.flatten(1), attend, both)
         after = outputs.unflatten(1, (a, K, n + 2))[:, :, :, -1]  # (B, a, K, D), at <end>
         before = self.outputs[at][:, :, None].expand_as(after)

@@ -140,6 +140,7 @@ class Mistral(nn.Module):
         self.config = config
         self.compute_dtype = compute_dtype
         self.recompute = recompute
+        self.compiled = False  # whether layers are compiled: then nothing is decided for eager ones
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -154,6 +155,10 @@ class Mistral(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids (...) -> embeddings (..., D) in the compute dtype."""
         return self.tok_embeddings(tokens).to(self.compute_dtype)
+
+    def eager(self, x: Tensor) -> Tensor | None:
+        """An input, if the layers that take it are not compiled."""
+        return None if self.compiled else x
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Outputs (..., D) -> logits (..., V), float32 or wider."""

@@ -196,7 +196,9 @@ class QuietStar(nn.Module):
         branches = self.embed_branches(tokens, anchors, thoughts)
         x = torch.cat([text, branches.flatten(1, 3)], 1)  # (B, S, D)
         shape = self.model.config
-        attend = packed_attention(self.attention, layout, shape.window, shape.shared, x)
+        attend = packed_attention(
+            self.attention, layout, shape.window, shape.shared, self.model.eager(x)
+        )
         outputs = self.model(x, layout.packed.position, attend)  # (B, S, D)
         return outputs[:, :T], outputs[:, T:].unflatten(1, (A, K, n + m + 1))
 

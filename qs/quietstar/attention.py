@@ -105,14 +105,14 @@ class Structured:
     blocks: list[Block] | None  # of the branches over the text, where kernels run
 
     @staticmethod
-    def of(layout: Layout, window: int | None, shared: int, like: Tensor) -> Structured:
+    def of(layout: Layout, window: int | None, shared: int, like: Tensor | None) -> Structured:
         """The structured masks of a layout.
 
         Args:
             layout: of the packed rows.
             window: sliding window in tokens, or None.
             shared: query heads that share a key head.
-            like: the input: its dtype and device decide who computes.
+            like: the input, whose dtype and device decide who computes; None: compiled layers.
         """
         text, branches = layout.text, layout.branches
         one = branches.map(lambda x: x[:, :, :1])  # all K thoughts of an anchor look alike
@@ -156,7 +156,7 @@ class Flex:
 
 
 def packed_attention(
-    kind: str, layout: Layout, window: int | None, shared: int, like: Tensor
+    kind: str, layout: Layout, window: int | None, shared: int, like: Tensor | None
 ) -> Dense | Structured | Flex:
     """A realisation of the one rule for packed rows: "dense", "structured" or "flex".
 
@@ -217,7 +217,7 @@ class CachedBranches:
     blocks: list[Block] | None
 
     @staticmethod
-    def of(layout: Layout, window: int | None, shared: int, like: Tensor) -> CachedBranches:
+    def of(layout: Layout, window: int | None, shared: int, like: Tensor | None) -> CachedBranches:
         """All slots of the branches of a layout; other arguments as of `Structured.of`."""
         branches = layout.branches
         one = branches.map(lambda x: x[:, :, :1])  # all K thoughts of an anchor look alike
@@ -231,7 +231,7 @@ class CachedBranches:
 
     @staticmethod
     def steps(
-        layout: Layout, window: int | None, shared: int, like: Tensor
+        layout: Layout, window: int | None, shared: int, like: Tensor | None
     ) -> Iterator[CachedBranches]:
         """The same one slot of every branch at a time."""
         branches = layout.branches

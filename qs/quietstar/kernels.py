@@ -64,9 +64,9 @@ def blocks_of(text_mask: Tensor, K: int, shared: int, dtype: torch.dtype) -> lis
     return blocks
 
 
-def blocks_for(like: Tensor, text_mask: Tensor, K: int, shared: int) -> list[Block] | None:
-    """`blocks_of` where the kernels serve an input, and there are anchors; else None."""
-    if not kernels.serves(like) or not text_mask.shape[1]:
+def blocks_for(like: Tensor | None, text_mask: Tensor, K: int, shared: int) -> list[Block] | None:
+    """`blocks_of` where the kernels serve an eager input, and there are anchors; else None."""
+    if like is None or not kernels.serves(like) or not text_mask.shape[1]:
         return None
     return blocks_of(text_mask, K, shared, like.dtype)
 

@@ -140,6 +140,7 @@ def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietSta
         # one graph for each pass (text, sampling, packed) and shape; never on without one
         torch._dynamo.config.recompile_limit = 64
         torch._dynamo.config.fail_on_recompile_limit_hit = True
+        model.compiled = True
         for layer in model.layers:
             layer.compile(dynamic=False)
     return quiet, tokenizer

@@ -86,7 +86,9 @@ def sample(
     ids = allowed_ids(shape.vocab_size, set(forbidden), start.device)
     x = start.to(model.compute_dtype).expand(B, A * K, -1).contiguous()
     drawn = []
-    for j, attend in enumerate(CachedBranches.steps(layout, shape.window, shape.shared, x)):
+    for j, attend in enumerate(
+        CachedBranches.steps(layout, shape.window, shape.shared, model.eager(x))
+    ):
         outputs = model(x, positions[..., j], attend, both).flatten(0, 1)  # (B A K, D)
         numbers = uniforms[..., j].flatten()
         pieces = zip(outputs.split(rows), numbers.split(rows), strict=True)

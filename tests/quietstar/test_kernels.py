@@ -70,3 +70,16 @@ def test_a_block_holds_only_the_text_that_its_anchors_see():
     assert one.blind.sum() == 4  # slot 0 of the second anchor: K = 2 thoughts, 2 heads
     assert (two.anchors, two.text) == (slice(2, 4), slice(0, 1))
     assert two.blind.all()
+
+
+@given(case=cases(config=configs(), rows=2))
+@torch.no_grad()
+def test_compiled_layers_are_given_the_forms_written_out(case: Case):
+    module = case.module("structured")
+    eager = module.score(case.tokens, case.documents, case.anchors, case.thoughts)
+    module.model.compiled = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qs.quietstar.attention.JoinedAttention.apply", None)
+        written_out = module.score(case.tokens, case.documents, case.anchors, case.thoughts)
+    for found, expected in zip(eager, written_out, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
