@@ -83,10 +83,12 @@ def measure_step(work: Work, quiet: QuietStar) -> dict[str, Any]:
     documents = torch.zeros_like(tokens)
     watch = Stopwatch(device)
 
-    def step(number: int) -> None:
+    def step(number: int, prefill: bool = True) -> None:
         watch.start()
-        quiet.base(tokens, documents)
-        watch.lap("prefill")
+        if prefill:  # once more, to tell it from sampling
+            with torch.no_grad():
+                quiet.base(tokens, documents)
+            watch.lap("prefill")
         parts = think(quiet, tokens, documents, config, step_generator(0, number))
         watch.lap("sample")  # its own prefill is taken off below
         counts = Terms(*(sum(each) for each in zip(*(p.counts for p in parts), strict=True)))
@@ -116,7 +118,7 @@ def measure_step(work: Work, quiet: QuietStar) -> dict[str, Any]:
 
     saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x)
     with FlopCounterMode(display=False) as counter, saved:
-        step(0)
+        step(0, prefill=False)
     watch.seconds.clear()
     system = resource.getrusage(resource.RUSAGE_SELF).ru_stime
     for number in range(work.repeats):
@@ -288,10 +290,17 @@ def bench(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     work = Work(**cli.chosen(args, Work))
     torch.manual_seed(0)
+    if args.sweep and args.mode != "step":
+        raise ValueError("--sweep: expected the mode step, whose operations are counted")
     if args.sweep:
         print(terminal(sweep(work, args.mode, args.sweep)))
         return 0
     quiet = build(work)
+    if args.compare and args.mode != "step":
+        raise ValueError("--compare: expected the mode step, whose counts are compared")
+    plain = work.batch == 1 and work.anchors == "all" and quiet.start.device.type == "cpu"
+    if args.against and not (args.mode == "step" and plain):
+        raise ValueError("--against naive: expected a step of --batch 1 and all anchors on a CPU")
     result = MODES[args.mode](work, quiet)
     result["matrix_rate"] = matrix_rate(quiet.start.device)
     print(terminal(report(work, args.mode, result)))
@@ -306,6 +315,8 @@ def bench(argv: list[str]) -> int:
         print(f"written to {args.json}")
     if args.compare:
         before = files.read_object(args.compare)
+        if before.get("mode") != args.mode:
+            raise ValueError(f"{args.compare}: expected figures of a step that --json wrote")
         if before["work"] | {"repeats": 0} != dataclasses.asdict(work) | {"repeats": 0}:
             raise ValueError(f"{args.compare}: expected figures of the same work, found others")
         complaints = worse(result, before, args.tolerance, args.counts)

@@ -133,7 +133,9 @@ def anchors_at_once(quiet: QuietStar, thoughts: Tensor, mebibytes: int | None) -
 
     The text of the rows is read again with each part: a small share of its slots.
     """
-    B, A, K, n = thoughts.shape
+    (B, A, K, n), config = thoughts.shape, quiet.config
+    if config.base_weight == 1 and config.beta == 0:
+        return max(1, A)  # parts after the first would have nothing to train
     if mebibytes is None:
         mebibytes = ACTIVATIONS if thoughts.device.type == "cpu" else 0
     shape, width = quiet.model.config, quiet.model.compute_dtype.itemsize

@@ -94,3 +94,16 @@ def test_exponents_are_fitted_and_branches_can_be_read_one_by_one(tmp_path, caps
     assert "times as long" in capsys.readouterr().out
     assert bench.main(["generate", *FLAGS]) == 0
     assert "output token" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "--sweep", "n"], "expected the mode step"),
+        (["generate", "--compare", "FILE"], "expected the mode step"),
+        (["step", "--against", "naive", "--batch", "2"], "--batch 1 and all anchors on a CPU"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(capsys, arguments, message):
+    assert bench.main([*arguments, *FLAGS]) == 2
+    assert message in capsys.readouterr().err

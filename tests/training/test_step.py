@@ -128,6 +128,19 @@ def test_scoring_a_few_anchors_at_a_time_changes_neither_gradients_nor_record(
         assert other == pytest.approx(record, rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("measure", [False, True])
+def test_where_only_the_base_term_is_trained_nothing_is_scored_in_parts(measure):
+    config = settings_of(base_weight=1.0, beta=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qs.training.step, "ACTIVATIONS", 1e-6)
+        found, record = gradients(config, 3, measure)
+    whole, expected = gradients(config, 3, measure)
+    close(found, whole)
+    assert record == expected
+    quiet, generator = module(config.thinking, 3), step_generator(0, STEP)
+    assert len(think(quiet, *text(config, 3), config, generator)) == 1
+
+
 @pytest.mark.parametrize(("mebibytes", "parts"), [(0, 1), (1000, 1), (1, 2), (None, 1)])
 def test_activations_are_kept_of_as_many_anchors_as_fit(mebibytes, parts):
     quiet, thoughts = module(ThoughtConfig(ahead=2)), torch.zeros(4, 80, 3, 2)
