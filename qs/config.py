@@ -149,8 +149,8 @@ class RunConfig:
     )
     activations: int | None = setting(
         None,
-        "MiB of activations of thoughts kept at a time, about (0: no bound); by default 128 on a "
-        "CPU, no bound on CUDA; changes memory, not results",
+        "MiB of activations kept at a time, about (0: no bound); by default 128 on a CPU, what the "
+        "device has left on CUDA; changes memory, not results",
         least=0,
         later=True,
     )
@@ -161,7 +161,17 @@ class RunConfig:
         "auto", "arithmetic; auto: bfloat16 on CUDA, float32 on CPU. Weights are kept in float32"
     )
     compile: bool | None = setting(None, "torch.compile every layer; by default on CUDA only")
-    recompute: bool = setting(False, "recompute layers in the backward pass to save memory")
+    recompute: bool | None = setting(
+        None,
+        "recompute layers in the backward pass to save memory; by default where a small part of a "
+        "row does not fit otherwise",
+    )
+    offload: bool | None = setting(
+        None,
+        "keep what the optimiser holds in host memory; by default where it does not fit on the "
+        "device",
+        later=True,
+    )
     save_every: int = setting(0, "steps between checkpoints (0: only at the end)", least=0)
     grad_norms_every: int = setting(
         10,

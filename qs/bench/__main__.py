@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from qs import cli, files
-from qs.bench.work import Work, build, operations
+from qs.bench.work import Work, build
 from qs.inference.decoding import Decoding
 from qs.inference.generate import generate
 from qs.quietstar.algorithm import QuietStar
@@ -41,6 +41,7 @@ from qs.quietstar.terms import Terms
 from qs.tables import Table, terminal
 from qs.training.step import make_optimizer, think
 from qs.training.trainer import peak_memory
+from qs.training.work import operations
 
 SWEPT = {"n": "thoughts", "T": "seq", "K": "samples", "A": "anchor_share"}
 
@@ -131,7 +132,7 @@ def measure_step(work: Work, quiet: QuietStar) -> dict[str, Any]:
     return {
         "seconds": {"step": total, **seconds},
         "operations": {
-            "formula": sum(operations(work).values()),
+            "formula": sum(operations(work.config, work.shape).values()),
             "counted": counter.get_total_flops(),
         },
         "kept_bytes": kept,
@@ -244,7 +245,7 @@ def sweep(work: Work, mode: str, letter: str) -> Table:
         changes = {name: value} | ({"anchors": "random"} if name == "anchor_share" else {})
         one = dataclasses.replace(work, **changes)
         seconds = median(next(iter(MODES[mode](one, build(one))["seconds"].values())))
-        points.append((value, seconds, sum(operations(one).values())))
+        points.append((value, seconds, sum(operations(one.config, one.shape).values())))
         print(f"{letter} {value:g}: {seconds:.3f} s", file=sys.stderr)
     sizes, seconds, counts = np.log(np.array(points)).T
     rows = [(f"{value:g}", f"{time:.3f}", f"{count / 1e9:.2f}") for value, time, count in points]

@@ -1,4 +1,4 @@
-"""What is measured: a size of model, of rows and of thoughts; and its operations by a formula."""
+"""What is measured: a size of model, of rows and of thoughts."""
 
 from __future__ import annotations
 
@@ -76,23 +76,3 @@ def build(work: Work) -> QuietStar:
         for layer in model.layers:
             layer.compile(dynamic=False)
     return quiet
-
-
-def operations(work: Work) -> dict[str, float]:
-    """Floating-point operations of a step by the formula: 2 a parameter and slot, 6 with gradient.
-
-    Attention counts a product for every slot and the text that it could see, causal or not.
-    """
-    c, m, n = work.shape, work.ahead, work.thoughts
-    layer = c.dim * (2 * c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.dim * c.hidden_dim
-    P, head = c.layers * layer, c.vocab_size * c.dim
-    T, A = work.seq, work.config.thought.anchor_count(work.seq)
-    branches, attend = A * work.samples, 4 * c.layers * c.heads * c.head_dim
-    slots = branches * (n + m + 1)
-    counted = {
-        "prefill": 2 * P * T + attend * T * T,
-        "sample": branches * n * (2 * (P + head) + attend * (T + n)),
-        "score": 6 * P * (T + slots) + 3 * attend * (T * T + slots * (T + n + m + 1)),
-        "losses": 6 * head * (T + branches * (n + m)),
-    }
-    return {phase: work.batch * count for phase, count in counted.items()}

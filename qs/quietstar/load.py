@@ -114,7 +114,7 @@ def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietSta
     config, run = settings.thinking, settings.run
     shape, tokenizer = read(folder, settings)
     with torch.device("meta"):  # every parameter is read from the checkpoint
-        model = Mistral(shape, placement.dtype, run.recompute)
+        model = Mistral(shape, placement.dtype, bool(run.recompute))
     model.to_empty(device=placement.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed % 2**64)  # what PyTorch takes

@@ -20,6 +20,7 @@ from qs.quietstar.anchors import draw
 from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import Step, Targets, Terms, count_terms, targets_of
 from qs.training.distributed import ALONE, Ranks, total, whole
+from qs.training.plan import ACTIVATIONS
 
 
 def make_optimizer(quiet: QuietStar, config: OptimConfig) -> torch.optim.AdamW:
@@ -55,9 +56,6 @@ def schedule(step: int, steps: int, config: OptimConfig) -> float:
         return rise
     done = max(0, step - config.warmup) / max(1, steps - config.warmup)
     return rise * 0.5 * (1 + math.cos(math.pi * done))
-
-
-ACTIVATIONS = 128  # MiB, on a CPU: what its caches cannot hold costs more than reading text again
 
 
 class Part(NamedTuple):

@@ -1,0 +1,75 @@
+"""plan: what is chosen fits, and what a step takes is what was foretold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qs.config import Config
+from qs.model.config import ModelConfig
+from qs.quietstar.load import Placement
+from qs.training.plan import GIB, MIB, activation_bytes, choose, split
+
+SEVEN = ModelConfig(32000, 4096, 32, 32, 8, 128, 14336)  # Mistral-7B
+SMALL = ModelConfig(4096, 256, 4, 8, 4, 32, 512)
+PUBLISHED = Config().changed(thoughts=16)
+GPU = Placement(torch.device("cuda"), torch.bfloat16, True, "flex")
+CPU = Placement(torch.device("cpu"), torch.float32, False, "structured")
+
+
+def test_mistral_7b_fits_a_card_of_80_gb_with_its_optimiser_on_the_host():
+    plan = choose(PUBLISHED, SEVEN, GPU, 80 * 10**9, 128 * 10**9)
+    assert (plan.offload, plan.recompute) == (True, False)
+    assert 44e9 < plan.device.weights + plan.device.gradients < 45e9
+    assert 87e9 < plan.host.total < 88e9
+    assert plan.device.total < 76e9
+
+
+def test_a_card_that_holds_everything_keeps_the_optimiser():
+    plan = choose(PUBLISHED, SEVEN, GPU, 192 * 10**9, None)
+    assert (plan.offload, plan.host.total) == (False, 0)
+
+
+def test_layers_are_recomputed_where_a_small_part_does_not_fit_otherwise():
+    assert choose(PUBLISHED, SEVEN, GPU, 58 * 10**9, None).recompute
+
+
+def test_on_a_cpu_nothing_is_chosen_but_128_mib_of_activations():
+    plan = choose(PUBLISHED, SMALL, CPU, None, None)
+    assert (plan.offload, plan.recompute, plan.activations) == (False, False, 128)
+
+
+def test_flags_are_obeyed():
+    forced = PUBLISHED.changed(offload=False, recompute=True, activations=64)
+    plan = choose(forced, SMALL, GPU, 24 * GIB, None)
+    assert (plan.offload, plan.recompute, plan.activations) == (False, True, 64)
+
+
+@pytest.mark.parametrize(
+    ("device", "host", "message"),
+    [
+        (40, 128, "GiB on the device, which has 37.3: use a larger GPU"),
+        (80, 64, "host memory, 59.6 are available: use a machine with more"),
+    ],
+)
+def test_what_cannot_fit_is_refused(device, host, message):
+    with pytest.raises(ValueError, match=message):
+        choose(PUBLISHED, SEVEN, GPU, device * 10**9, host * 10**9)
+
+
+@given(
+    mebibytes=st.integers(1, 4000),
+    rows=st.integers(1, 9),
+    thoughts=st.integers(1, 20),
+    samples=st.integers(2, 5),
+    recompute=st.booleans(),
+)
+def test_parts_take_no_more_than_the_bound(mebibytes, rows, thoughts, samples, recompute):
+    config = Config().changed(thoughts=thoughts, samples=samples, batch=rows, seq=64)
+    part = split(config, SMALL, 4, recompute, mebibytes, rows)
+    kept = activation_bytes(config, SMALL, 4, recompute, *part)
+    assert part == (1, 1) or kept <= mebibytes * MIB
+    if part != (rows, 64):  # no larger than it must be
+        assert activation_bytes(config, SMALL, 4, recompute, rows, 64) > mebibytes * MIB
