@@ -19,7 +19,7 @@ ROOMS = {  # each room: the rooms it may import, besides the modules everybody m
     "star": "training inference data quietstar model",
     "evaluation": "inference data quietstar model",
     "studies": "evaluation star training inference data quietstar model",
-    "bench": "training inference data quietstar model",
+    "bench": "evaluation training inference data quietstar model",
 }
 EVERYBODY = {"config", "presets", "cli", "files", "tables"}
 RUNTIME = {"torch", "numpy", "sentencepiece", "safetensors", "tqdm"} | set(sys.stdlib_module_names)

@@ -12,7 +12,7 @@ from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig, check_limit
 from qs.model.config import ModelConfig
 from qs.model.mistral import Mistral
 from qs.quietstar.algorithm import QuietStar
-from qs.quietstar.load import choose_placement
+from qs.quietstar.load import choose_placement, compile_layers
 
 SIZES = {  # vocabulary, dim, layers, heads, key heads, head size, inner width
     "tiny": (480, 128, 2, 4, 4, 32, 256),
@@ -35,9 +35,14 @@ class Work:
     samples: int = setting(2, "K: thoughts at a position", least=1)
     anchors: Literal["all", "random", "uncertain"] = setting("all", "who thinks")
     anchor_share: float = setting(1.0, "share of the positions that think", above=0)
-    repeats: int = setting(5, "measurements, after one that is not counted", least=1)
+    questions: int = setting(16, "of evaluate, each of about T tokens", least=1)
+    documents: int = setting(100_000, "of prepare", least=2)
+    tokenizer: str = setting("weights/tiny", "folder with the tokenizer of evaluate and prepare")
+    repeats: int = setting(5, "measurements, after a first one that is told apart", least=1)
+    seconds: float = setting(60.0, "repeats of a stage end after so many, or after one", above=0)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is one")
     compile: bool | None = setting(None, "torch.compile every layer; by default on CUDA only")
+    recompute: bool = setting(False, "recompute layers in the backward pass to save memory")
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -45,11 +50,10 @@ class Work:
     @property
     def config(self) -> Config:
         """The run that does it."""
-        names = {f.name for f in dataclasses.fields(ThoughtConfig)}
         values = dataclasses.asdict(self)
-        thought = ThoughtConfig(**{k: v for k, v in values.items() if k in names})
-        run = RunConfig(
-            seq=self.seq, batch=self.batch, device=self.device, compile=self.compile, steps=1000
+        thought, run = (
+            group(**{f.name: values[f.name] for f in dataclasses.fields(group) if f.name in values})
+            for group in (ThoughtConfig, RunConfig)
         )
         return Config(thought, OptimConfig(), run)
 
@@ -61,18 +65,19 @@ class Work:
 
 
 def build(work: Work) -> QuietStar:
-    """A random model, ready on its device."""
+    """A random model, made on its device."""
     config, placement = work.config, choose_placement(work.config.run)
-    with torch.device(placement.device):
-        model = Mistral(work.shape, placement.dtype)
+    with torch.device("meta"):
+        model = Mistral(work.shape, placement.dtype, work.recompute)
         quiet = QuietStar(model, config.thinking, placement.attention)
+    quiet.to_empty(device=placement.device)
     generator = torch.Generator(placement.device).manual_seed(0)
     with torch.no_grad():
-        for parameter in quiet.parameters():
-            if parameter.ndim > 1:
+        for name, parameter in quiet.named_parameters():
+            if "norm" in name:
+                parameter.fill_(1.0)
+            else:
                 parameter.normal_(0, 0.02, generator=generator)
     if placement.compile:
-        model.compiled = True
-        for layer in model.layers:
-            layer.compile(dynamic=False)
+        compile_layers(model)
     return quiet

@@ -137,13 +137,17 @@ def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietSta
         start, end = (first_tokens(tokenizer, t) for t in (config.start_text, config.end_text))
         quiet.initialise(start, end)
     if placement.compile:
-        # one graph for each pass (text, sampling, packed) and shape; never on without one
-        torch._dynamo.config.recompile_limit = 64
-        torch._dynamo.config.fail_on_recompile_limit_hit = True
-        model.compiled = True
-        for layer in model.layers:
-            layer.compile(dynamic=False)
+        compile_layers(model)
     return quiet, tokenizer
+
+
+def compile_layers(model: Mistral) -> None:
+    """Compile every layer, once for each pass (text, sampling, packed) and shape."""
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # never on without a graph
+    model.compiled = True
+    for layer in model.layers:
+        layer.compile(dynamic=False)
 
 
 def first_tokens(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -10,6 +10,8 @@ from tiny import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 from qs.bench import __main__ as bench
+from qs.bench.work import build
+from qs.training.work import operations
 
 FLAGS = ["--size", "tiny", "--seq", "16", "--thoughts", "2", "--device", "cpu", "--repeats", "1"]
 COUNTS = ROOT / "docs" / "results" / "bench-tiny.json"
@@ -17,7 +19,7 @@ COUNTS = ROOT / "docs" / "results" / "bench-tiny.json"
 
 @pytest.fixture(autouse=True)
 def quick_machine(monkeypatch):
-    monkeypatch.setattr(bench, "matrix_rate", lambda device: 1e11)
+    monkeypatch.setattr(bench, "matrix_rate", lambda device, dtype: 1e11)
 
 
 def measured(tmp_path, *flags):
@@ -27,60 +29,43 @@ def measured(tmp_path, *flags):
 
 
 def test_a_step_is_told_phase_by_phase_with_operations_rate_and_memory(tmp_path, capsys):
-    result = json.loads(measured(tmp_path).read_text())
-    phases = ["step", "prefill", "sample", "score", "losses", "backward", "clip", "optimiser"]
-    assert list(result["seconds"]) == phases
-    assert result["seconds"]["step"] == pytest.approx(
-        [sum(lap[0] for name, lap in result["seconds"].items() if name != "step")]
-    )
+    stages = json.loads(measured(tmp_path).read_text())["stages"]
+    assert list(stages) == ["prefill", "think", "step"]
+    (total, *laps), phases = stages["step"]["seconds"].values(), list(stages["step"]["seconds"])
+    assert phases[1:] == ["think", "score", "losses", "backward", "clip", "optimiser"]
+    assert total == pytest.approx([sum(lap[0] for lap in laps)])
     printed = capsys.readouterr().out
-    for words in ("GFLOP by the formula", "of a matrix product's", "peak memory", "thought tokens"):
+    for words in ("GFLOP by the formula", "of a matrix product's", "peak MiB", "thought tokens"):
         assert words in printed
 
 
 def test_the_formula_counts_what_a_plain_pass_computes():
     work = bench.Work(size="tiny", seq=12, thoughts=2, device="cpu")
-    quiet, tokens = bench.build(work), torch.randint(3, 480, (1, 12))
+    quiet, tokens = build(work), torch.randint(3, 480, (1, 12))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         quiet.model.logits(quiet.base(tokens, torch.zeros_like(tokens))[0])
     c = work.shape
     attention = 4 * c.layers * c.heads * c.head_dim * 12 * 12
     head = 2 * c.vocab_size * c.dim * 12
     counted = counter.get_total_flops() - head
-    assert bench.operations(work.config, work.shape)["prefill"] in (
-        counted,
-        counted + attention,
-    )  # flash is not seen
+    formula = operations(work.config, work.shape)["prefill"]
+    assert formula in (counted, counted + attention)  # flash is not seen
 
 
-@pytest.mark.parametrize(("name", "factor"), [("kept_bytes", 0.8), ("counted", 0.8)])
-def test_more_operations_or_bytes_than_before_are_told_and_exit_with_1(
-    tmp_path, capsys, name, factor
-):
+@pytest.mark.parametrize("name", ["kept_bytes", "counted_operations"])
+def test_more_operations_or_bytes_than_before_are_told_and_exit_with_1(tmp_path, capsys, name):
     path = measured(tmp_path)
     assert bench.main(["step", *FLAGS, "--compare", str(path), "--counts"]) == 0
     assert "nothing is worse" in capsys.readouterr().out
     before = json.loads(path.read_text())
-    where = before if name in before else before["operations"]
-    where[name] *= factor
+    before["stages"]["step"]["facts"][name] *= 0.8
     path.write_text(json.dumps(before))
     assert bench.main(["step", *FLAGS, "--compare", str(path), "--counts"]) == 1
     assert "+25.0%" in capsys.readouterr().out
 
 
 def test_a_step_takes_no_more_operations_or_memory_than_was_committed(capsys):
-    flags = [
-        "--size",
-        "tiny",
-        "--seq",
-        "32",
-        "--thoughts",
-        "3",
-        "--device",
-        "cpu",
-        "--repeats",
-        "1",
-    ]
+    flags = [*FLAGS, "--seq", "32", "--thoughts", "3"]
     assert bench.main(["step", *flags, "--compare", str(COUNTS), "--counts"]) == 0
 
 
@@ -95,8 +80,48 @@ def test_exponents_are_fitted_and_branches_can_be_read_one_by_one(tmp_path, caps
     assert "exponents: seconds" in capsys.readouterr().out
     measured(tmp_path, "--against", "naive")
     assert "times as long" in capsys.readouterr().out
-    assert bench.main(["generate", *FLAGS]) == 0
-    assert "output token" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("mode", "stages", "fact"),
+    [
+        ("generate", ["rows 1", "rows 2"], "tokens per second"),
+        ("evaluate", ["questions"], "seconds per question"),
+        ("prepare", ["workers 1"], "bytes per second"),
+    ],
+)
+def test_other_modes_are_told_with_rates(tmp_path, monkeypatch, capsys, mode, stages, fact):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    path = tmp_path / "figures.json"
+    flags = ["--batch", "2", "--questions", "2", "--documents", "50", "--json", str(path)]
+    assert bench.main([mode, *FLAGS, *flags]) == 0
+    figures = json.loads(path.read_text())["stages"]
+    assert list(figures) == stages
+    assert all(figures[name]["peak_bytes"] > 2**20 for name in stages)
+    assert f"{stages[-1]}: {fact}" in capsys.readouterr().out
+
+
+def test_stages_that_are_done_are_kept_where_a_later_one_fails(tmp_path, monkeypatch):
+    def no_memory(*args):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("qs.bench.step.make_optimizer", no_memory)
+    path = tmp_path / "figures.json"
+    assert bench.main(["step", *FLAGS, "--json", str(path)]) == 2
+    assert list(json.loads(path.read_text())["stages"]) == ["prefill", "think"]
+
+
+def test_repeats_end_when_their_seconds_are_over_but_not_before_one(tmp_path):
+    path = measured(tmp_path, "--repeats", "100", "--seconds", "1e-9")
+    stages = json.loads(path.read_text())["stages"]
+    assert all(len(stage["seconds"]["total"]) == 1 for stage in stages.values())
+
+
+def test_the_model_is_the_same_every_time_and_made_where_it_runs():
+    one, other = (build(bench.Work(size="tiny", device="cpu")) for _ in range(2))
+    for (name, x), y in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(x, y)
+        assert ("norm" in name) == bool((x == 1).all())
 
 
 @pytest.mark.parametrize(
@@ -105,6 +130,8 @@ def test_exponents_are_fitted_and_branches_can_be_read_one_by_one(tmp_path, caps
         (["generate", "--sweep", "n"], "expected the mode step"),
         (["generate", "--compare", "FILE"], "expected the mode step"),
         (["step", "--against", "naive", "--batch", "2"], "--batch 1 and all anchors on a CPU"),
+        (["step", "--compile", "--compare", "FILE"], "expected --no-compile"),
+        (["evaluate", "--tokenizer", "nowhere"], "nowhere"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(capsys, arguments, message):
