@@ -23,7 +23,7 @@ REQUIRED = object()
 class Key(NamedTuple):
     """What a field is called in `config.json` and `params.json` (None: it does not say).
 
-    `default` is what stock transformers takes where a Mistral's `config.json` is silent.
+    `default` is what stock transformers takes where `config.json` is silent (see `FAMILIES`).
     """
 
     hf: str
@@ -36,21 +36,43 @@ FIELDS = {  # of ModelConfig
     "dim": Key("hidden_size", "dim"),
     "layers": Key("num_hidden_layers", "n_layers"),
     "heads": Key("num_attention_heads", "n_heads"),
-    "kv_heads": Key("num_key_value_heads", "n_kv_heads", 8),
+    "kv_heads": Key("num_key_value_heads", "n_kv_heads", None),
     "head_dim": Key("head_dim", "head_dim", None),
     "hidden_dim": Key("intermediate_size", "hidden_dim"),
     "norm_eps": Key("rms_norm_eps", "norm_eps", 1e-6),
     "rope_theta": Key("rope_theta", "rope_theta", 10000.0),
-    "window": Key("sliding_window", "sliding_window", 4096),
-    "max_positions": Key("max_position_embeddings", None, 131072),
+    "window": Key("sliding_window", "sliding_window", None),
+    "max_positions": Key("max_position_embeddings", None),
     "tied": Key("tie_word_embeddings", "tied_embeddings", False),
     "bos_id": Key("bos_token_id", None, 1),
     "eos_id": Key("eos_token_id", None, 2),
     "pad_id": Key("pad_token_id", None, None),
 }
+
+
+class Family(NamedTuple):
+    """A `model_type` that we can run.
+
+    `defaults` are what stock transformers takes where its `config.json` is silent, besides those
+    of `FIELDS`.
+    """
+
+    architecture: str
+    defaults: dict[str, Any]
+
+
+QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768}
+QWEN |= {"bos_token_id": None, "eos_token_id": None}
+FAMILIES = {
+    "mistral": Family(
+        "MistralForCausalLM",
+        {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072},
+    ),
+    "llama": Family("LlamaForCausalLM", {"max_position_embeddings": 2048}),
+    "qwen2": Family("Qwen2ForCausalLM", QWEN),
+    "qwen3": Family("Qwen3ForCausalLM", QWEN | {"head_dim": 128}),
+}
 HF_CONSTANTS = {
-    "architectures": ["MistralForCausalLM"],
-    "model_type": "mistral",
     "hidden_act": "silu",
     "attention_dropout": 0.0,
     "initializer_range": 0.02,
@@ -70,23 +92,64 @@ QUIET_FLAGS = {  # of the released Quiet-STaR: the one architecture we know
 UNSUPPORTED = (  # keys of either file that, set, make it another model
     *("attention_bias", "mlp_bias", "use_biases", "moe", "lora", "llama_4_scaling"),
     *("yarn", "quantization", "quantization_config", "vision_encoder"),
+    *("use_sliding_window", "clip_qkv", "attn_logit_softcapping", "final_logit_softcapping"),
+    *("logit_scale", "embedding_multiplier", "residual_multiplier", "attention_multiplier"),
 )
+SCALING = {  # fields of RopeScaling in `rope_scaling` or `rope_parameters`
+    "factor": "factor",
+    "low": "low_freq_factor",
+    "high": "high_freq_factor",
+    "original_positions": "original_max_position_embeddings",
+}
 ADDED_TOKENS = "added_tokens.json"
 THOUGHT_MARKS = {"startthought": "<|startthought|>", "endthought": "<|endthought|>"}
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Shape of a Mistral, read from the checkpoint's own `config.json` or `params.json`.
+class RopeScaling:
+    """How Llama 3.1 slows rotation down for longer rows (`rope_type` llama3).
 
     Attributes:
+        factor: by which a pair is slowed that turns fewer than `low` times in
+            `original_positions`; one that turns more than `high` times is left, between is between.
+
+    Raises:
+        ValueError: a value is no number above 0, or `low` is not below `high`.
+
+    Source: The Llama 3 Herd of Models (arXiv:2407.21783), Meta's `apply_scaling`.
+    """
+
+    factor: float
+    low: float
+    high: float
+    original_positions: int
+
+    def __post_init__(self) -> None:
+        values = vars(self).values()
+        numbers = all(type(v) in (int, float) and 0 < v < math.inf for v in values)
+        if not numbers or self.low >= self.high:
+            raise ValueError(
+                f"expected numbers above 0 and {SCALING['low']} below {SCALING['high']}, got {self}"
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a model, read from the checkpoint's own `config.json` or `params.json`.
+
+    Attributes:
+        family: one of `FAMILIES`; what distinguishes them is a property each.
         dim, layers, heads, kv_heads, head_dim, hidden_dim: sizes (D, -, H, G, d, inner width).
         window: sliding window in tokens, or None.
+        rope_scaling: how rotation is slowed down, or None.
         max_positions: longest row in tokens that the checkpoint was made for.
         tied: whether the head is the embedding.
         pad_id: id of padding, or None where the tokenizer has none.
         thought_ids: rows of the embedding that stand for thought marks in the released Quiet-STaR
             layout. They are not text: never encoded, never sampled.
+        text_ids: ids from here on belong to no token of the tokenizer (the vocabulary is padded, or
+            has tokens of a chat format): never sampled. None: all are text. Not in a checkpoint's
+            file, but known where a tokenizer is (`quietstar.load.read`).
 
     Raises:
         ValueError: naming the first field from which no model can be built.
@@ -101,6 +164,7 @@ class ModelConfig:
     hidden_dim: int
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     window: int | None = None
     max_positions: int = 32768
     tied: bool = False
@@ -108,6 +172,8 @@ class ModelConfig:
     eos_id: int | None = 2
     pad_id: int | None = None
     thought_ids: tuple[int, ...] = ()
+    family: str = "mistral"
+    text_ids: int | None = None
 
     def __post_init__(self) -> None:
         sizes = ["vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "hidden_dim"]
@@ -146,9 +212,21 @@ class ModelConfig:
         return self.heads // self.kv_heads
 
     @property
+    def qkv_bias(self) -> bool:
+        """Whether queries, keys and values have biases."""
+        return self.family == "qwen2"
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether every query and key head is normalised before it is rotated."""
+        return self.family == "qwen3"
+
+    @property
     def forbidden(self) -> tuple[int, ...]:
-        """Ids that a thought never holds: BOS, padding and the thought marks."""
-        return tuple(sorted({self.bos_id, self.pad_id, *self.thought_ids} - {None}))
+        """Ids that a thought never holds: BOS, padding, the thought marks and what is no text."""
+        filling = range(self.text_ids or self.vocab_size, self.vocab_size)
+        special = {self.bos_id, self.pad_id, *self.thought_ids} - {None}
+        return tuple(sorted(special.union(filling)))
 
 
 def layout_of(folder: Path) -> Literal["hf", "mistral"]:
@@ -174,7 +252,7 @@ def read_model_config(folder: str | Path) -> ModelConfig:
     end-of-text ids the first is taken. A negative id means that there is no such token.
 
     Raises:
-        ValueError: if a file is missing or malformed, or describes no Mistral that we can run.
+        ValueError: if a file is missing or malformed, or describes no model that we can run.
     """
     folder = Path(folder)
     mistral = layout_of(folder) == "mistral"
@@ -184,7 +262,7 @@ def read_model_config(folder: str | Path) -> ModelConfig:
     try:
         fields = _mistral_fields(values) if mistral else _hf_fields(values)
         if unsupported := [key for key in UNSUPPORTED if values.get(key)]:
-            raise ValueError(f"{', '.join(unsupported)} set: unsupported; use a plain Mistral")
+            raise ValueError(f"{', '.join(unsupported)} set: unsupported; use a plain model")
         dim, heads = fields["dim"], fields["heads"]
         if fields["head_dim"] is None:
             if type(dim) is not int or type(heads) is not int or heads < 1 or dim % heads:
@@ -198,7 +276,7 @@ def read_model_config(folder: str | Path) -> ModelConfig:
 def _named(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """Values by our names, given `names` (ours -> theirs)."""
     if missing := [name for name in names.values() if values.get(name, REQUIRED) is REQUIRED]:
-        raise ValueError(f"{', '.join(missing)} missing; is this the file of a Mistral?")
+        raise ValueError(f"{', '.join(missing)} missing; is this the file of a language model?")
     return {ours: values[theirs] for ours, theirs in names.items()}
 
 
@@ -212,25 +290,33 @@ def _mistral_fields(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hf_fields(values: dict[str, Any]) -> dict[str, Any]:
-    kind, names = values.get("model_type"), values.get("architectures") or ["MistralForCausalLM"]
-    if kind != "mistral" or "MistralForCausalLM" not in names:
-        raise ValueError(
-            "expected model_type mistral and architecture MistralForCausalLM, found "
-            f"{kind} and {names}; only Mistral is supported"
-        )
-    defaults = {key.hf: key.default for key in FIELDS.values()}
+    kind, names = values.get("model_type"), values.get("architectures")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    if family is None or family.architecture not in (names or [family.architecture]):
+        known = ", ".join(f"{kind} ({family.architecture})" for kind, family in FAMILIES.items())
+        raise ValueError(f"expected model_type {known}, found {kind} ({names}); no other is known")
+    defaults = {key.hf: key.default for key in FIELDS.values()} | family.defaults
     fields = _named(defaults | values, {ours: key.hf for ours, key in FIELDS.items()})
+    fields["family"] = kind
     if fields["kv_heads"] is None:
         fields["kv_heads"] = fields["heads"]
+    if kind != "mistral":
+        fields["window"] = None  # stock Llama has none; Qwen's is off (see UNSUPPORTED)
+    if other := set(values.get("layer_types") or ()) - {"full_attention"}:
+        raise ValueError(f"expected layer_types full_attention, found {', '.join(sorted(other))}")
     for key in ("rope_scaling", "rope_parameters"):
         rope = values.get(key) or {}
         if not isinstance(rope, dict):
             raise ValueError(f"expected {key} to be an object or null, found {rope!r}")
-        kind = rope.get("rope_type", rope.get("type", "default"))
+        rotary = rope.get("rope_type", rope.get("type", "default"))
         partial = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
-        if kind != "default" or partial not in (None, 1):
-            raise ValueError(f"expected no {key}, found {rope}; only plain rotary is known")
+        if rotary not in ("default", "llama3") or partial not in (None, 1):
+            raise ValueError(
+                f"expected no {key} or one of type llama3, found {rope}; no other rotary is known"
+            )
         fields["rope_theta"] = rope.get("rope_theta", fields["rope_theta"])
+        if rotary == "llama3":
+            fields["rope_scaling"] = RopeScaling(**_named(rope, SCALING))
     if (act := values.get("hidden_act", "silu")) != "silu":
         raise ValueError(f"expected hidden_act silu, found {act!r}")
     if other := [key for key, flag in QUIET_FLAGS.items() if values.get(key, flag) != flag]:
@@ -259,7 +345,11 @@ def write_model_config(
         OSError: if the disk refuses.
     """
     values = {key.hf: getattr(config, ours) for ours, key in FIELDS.items()}
-    values |= HF_CONSTANTS | {"torch_dtype": dtype}
+    values |= HF_CONSTANTS | {"torch_dtype": dtype, "model_type": config.family}
+    values["architectures"] = [FAMILIES[config.family].architecture]
+    if scaling := config.rope_scaling:
+        rope = {theirs: getattr(scaling, ours) for ours, theirs in SCALING.items()}
+        values["rope_scaling"] = rope | {"rope_type": "llama3"}
     settings = settings or {}
     if quiet:
         n, m = settings.get("thoughts", 5), settings.get("ahead", 1)

@@ -1,18 +1,21 @@
 """Mistral in plain PyTorch: embeddings, positions, a visibility and a cache in, outputs out.
 
-RMSNorm, rotary embedding, grouped-query attention, SwiGLU; nothing optional. Who sees whom is the
-argument `attend` (see `qs/quietstar/attention.py`), so that one model serves plain text, packed
+RMSNorm, rotary embedding, grouped-query attention, SwiGLU. Llama is the same; Llama 3 slows
+rotation down, Qwen2 has biases and Qwen3 norms on queries and keys: a line each. Who sees whom is
+the argument `attend` (see `qs/quietstar/attention.py`), so that one model serves plain text, packed
 thoughts and decoding. Parameters may be kept in float32 while the arithmetic runs in
 `compute_dtype`: each linear layer casts its weight on use.
 
 Parameter names are Mistral's own; queries and keys use the rotate-half convention of Hugging Face
 (`qs/model/weights.py` permutes the other one while reading).
 
-Source: Mistral 7B (arXiv:2310.06825).
+Source: Mistral 7B (arXiv:2310.06825), Llama 3 (arXiv:2407.21783), Qwen2 (arXiv:2407.10671), Qwen3
+(arXiv:2505.09388).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from qs.model import kernels
-from qs.model.config import ModelConfig
+from qs.model.config import ModelConfig, RopeScaling
 
 Cache = tuple[Tensor, ...]  # of one layer
 Angles = tuple[Tensor, Tensor]  # cos and sin, (B, S, 1, d)
@@ -58,11 +61,22 @@ class RMSNorm(nn.Module):
         return self.weight.to(x.dtype) * wide.to(x.dtype)
 
 
-def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Tensor:
+def rotary_angles(
+    positions: Tensor,
+    head_dim: int,
+    theta: float,
+    dtype: torch.dtype,
+    scaling: RopeScaling | None = None,
+) -> Tensor:
     """(B, S, head_dim / 2) angles in radians, float32 or wider (RoFormer, arXiv:2104.09864)."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim
-    return positions[..., None].to(wide) * (1.0 / theta**exponent)
+    frequency = 1.0 / theta**exponent
+    if scaling is not None:
+        turns = frequency * (scaling.original_positions / (2 * math.pi))
+        kept = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
+        frequency = frequency * (kept + (1 - kept) / scaling.factor)
+    return positions[..., None].to(wide) * frequency
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -79,15 +93,17 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.head_dim = config.head_dim
-        self.wq = Linear(config.dim, config.heads * config.head_dim, bias=False)
-        self.wk = Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
-        self.wv = Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
+        self.wq = Linear(config.dim, config.heads * config.head_dim, config.qkv_bias)
+        self.wk = Linear(config.dim, config.kv_heads * config.head_dim, config.qkv_bias)
+        self.wv = Linear(config.dim, config.kv_heads * config.head_dim, config.qkv_bias)
         self.wo = Linear(config.heads * config.head_dim, config.dim, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, angles: Angles, attend: Attend, cache: Cache | None) -> Tensor:
         heads = (-1, self.head_dim)
-        q = rotate(self.wq(x).unflatten(-1, heads), *angles)  # (B, S, H, d)
-        k = rotate(self.wk(x).unflatten(-1, heads), *angles)  # (B, S, G, d)
+        q = rotate(self.q_norm(self.wq(x).unflatten(-1, heads)), *angles)  # (B, S, H, d)
+        k = rotate(self.k_norm(self.wk(x).unflatten(-1, heads)), *angles)  # (B, S, G, d)
         v = self.wv(x).unflatten(-1, heads)
         return self.wo(attend(q, k, v, cache).flatten(-2))
 
@@ -183,8 +199,8 @@ class Mistral(nn.Module):
         Returns:
             (B, S, D) outputs after the final norm.
         """
-        config = self.config
-        angles = rotary_angles(positions, config.head_dim, config.rope_theta, x.dtype)
+        c = self.config
+        angles = rotary_angles(positions, c.head_dim, c.rope_theta, x.dtype, c.rope_scaling)
         angles = torch.cat([angles, angles], -1)[:, :, None]  # (B, S, 1, d)
         angles = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for index, layer in enumerate(self.layers):

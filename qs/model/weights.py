@@ -38,6 +38,11 @@ HF_NAMES = {  # ours (Mistral's) -> Hugging Face's; {} is the number of a layer
     "layers.{}.attention.wk.weight": "model.layers.{}.self_attn.k_proj.weight",
     "layers.{}.attention.wv.weight": "model.layers.{}.self_attn.v_proj.weight",
     "layers.{}.attention.wo.weight": "model.layers.{}.self_attn.o_proj.weight",
+    "layers.{}.attention.wq.bias": "model.layers.{}.self_attn.q_proj.bias",
+    "layers.{}.attention.wk.bias": "model.layers.{}.self_attn.k_proj.bias",
+    "layers.{}.attention.wv.bias": "model.layers.{}.self_attn.v_proj.bias",
+    "layers.{}.attention.q_norm.weight": "model.layers.{}.self_attn.q_norm.weight",
+    "layers.{}.attention.k_norm.weight": "model.layers.{}.self_attn.k_norm.weight",
     "layers.{}.feed_forward.w1.weight": "model.layers.{}.mlp.gate_proj.weight",
     "layers.{}.feed_forward.w2.weight": "model.layers.{}.mlp.down_proj.weight",
     "layers.{}.feed_forward.w3.weight": "model.layers.{}.mlp.up_proj.weight",
@@ -67,7 +72,7 @@ DOWNLOADS = {
 
 
 def meta_parameters(config: ModelConfig) -> dict[str, Tensor]:
-    """Every parameter of a Mistral by its name: shapes without memory."""
+    """Every parameter of a model by its name: shapes without memory."""
     with torch.device("meta"):
         return dict(Mistral(config).named_parameters())
 
@@ -104,7 +109,7 @@ def _check(where: str, found: Shapes, expected: Shapes) -> None:
         if names
     ]
     if problems:
-        raise ValueError(f"{where}: {', '.join(problems)}; is this a Mistral checkpoint?")
+        raise ValueError(f"{where}: {', '.join(problems)}; is this the model of its config file?")
 
 
 # Reading
@@ -233,8 +238,13 @@ def _tie(stored: dict[str, Stored], names: dict[str, str], layout: str) -> None:
         names[head] = names.pop(embedding)
     elif head in stored:
         with _open(stored[head].file) as one, _open(stored[embedding].file) as other:
-            if torch.equal(one.get_tensor(head), other.get_tensor(embedding)):
-                del stored[head]
+            if not torch.equal(one.get_tensor(head), other.get_tensor(embedding)):
+                raise ValueError(
+                    f"{stored[head].file}: expected no {head} or one equal to {embedding}, as the "
+                    "head is tied, found another; to use both, set tie_word_embeddings to false "
+                    "in the config file"
+                )
+        del stored[head]
 
 
 def _copy(destination: Tensor, source: Tensor, half: int) -> None:

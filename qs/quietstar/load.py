@@ -78,10 +78,9 @@ def check_fits(shape: ModelConfig, tokenizer: Tokenizer, settings: Config, folde
     Raises:
         ValueError: what was expected and found.
     """
-    text_ids = shape.vocab_size - len(shape.thought_ids)
-    if tokenizer.vocab_size not in (text_ids, shape.vocab_size):
+    if tokenizer.vocab_size > shape.vocab_size:
         raise ValueError(
-            f"{folder}: the model has {text_ids} text tokens, its tokenizer.model "
+            f"{folder}: the model has {shape.vocab_size} tokens, its tokenizer "
             f"{tokenizer.vocab_size}; take both from the same checkpoint"
         )
     thought, seq = settings.thought, settings.run.seq
@@ -97,7 +96,7 @@ def read(folder: Path, settings: Config) -> tuple[ModelConfig, Tokenizer]:
     """Shape and tokenizer of a checkpoint, checked against settings (see `check_fits`)."""
     shape, tokenizer = read_model_config(folder), Tokenizer(folder)
     check_fits(shape, tokenizer, settings, folder)
-    return shape, tokenizer
+    return dataclasses.replace(shape, text_ids=tokenizer.vocab_size), tokenizer
 
 
 def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietStar, Tokenizer]:

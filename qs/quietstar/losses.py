@@ -49,15 +49,13 @@ def linear_nll(
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     head = head.to(outputs.dtype)
 
+    never = torch.tensor(tuple(forbidden), dtype=torch.int64, device=outputs.device)
     if kernels.serves(outputs):
-        never = torch.tensor(tuple(forbidden), dtype=torch.int64)
         rows = chunk or max(1, LOGITS_AT_ONCE // head.shape[0] // 16)  # they stay in cache
         return LinearNLL.apply(outputs, head, targets, temperature, never, rows).view(shape)
 
     def some(rows: Tensor, ids: Tensor) -> Tensor:
-        logits = rows @ head.T / temperature
-        for token in forbidden:
-            logits[:, token] = -torch.inf
+        logits = (rows @ head.T / temperature).index_fill_(1, never, -torch.inf)
         return F.cross_entropy(logits, ids, reduction="none")
 
     chunk = chunk or max(1, LOGITS_AT_ONCE // head.shape[0])

@@ -10,8 +10,16 @@ import pytest
 from checkpoints import SMALL, as_mistral, edit_json, filled
 from safetensors.torch import save_file
 
-from qs.model.config import read_model_config
+from qs.model.config import RopeScaling, read_model_config
 from qs.model.weights import save
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 @pytest.fixture
@@ -46,11 +54,54 @@ def test_newer_config_files_are_understood(folder):
 
 
 @pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("mistral", {"kv_heads": 8, "window": 4096, "max_positions": 131072}),
+        ("llama", {"kv_heads": 32, "max_positions": 2048}),
+        ("qwen2", {"kv_heads": 32, "max_positions": 32768, "bos_id": None, "eos_id": None}),
+        ("qwen3", {"kv_heads": 32, "max_positions": 32768, "bos_id": None, "head_dim": 128}),
+    ],
+)
+def test_a_silent_config_means_what_stock_takes_for_its_family(tmp_path, family, expected):
+    sizes = {"vocab_size": 9, "hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 8}
+    values = sizes | {"num_attention_heads": 32, "model_type": family}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = read_model_config(tmp_path)
+    found = {name: getattr(config, name) for name in expected}
+    assert found == expected
+    assert config.head_dim == expected.get("head_dim", 2)
+    assert (config.window, config.norm_eps, config.rope_theta, config.tied) == (
+        *(expected.get("window"), 1e-6, 10000.0, False),
+    )
+    assert (config.qkv_bias, config.qk_norm) == (family == "qwen2", family == "qwen3")
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_llamas_rotary_scaling_is_read_and_written(folder, tmp_path, key):
+    edit_json(folder / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
+    edit_json(folder / "config.json", **{key: LLAMA3 | {"rope_theta": 5e5}})
+    config = read_model_config(folder)
+    assert config.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8192)
+    assert (config.family, config.rope_theta) == ("llama", 5e5)
+    save(tmp_path / "again", config, filled(config, 0))
+    assert read_model_config(tmp_path / "again") == config
+    written = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert written["rope_scaling"] == LLAMA3
+
+
+def test_ids_that_no_tokenizer_has_are_forbidden():
+    config = dataclasses.replace(SMALL, pad_id=2, thought_ids=(4, 3), text_ids=9)
+    assert config.forbidden == (1, 2, 3, 4, 9, 10)
+    assert SMALL.forbidden == (1,)
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "llama"}, "expected model_type mistral .* found llama"),
+        ({"model_type": "gemma"}, r"expected model_type mistral \(Mistral.*, found gemma"),
         ({"model_type": ...}, "expected model_type mistral .* found None"),
-        ({"architectures": ["MistralModel"]}, "found mistral and .*MistralModel"),
+        ({"architectures": ["MistralModel"]}, "found mistral .*MistralModel"),
+        ({"model_type": "llama"}, r"llama \(LlamaForCausalLM\).*, found llama .*MistralFor"),
         ({"hidden_act": "gelu"}, "expected hidden_act silu, found 'gelu'"),
         ({"hidden_size": ...}, "hidden_size missing"),
         ({"hidden_size": "64"}, r"expected dim \(hidden_size\) to be a whole number.* '64'"),
@@ -63,10 +114,24 @@ def test_newer_config_files_are_understood(folder):
         ({"rope_theta": 0}, "rope_theta.* got 0"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings.* true or false, got 1"),
         ({"bos_token_id": 11}, "bos_token_id.* below vocab_size 11, got 11"),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, "expected no rope_scaling"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2}},
+            "expected no rope_scaling or one of type",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8}},
+            "low_freq_factor, high_.* missing",
+        ),
+        ({"rope_scaling": LLAMA3 | {"factor": 0}}, "expected numbers above 0 .*factor=0"),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "low_freq_factor below high_freq_f"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "found sliding_attention"),
+        ({"use_sliding_window": True}, "use_sliding_window set: unsupported"),
+        ({"attention_bias": True}, "attention_bias set: unsupported"),
+        ({"mlp_bias": True}, "mlp_bias set: unsupported"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping set"),
         ({"rope_scaling": "linear"}, "expected rope_scaling to be an object"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "expected no rope_parameters"),
-        ({"partial_rotary_factor": 0.5}, "only plain rotary"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "expected no rope_parameters or"),
+        ({"partial_rotary_factor": 0.5}, "no other rotary is known"),
         ({"quantization_config": {"bits": 4}}, "quantization_config set: unsupported"),
         ({"use_weighted_talk_head": False}, "use_weighted_talk_head not as in the released"),
     ],

@@ -313,7 +313,7 @@ def test_a_tied_model_with_another_head_is_refused(tmp_path):
     config = dataclasses.replace(SMALL, tied=True)
     save(tmp_path, config, filled(config, 0))
     edit(tmp_path, lambda t: t.update({HEAD: torch.ones(11, 12)}))
-    with pytest.raises(ValueError, match=r"1 tensor unexpected \(lm_head.weight\)"):
+    with pytest.raises(ValueError, match="no lm_head.weight or one equal to model.embed_tokens"):
         load_into(tmp_path, blank(filled(config, 0)))
 
 
@@ -326,7 +326,7 @@ def test_everything_that_does_not_fit_is_listed_before_anything_is_copied(folder
 
     edit(folder, change)
     read = blank(filled(SMALL, 0))
-    with pytest.raises(ValueError, match="is this a Mistral checkpoint") as error:
+    with pytest.raises(ValueError, match="is this the model of its config file") as error:
         load_into(folder, read)
     message = str(error.value)
     assert message.startswith(f"{folder}: 9 tensors missing (model.layers.1.input_layernorm.weight")

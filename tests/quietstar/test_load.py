@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny import DIM, POSITIONS, VOCAB, make, same_bits
 
 from qs.config import Config, RunConfig, ThoughtConfig
+from qs.inference.decoding import sayable_ids
 from qs.model import __main__ as main
 from qs.model import config as model_config
 from qs.model import weights
@@ -174,17 +175,37 @@ SHAPE = ModelConfig(
 )
 
 
-@pytest.mark.parametrize("rows", [VOCAB, VOCAB + 2])
-def test_a_tokenizer_fits_with_and_without_rows_for_thought_marks(tiny, rows):
+@pytest.mark.parametrize("rows", [VOCAB, VOCAB + 2, VOCAB + 64])
+def test_a_model_may_have_more_ids_than_its_tokenizer_and_never_fewer(tiny, rows):
     tokenizer = Tokenizer(tiny.tokenizer)
-    marks = tuple(range(3, 3 + rows - VOCAB))
-    shape = dataclasses.replace(SHAPE, vocab_size=rows, thought_ids=marks)
-    check_fits(shape, tokenizer, Config(), tiny.weights)
-    for wrong in (rows - 3, rows + 1):
-        other = dataclasses.replace(shape, vocab_size=wrong)
-        message = f"has {wrong - len(marks)} text tokens, its tokenizer.model {VOCAB}; take both"
-        with pytest.raises(ValueError, match=message):
-            check_fits(other, tokenizer, Config(), tiny.weights)
+    check_fits(dataclasses.replace(SHAPE, vocab_size=rows), tokenizer, Config(), tiny.weights)
+    fewer = dataclasses.replace(SHAPE, vocab_size=VOCAB - 1)
+    message = f"the model has {VOCAB - 1} tokens, its tokenizer {VOCAB}; take both"
+    with pytest.raises(ValueError, match=message):
+        check_fits(fewer, tokenizer, Config(), tiny.weights)
+
+
+def test_ids_beyond_the_tokenizer_load_and_are_never_thought_or_said(tiny, tmp_path):
+    shape = dataclasses.replace(
+        model_config.read_model_config(tiny.weights), vocab_size=VOCAB + 5, tied=True
+    )
+    parameters = main.random_parameters(shape, seed=3)
+    parameters["norm.weight"].zero_()  # all ids are equally likely
+    weights.save(tmp_path, shape, parameters)
+    shutil.copy(tiny.weights / "tokenizer.model", tmp_path)
+    quiet, tokenizer = load(tmp_path, Config(ThoughtConfig(thoughts=4), run=SHORT), CPU)
+    filling = set(range(VOCAB, VOCAB + 5))
+    assert filling < set(quiet.model.config.forbidden)
+    assert filling.isdisjoint(sayable_ids(quiet.model.config, CPU.device).tolist())
+    documents = torch.zeros(1, 16, dtype=torch.long)
+    tokens = torch.arange(260, 276)[None]
+    anchors = torch.arange(16)[None]
+    _, cache = quiet.base(tokens, documents)
+    numbers = torch.linspace(0, 0.999, 16 * 8 * 4, dtype=torch.float64).view(1, 16, 8, 4)
+    thoughts = quiet.sample(documents, anchors, cache, numbers, 1.0)
+    drawn = set(thoughts.unique().tolist())
+    assert drawn.isdisjoint(filling)
+    assert len(drawn) > 250  # of 299: BOS is not drawn either
 
 
 @pytest.mark.parametrize("objective", ["quiet", "plain"])
