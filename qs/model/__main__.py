@@ -7,7 +7,6 @@ python -m qs.model export runs/NAME --layout hf --out FOLDER [--dtype bfloat16]
 from __future__ import annotations
 
 import functools
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +19,7 @@ from qs import cli
 from qs.files import new_folder
 from qs.model import weights
 from qs.model.config import ModelConfig, read_model_config, read_settings
-from qs.model.tokenizer import MODEL_FILE, Tokenizer
-
-TOKENIZER_FILES = (MODEL_FILE, "tokenizer.json", "tokenizer_config.json")
+from qs.model.tokenizer import Tokenizer, copy_tokenizer
 
 
 def random_parameters(config: ModelConfig, seed: int, spread: float = 0.02) -> dict[str, Tensor]:
@@ -49,7 +46,7 @@ def init(out: Path, tokenizer: Path, std: float, seed: int, **sizes: Any) -> Non
     parameters = random_parameters(config, seed, std)
     with new_folder(out) as folder:
         weights.save(folder, config, parameters)
-        shutil.copy(tokenizer / MODEL_FILE, folder)
+        copy_tokenizer(tokenizer, folder)
     count = sum(parameter.numel() for parameter in parameters.values())
     print(f"{out}: {count:,} parameters, {config.vocab_size:,} tokens")
 
@@ -74,9 +71,7 @@ def export(source: str, out: Path, layout: str, dtype: str | None) -> None:
         raise ValueError(f"{folder}: holds no Quiet-STaR tensors; export it with --layout hf")
     with new_folder(out) as new:
         weights.save(new, config, parameters, extras, settings)
-        for name in TOKENIZER_FILES:
-            if (folder / name).is_file():
-                shutil.copy(folder / name, new)
+        copy_tokenizer(folder, new)
     print(f"{out}: {folder} as {layout}, {str(kind).removeprefix('torch.')}")
 
 
@@ -86,7 +81,7 @@ def _parser() -> cli.Parser:
     new = commands.add_parser("init", help="write a random model")
     new.set_defaults(command=init)
     new.add_argument("--out", type=Path, required=True, help="folder to make")
-    new.add_argument("--tokenizer", type=Path, required=True, help=f"folder with {MODEL_FILE}")
+    new.add_argument("--tokenizer", type=Path, required=True, help="folder with a tokenizer")
     new.add_argument("--dim", type=int, required=True, help="D: hidden size")
     new.add_argument("--layers", type=int, required=True, help="layers")
     new.add_argument("--heads", type=int, required=True, help="H: query heads")

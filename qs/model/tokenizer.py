@@ -1,72 +1,97 @@
-"""Text to token ids and back through a sentencepiece model, and training of such a model.
+"""Text to token ids and back, by one set of rules for every tokenizer, and training of one.
 
 Thought tokens are not part of text: start and end of a thought are vectors of the model, so no
-string encodes to them, and no string encodes to BOS, EOS or padding either.
+string encodes to them, and no string encodes to BOS, EOS or another special token either.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os.path
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
-from qs.files import write_bytes
+from qs.files import read_object, write_bytes
+from qs.model.tokenizer_files import JSON_FILE, MODEL_FILE, find_vocabulary
 
-MODEL_FILE = "tokenizer.model"
-# U+2581 stands for a space inside sentencepiece's pieces; in a text it comes back as a space.
-_SPACE = "\u2581"
+CONFIG_FILES = ("tokenizer_config.json", "generation_config.json")
+TOKENIZER_FILES = (MODEL_FILE, JSON_FILE, "special_tokens_map.json", *CONFIG_FILES)
+CONTEXT = 16  # tokens before others that decide how those are read
+PROBES = ("two  spaces", "line\n\nline", "tab\tx", "Ab Cd", "x 1234.5", "don't .", "é ½ ﬁ 中 😀")
 
 
 class Tokenizer:
-    """The sentencepiece model `tokenizer.model` of a folder.
+    """The tokenizer of a folder: `tokenizer.model`, or `tokenizer.json` (see `find_vocabulary`).
 
-    `decode(encode(text)) == text` for every text without U+2581 (sentencepiece's own mark for a
-    space) if the model normalises nothing, as Mistral's and those of `train_tokenizer` do.
+    `decode(encode(text)) == text` if the tokenizer normalises nothing (see `changes`), as those of
+    Mistral, Llama, SmolLM and `train_tokenizer` do; sentencepiece's own mark for a space, U+2581,
+    becomes a space.
+
+    BOS and EOS are those of the tokenizer file, or else of tokenizer_config.json,
+    generation_config.json or config.json beside it, in this order.
+
+    Attributes:
+        hash: SHA-256 of the tokenizer file (and of BOS and EOS, where it is silent about them).
+        vocab_size: the largest id of text or special tokens, and one.
+        bos_id, eos_id, pad_id, unknown_id: None: there is none.
+        begins: whether texts begin with BOS; Mistral's and Llama's do, SmolLM2's and Qwen's not.
 
     Raises:
-        ValueError: if the file is missing, unreadable or no sentencepiece model.
+        ValueError: a file is missing, unreadable or damaged, or needs a package that is not there.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        path = Path(folder) / MODEL_FILE
-        try:
-            model = path.read_bytes()
-        except OSError as error:
-            raise ValueError(
-                f"{path}: expected a readable sentencepiece model, found: {error.strerror}; give "
-                f"the folder that holds {MODEL_FILE}"
-            ) from None
-        try:
-            if not model:  # sentencepiece takes empty bytes for "load nothing" and goes on
-                raise RuntimeError
-            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError:
-            raise ValueError(
-                f"{path}: expected a sentencepiece model, found {len(model):,} bytes that are "
-                "none; get the file again (a Git LFS pointer is not the model)"
-            ) from None
-        self.hash: str = hashlib.sha256(model).hexdigest()
-        self.vocab_size: int = self._model.get_piece_size()
-        special = (self._model.bos_id(), self._model.eos_id(), self._model.pad_id())
-        self.bos_id, self.eos_id, self.pad_id = (None if i < 0 else i for i in special)
+        folder = Path(folder)
+        self._model = find_vocabulary(folder)
+        self.vocab_size: int = self._model.size
+        configs = [_optional(folder / name) for name in (*CONFIG_FILES, "config.json")]
+        own = self._model.ids
+        self.bos_id, self.eos_id, self.pad_id = (
+            self._special(name, of_file, configs)
+            for name, of_file in (("bos", own.bos), ("eos", own.eos), ("pad", own.pad))
+        )
+        self.unknown_id = own.unknown
+        begins = configs[0].get("add_bos_token")
+        begins = begins if isinstance(begins, bool) else self._model.begins
+        self.begins: bool = begins and self.bos_id is not None
+        digest, rule = hashlib.sha256(self._model.content), (self.begins, self.bos_id, self.eos_id)
+        if rule != (self._model.begins, own.bos, own.eos):
+            digest.update(repr(rule).encode())
+        self.hash: str = digest.hexdigest()
+
+    def _special(self, name: str, own: int | None, configs: Sequence[dict[str, Any]]) -> int | None:
+        """Id of BOS, EOS or padding by the first file that speaks of it; null means: none."""
+        if own is not None:
+            return own
+        keys = (f"{name}_token", *[f"{name}_token_id"] * (len(configs) - 1))
+        for key, config in zip(keys, configs, strict=True):
+            if key in config:
+                token = config[key]
+                token = token.get("content") if isinstance(token, dict) else token
+                token = token[0] if isinstance(token, list) and token else token
+                return self._model.special(token) if type(token) in (int, str) else None
+        return None
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Token ids of a text, all below `vocab_size`; `<s>` and the like are plain characters.
 
         Args:
             text: any text.
-            bos, eos: put the begin-of-text id before, the end-of-text id after.
+            bos: begin as texts of this tokenizer do: with BOS, or with nothing (`begins`).
+            eos: put the end-of-text id after it.
 
         Raises:
-            ValueError: if the text is not valid Unicode, or the model has no such special id.
+            ValueError: if the text is not valid Unicode, or there is no end-of-text id.
         """
-        if (bos and self.bos_id is None) or (eos and self.eos_id is None):
+        if eos and self.eos_id is None:
             raise ValueError(
-                f"expected a tokenizer with BOS and EOS, found BOS {self.bos_id}, EOS "
-                f"{self.eos_id}; encode without them or use another tokenizer"
+                f"{self._model.path}: expected a tokenizer with EOS, found none in it or in the "
+                f"{', '.join(CONFIG_FILES)} beside it; get those of the same checkpoint"
             )
         try:
             text.encode()
@@ -75,8 +100,8 @@ class Tokenizer:
                 f"expected valid Unicode, found half a surrogate pair at character {error.start}; "
                 "repair the text"
             ) from None
-        ids = self._model.encode(text)
-        return [self.bos_id] * bos + ids + [self.eos_id] * eos
+        first = [self.bos_id] if bos and self.begins else []
+        return first + self._model.encode(text) + [self.eos_id] * eos
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; BOS and EOS are no text; bytes that are no UTF-8 give U+FFFD.
@@ -86,17 +111,45 @@ class Tokenizer:
         """
         return self._model.decode([self._known(i) for i in ids])
 
+    def continuation(self, before: Sequence[int], ids: Iterable[int]) -> str:
+        """The text that ids add where they follow others, its leading space included.
+
+        A character that begins in `before` and is completed by `ids` belongs to it whole. One that
+        `ids` leave incomplete ends it as U+FFFD; where text is shown as it grows, `settled` holds
+        it back.
+
+        Args:
+            before: ids of the text so far, possibly none.
+            ids: that follow.
+
+        Raises:
+            ValueError: as `decode`.
+        """
+        first = max(len(before) - CONTEXT, 0)
+        context = list(before[first:])
+        known, whole = self.decode(context), self.decode([*context, *ids])
+        return whole[len(os.path.commonprefix((known, whole))) :]
+
     def piece(self, token: int) -> str:
         """One token, readable: spaces and newlines as they are, a byte above 127 as `<0xE2>`.
 
         Raises:
             ValueError: if the id is not in the vocabulary.
         """
-        piece = self._model.id_to_piece(self._known(token))
-        if self._model.is_byte(token):
-            value = int(piece[3:-1], 16)
-            return chr(value) if value < 128 else piece
-        return piece.replace(_SPACE, " ")
+        return self._model.piece(self._known(token))
+
+    def changes(self) -> str | None:
+        """What a tokenizer that does not give every text back does to one; None: it does.
+
+        Only a few short texts are tried: spaces, lines, capitals, digits, other scripts.
+        """
+        for text in PROBES:
+            if (back := self.decode(self.encode(text))) != text:
+                return (
+                    f"{self._model.path} changes text: {text!r} comes back as {back!r}; "
+                    "what is read, learnt and scored is the changed text"
+                )
+        return None
 
     def _known(self, token: int) -> int:
         if not 0 <= token < self.vocab_size:
@@ -105,6 +158,22 @@ class Tokenizer:
                 "of another tokenizer, or a thought token (those are not text)?"
             )
         return int(token)
+
+
+def settled(text: str) -> str:
+    """Text that grows, without the half character that it may end in."""
+    return text.rstrip("\ufffd")
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy every tokenizer file of a checkpoint's folder into another."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_object(path) if path.is_file() else {}
 
 
 def train_tokenizer(

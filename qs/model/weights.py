@@ -31,6 +31,7 @@ from qs.model.config import (
     write_model_config,
 )
 from qs.model.mistral import Mistral
+from qs.model.tokenizer import TOKENIZER_FILES
 
 HF_NAMES = {  # ours (Mistral's) -> Hugging Face's; {} is the number of a layer
     "tok_embeddings.weight": "model.embed_tokens.weight",
@@ -336,7 +337,7 @@ def digest(folder: Path) -> str:
     of_all = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         weights = path.suffix == ".safetensors" and path.name != OPTIMIZER
-        if weights or path.name in ("config.json", "params.json", "tokenizer.model"):
+        if weights or path.name in ("config.json", "params.json", *TOKENIZER_FILES):
             with path.open("rb") as file:
                 of_file = hashlib.file_digest(file, "sha256").hexdigest()
             of_all.update(f"{path.name} {of_file}".encode())

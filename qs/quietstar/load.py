@@ -96,7 +96,10 @@ def read(folder: Path, settings: Config) -> tuple[ModelConfig, Tokenizer]:
     """Shape and tokenizer of a checkpoint, checked against settings (see `check_fits`)."""
     shape, tokenizer = read_model_config(folder), Tokenizer(folder)
     check_fits(shape, tokenizer, settings, folder)
-    return dataclasses.replace(shape, text_ids=tokenizer.vocab_size), tokenizer
+    # what is written ends with what prepared documents end with
+    eos = shape.eos_id if tokenizer.eos_id is None else tokenizer.eos_id
+    shape = dataclasses.replace(shape, text_ids=tokenizer.vocab_size, eos_id=eos)
+    return shape, tokenizer
 
 
 def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietStar, Tokenizer]:

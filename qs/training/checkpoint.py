@@ -7,7 +7,6 @@ renamed, so that what bears its final name is complete. safetensors and JSON onl
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -19,10 +18,9 @@ from qs.config import Config, check_names
 from qs.files import OPTIMIZER
 from qs.model import weights
 from qs.model.config import ModelConfig
+from qs.model.tokenizer import copy_tokenizer
 from qs.quietstar.load import STORED
 from qs.training.distributed import like, whole
-
-TOKENIZER = "tokenizer.model"
 
 
 def gathered(tensors: dict[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
@@ -59,7 +57,7 @@ def save_model(
         weights.save(folder, shape, model, thought, stored)
     else:
         weights.save(folder, shape, model)
-    shutil.copyfile(source / TOKENIZER, folder / TOKENIZER)
+    copy_tokenizer(source, folder)
 
 
 def optimizer_tensors(

@@ -244,11 +244,11 @@ def test_settings_out_of_range_are_refused(tmp_path, folder, wrong):
         make(tmp_path, folder, ["a"], **wrong)
 
 
-def test_a_tokenizer_without_bos_is_refused(tmp_path, folder, monkeypatch):
+def test_a_tokenizer_without_eos_is_refused(tmp_path, folder, monkeypatch):
     plain = Tokenizer(folder)
-    plain.bos_id = None
+    plain.eos_id = None
     monkeypatch.setattr(prepare_, "_tokenizer", lambda folder, expected_hash: plain)
-    with pytest.raises(ValueError, match="expected a tokenizer with BOS and EOS, found BOS None"):
+    with pytest.raises(ValueError, match="expected a tokenizer with EOS, found none in it or in"):
         make(tmp_path, folder, ["a"])
 
 

@@ -1,6 +1,8 @@
 """tokenizer: decoding what was encoded gives the text back, and no text makes a special token."""
 
 import hashlib
+import json
+import shutil
 
 import pytest
 from hypothesis import example, given
@@ -115,7 +117,9 @@ def test_the_vocabulary_that_a_refusal_names_is_accepted(tmp_path):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="expected a readable sentencepiece model.*No such file"):
+    with pytest.raises(
+        ValueError, match="expected tokenizer.model or tokenizer.json, found neither"
+    ):
         Tokenizer(tmp_path)
 
 
@@ -138,13 +142,21 @@ def test_text_that_is_not_unicode_is_refused(tokenizer):
         tokenizer.encode("a\ud800")
 
 
-@pytest.mark.parametrize("which", ["bos_id", "eos_id"])
-def test_a_special_id_that_the_model_lacks_is_refused(folder, which):
+def test_an_end_of_text_that_the_model_lacks_is_refused(folder):
     without = Tokenizer(folder)
-    setattr(without, which, None)
-    assert without.decode(without.encode("the")) == "the"
-    with pytest.raises(ValueError, match="expected a tokenizer with BOS and EOS, found"):
+    without.eos_id = None
+    assert without.decode(without.encode("the", bos=True)) == "the"
+    with pytest.raises(ValueError, match="expected a tokenizer with EOS, found none in it or in"):
         without.encode("the", bos=True, eos=True)
+
+
+@pytest.mark.parametrize(("content", "begins"), [({"add_bos_token": False}, False), ({}, True)])
+def test_texts_begin_as_the_checkpoint_says(tmp_path, folder, content, begins):
+    shutil.copy(folder / "tokenizer.model", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
+    tokenizer, plain = Tokenizer(tmp_path), Tokenizer(folder)
+    assert tokenizer.encode("the", bos=True) == [1] * begins + plain.encode("the")
+    assert (tokenizer.hash == plain.hash) == begins  # other documents are other data
 
 
 def test_a_symbol_is_never_merged_with_what_stands_beside_it(tmp_path):
