@@ -38,7 +38,7 @@ from qs.evaluation.question_sets import Exam
 from qs.evaluation.thoughts import read_thoughts
 from qs.inference.decoding import Decoding, token_line
 from qs.inference.generate import Stream
-from qs.model import weights
+from qs.model import folders, weights
 from qs.presets import ONE_THOUGHT
 from qs.quietstar.load import Opened, open_model
 from qs.studies.compare import Comparable, compare_models
@@ -320,7 +320,7 @@ def evaluate(argv: list[str]) -> None:
             raise ValueError(f"{flag} is a command now: see python evaluate.py {flag[2:]} --help")
     if argv and argv[0] not in commands and not argv[0].startswith("-"):
         try:
-            weights.resolve(argv[0])
+            folders.resolve(argv[0])
         except ValueError as error:
             raise ValueError(f"{error}; or a command: {', '.join(commands)}") from None
         argv = ["score", *argv]

@@ -33,7 +33,7 @@ from qs.data.dataset import resolve_data
 from qs.evaluation.heldout import HeldoutScore, closing_table, heldout_score, read_score
 from qs.evaluation.page import PAGE, PAGE_ROWS, write_thoughts
 from qs.evaluation.thoughts import read_thoughts
-from qs.model import weights
+from qs.model import folders
 from qs.star.run import StarRun, Stopped, rounds_table
 from qs.tables import terminal
 from qs.training import distributed
@@ -102,7 +102,7 @@ def load(config: Config, folder: Path | None) -> Trainer:
         trainer.resume()
         return trainer
     resolve_data(config.run.data)  # named first: its commands are the longer wait
-    start = weights.resolve(config.run.weights)
+    start = folders.resolve(config.run.weights)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"{stamp}-{config.run.objective}-{Path(config.run.data).name}"
     trainer = Trainer(config, start, Path(config.run.out) / name)

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qs.model.config import INDEX, SINGLE, ModelConfig, read_model_config
+from qs.model.config import ModelConfig, read_model_config
+from qs.model.folders import INDEX, SINGLE
 from qs.model.weights import meta_parameters, save, stored_name
 
 SMALL = ModelConfig(

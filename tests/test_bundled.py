@@ -14,7 +14,7 @@ from qs.data.dataset import TokenDataset
 from qs.data.synthetic import KINDS
 from qs.evaluation.heldout import measure_heldout
 from qs.evaluation.synthetic import heldout_text
-from qs.model import weights
+from qs.model import folders
 from qs.model.config import read_model_config
 from qs.model.tokenizer import Tokenizer
 from qs.presets import PRESETS
@@ -36,7 +36,7 @@ def test_bundled_files_are_small_enough():
 def test_bundled_model_tokenizer_and_text_fit_together(monkeypatch):
     monkeypatch.chdir(ROOT)
     config = PRESETS["tiny"]
-    assert weights.resolve(config.run.weights).resolve() == WEIGHTS
+    assert folders.resolve(config.run.weights).resolve() == WEIGHTS
     assert dataset.resolve_data(config.run.data).resolve() == DATA
     tokenizer = Tokenizer(WEIGHTS)
     check_fits(read_model_config(WEIGHTS), tokenizer, config, WEIGHTS)

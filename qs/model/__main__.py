@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qs import cli
 from qs.files import new_folder
-from qs.model import weights
+from qs.model import folders, weights
 from qs.model.config import ModelConfig, read_model_config, read_settings
 from qs.model.tokenizer import Tokenizer, copy_tokenizer
 
@@ -53,7 +53,7 @@ def init(out: Path, tokenizer: Path, std: float, seed: int, **sizes: Any) -> Non
 
 def export(source: str, out: Path, layout: str, dtype: str | None) -> None:
     """Write a checkpoint, or a run's newest, in another layout or dtype."""
-    folder = weights.resolve(source)
+    folder = folders.resolve(source)
     config, stored = read_model_config(folder), weights.stored_tensors(folder)
     dtypes = {tensor.dtype for tensor in stored.values()} or {torch.float32}
     kind = getattr(torch, dtype) if dtype else functools.reduce(torch.promote_types, dtypes)

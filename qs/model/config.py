@@ -11,12 +11,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from qs.files import read_object, write_text
+from qs.model.folders import layout_of
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-CONSOLIDATED = "consolidated*.safetensors"
 REQUIRED = object()
 
 
@@ -48,29 +47,17 @@ FIELDS = {  # of ModelConfig
     "eos_id": Key("eos_token_id", None, 2),
     "pad_id": Key("pad_token_id", None, None),
 }
-
-
-class Family(NamedTuple):
-    """A `model_type` that we can run.
-
-    `defaults` are what stock transformers takes where its `config.json` is silent, besides those
-    of `FIELDS`.
-    """
-
-    architecture: str
-    defaults: dict[str, Any]
-
-
 QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768}
 QWEN |= {"bos_token_id": None, "eos_token_id": None}
-FAMILIES = {
-    "mistral": Family(
-        "MistralForCausalLM",
-        {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072},
-    ),
-    "llama": Family("LlamaForCausalLM", {"max_position_embeddings": 2048}),
-    "qwen2": Family("Qwen2ForCausalLM", QWEN),
-    "qwen3": Family("Qwen3ForCausalLM", QWEN | {"head_dim": 128}),
+FAMILIES = {  # model_type -> defaults of its own, besides those of FIELDS
+    "mistral": {
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+        "max_position_embeddings": 131072,
+    },
+    "llama": {"max_position_embeddings": 2048},
+    "qwen2": QWEN,
+    "qwen3": QWEN | {"head_dim": 128},
 }
 HF_CONSTANTS = {
     "hidden_act": "silu",
@@ -176,6 +163,7 @@ class ModelConfig:
     text_ids: int | None = None
 
     def __post_init__(self) -> None:
+        assert self.family == "mistral" or (self.family in FAMILIES and self.window is None)
         sizes = ["vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "hidden_dim"]
         sizes += ["max_positions"] + ["window"] * (self.window is not None)
         for name in sizes:
@@ -229,22 +217,6 @@ class ModelConfig:
         return tuple(sorted(special.union(filling)))
 
 
-def layout_of(folder: Path) -> Literal["hf", "mistral"]:
-    """Whose layout a folder has; Hugging Face's where it has both.
-
-    Raises:
-        ValueError: if there is no such folder.
-    """
-    if not folder.is_dir():
-        raise ValueError(
-            f"{folder}: expected a folder with a checkpoint, found none; see --weights"
-        )
-    if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
-        return "hf"
-    own = any(folder.glob(CONSOLIDATED)) or not (folder / "config.json").is_file()
-    return "mistral" if own and (folder / "params.json").is_file() else "hf"
-
-
 def read_model_config(folder: str | Path) -> ModelConfig:
     """The shape of a checkpoint, from Hugging Face's `config.json` or Mistral's `params.json`.
 
@@ -289,13 +261,16 @@ def _mistral_fields(values: dict[str, Any]) -> dict[str, Any]:
     return _named(defaults | {"rope_theta": theta} | values, names)
 
 
+def _architecture(family: str) -> str:
+    return f"{family.capitalize()}ForCausalLM"
+
+
 def _hf_fields(values: dict[str, Any]) -> dict[str, Any]:
-    kind, names = values.get("model_type"), values.get("architectures")
-    family = FAMILIES.get(kind) if isinstance(kind, str) else None
-    if family is None or family.architecture not in (names or [family.architecture]):
-        known = ", ".join(f"{kind} ({family.architecture})" for kind, family in FAMILIES.items())
+    kind, names = str(values.get("model_type")), values.get("architectures")
+    if kind not in FAMILIES or _architecture(kind) not in (names or [_architecture(kind)]):
+        known = ", ".join(f"{kind} ({_architecture(kind)})" for kind in FAMILIES)
         raise ValueError(f"expected model_type {known}, found {kind} ({names}); no other is known")
-    defaults = {key.hf: key.default for key in FIELDS.values()} | family.defaults
+    defaults = {key.hf: key.default for key in FIELDS.values()} | FAMILIES[kind]
     fields = _named(defaults | values, {ours: key.hf for ours, key in FIELDS.items()})
     fields["family"] = kind
     if fields["kv_heads"] is None:
@@ -345,8 +320,8 @@ def write_model_config(
         OSError: if the disk refuses.
     """
     values = {key.hf: getattr(config, ours) for ours, key in FIELDS.items()}
-    values |= HF_CONSTANTS | {"torch_dtype": dtype, "model_type": config.family}
-    values["architectures"] = [FAMILIES[config.family].architecture]
+    values |= HF_CONSTANTS | {"torch_dtype": dtype}
+    values |= {"model_type": config.family, "architectures": [_architecture(config.family)]}
     if scaling := config.rope_scaling:
         rope = {theirs: getattr(scaling, ours) for ours, theirs in SCALING.items()}
         values["rope_scaling"] = rope | {"rope_type": "llama3"}

@@ -20,16 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qs.files import OPTIMIZER, flush, read_object, saved_steps
-from qs.model.config import (
-    CONSOLIDATED,
-    INDEX,
-    SINGLE,
-    ModelConfig,
-    layout_of,
-    read_model_config,
-    write_model_config,
-)
+from qs.files import OPTIMIZER, flush, read_object
+from qs.model.config import ModelConfig, read_model_config, write_model_config
+from qs.model.folders import CONSOLIDATED, INDEX, SINGLE, layout_of, what_is_wrong
 from qs.model.mistral import Mistral
 from qs.model.tokenizer import TOKENIZER_FILES
 
@@ -65,11 +58,6 @@ VECTORS = ("start", "end")  # stored as row 0 of [2, D]; row 1 was never used
 INTERLEAVED = ("attention.wq.weight", "attention.wk.weight")  # in Mistral's own layout
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # a buffer of old files; follows from rope_theta
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-DOWNLOADS = {
-    "mistral-7b": "mistralai/Mistral-7B-v0.1 --local-dir weights/mistral-7b "
-    "--include '*.json' --include tokenizer.model --include 'model-*.safetensors'",
-    "quietstar-8-ahead": "ezelikman/quietstar-8-ahead --local-dir weights/quietstar-8-ahead",
-}
 
 
 def meta_parameters(config: ModelConfig) -> dict[str, Tensor]:
@@ -142,10 +130,7 @@ def stored_tensors(folder: str | Path) -> dict[str, Stored]:
         listed = _index(folder / INDEX) if (folder / INDEX).is_file() else {}
         files = [folder / name for name in sorted(set(listed.values()))]
     if not files:
-        raise ValueError(
-            f"{folder}: expected {SINGLE}, {INDEX} or {CONSOLIDATED}, found none; "
-            "get the checkpoint as safetensors (*.bin and *.pth files are never unpickled)"
-        )
+        raise ValueError(what_is_wrong(folder))
     stored: dict[str, Stored] = {}
     for file in files:
         with _open(file) as handle:
@@ -303,33 +288,6 @@ def save(
     flush(folder / SINGLE)
     dtype = str(parameters["tok_embeddings.weight"].dtype).removeprefix("torch.")
     write_model_config(folder, config, dtype, extras is not None, settings)
-
-
-# Finding
-
-
-def resolve(name: str | Path, root: str | Path = "weights") -> Path:
-    """The folder of a checkpoint: a folder as it is, a name in `root`, or a run's newest step.
-
-    A step of a run is complete if it holds a `config.json` and weights; others are passed over.
-
-    Raises:
-        ValueError: if there is none; for checkpoints we know, with the command that gets them.
-    """
-    folder = next((f for f in (Path(name), Path(root) / name) if f.is_dir()), None)
-    if folder is None:
-        hint = f"give a folder or one of the names in {root}"
-        if repository := DOWNLOADS.get(str(name)):
-            hint = f"get it with: hf download {repository}"
-        raise ValueError(f"{name}: expected a checkpoint, found no such folder; {hint}")
-    steps = saved_steps(folder)
-    for step in reversed(steps.values()):
-        weights = (step / SINGLE).is_file() or (step / INDEX).is_file()
-        if weights and (step / "config.json").is_file():
-            return step
-    if steps:
-        raise ValueError(f"{folder}: expected a run with a complete step_* folder, found none")
-    return folder
 
 
 def digest(folder: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from qs import files
 from qs.config import Config, RunConfig, ThoughtConfig
-from qs.model import weights
+from qs.model import folders
 from qs.model.config import ModelConfig, read_model_config, read_settings
 from qs.model.mistral import Mistral
 from qs.model.tokenizer import Tokenizer
@@ -201,7 +201,7 @@ def open_model(model: str, reads: bool = False, **settings: object) -> Opened:
         ValueError: it is none, it has no text to read, or it does not fit what was asked.
     """
     changes = {name: value for name, value in settings.items() if value is not None}
-    folder = weights.resolve(model)
+    folder = folders.resolve(model)
     home = folder.parent if (folder / files.TRAINER).is_file() else None
     if reads and home is None and "data" not in changes:
         raise ValueError(f"{folder} is no run, so give --data: a name in data/ or a folder")

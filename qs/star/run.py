@@ -31,7 +31,7 @@ from qs.config import PADDING, Config
 from qs.data.completions import Completions
 from qs.files import JsonLines
 from qs.inference.decoding import Decoding
-from qs.model import weights
+from qs.model import folders
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import choose_placement, load, read
 from qs.star.round import (
@@ -72,7 +72,7 @@ class StarRun:
     def __init__(self, folder: Path | None, config: Config, name: str = ""):
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ValueError("--objective star runs in one process: start it without torchrun")
-        self.start = weights.resolve(config.run.weights)
+        self.start = folders.resolve(config.run.weights)
         # every batch of rationales has another shape: compiled layers would be compiled for each
         self.config = config.changed(weights=str(self.start), compile=False)
         self.placement = choose_placement(self.config.run)

@@ -20,7 +20,7 @@ from qs.config import RunConfig
 from qs.evaluation.heldout import Measured, heldout_data, measure_heldout
 from qs.evaluation.synthetic import heldout_text, rewarded
 from qs.evaluation.tokens import TextRows
-from qs.model import weights
+from qs.model import folders
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import ROWS, choose_placement, load
 from qs.studies import controls
@@ -185,7 +185,7 @@ def measure_controls(
     """
     own = next(iter(trained))
     steps = {job: files.newest_step(run) for job, run in trained.items()}
-    tables = controls.control_tables(weights.resolve(own.config.run.weights), steps)
+    tables = controls.control_tables(folders.resolve(own.config.run.weights), steps)
     measured: dict[Control, list[Measured]] = {row: [] for rows in tables.values() for row in rows}
     for control, by_seed in tqdm(measured.items(), "measuring", unit=" rows"):
         change, fixed_weight = control.intervention.change, control.intervention.fixed_weight

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qs.model.config import ModelConfig, read_model_config
+from qs.model.config import FAMILIES, ModelConfig, RopeScaling, read_model_config
 from qs.model.mistral import Mistral
 from qs.model.weights import load_into
 from qs.quietstar.attention import Dense
@@ -74,10 +74,30 @@ def naive_logits(model: Mistral, tokens: list[int]) -> Tensor:
     def norm(x: Tensor, name: str) -> Tensor:
         return w[name] * x / (x.pow(2).mean() + c.norm_eps).sqrt()
 
+    def slowed(frequency: float) -> float:
+        if (s := c.rope_scaling) is None:
+            return frequency
+        wavelength = 2 * math.pi / frequency
+        if wavelength < s.original_positions / s.high:
+            return frequency
+        if wavelength > s.original_positions / s.low:
+            return frequency / s.factor
+        smooth = (s.original_positions / wavelength - s.low) / (s.high - s.low)
+        return (1 - smooth) * frequency / s.factor + smooth * frequency
+
+    def projected(x: Tensor, prefix: str, which: str) -> Tensor:
+        out = w[f"{prefix}w{which}.weight"] @ x
+        if c.family == "qwen2":
+            out = out + w[f"{prefix}w{which}.bias"]
+        heads = out.view(-1, c.head_dim)
+        if c.family == "qwen3" and which != "v":
+            heads = torch.stack([norm(head, f"{prefix}{which}_norm.weight") for head in heads])
+        return heads
+
     def turned(x: Tensor, position: int) -> Tensor:
         out, half = x.clone(), c.head_dim // 2
         for i in range(half):
-            angle = position * c.rope_theta ** (-2 * i / c.head_dim)
+            angle = position * slowed(c.rope_theta ** (-2 * i / c.head_dim))
             cos, sin = math.cos(angle), math.sin(angle)
             out[i] = x[i] * cos - x[i + half] * sin
             out[i + half] = x[i + half] * cos + x[i] * sin
@@ -87,10 +107,7 @@ def naive_logits(model: Mistral, tokens: list[int]) -> Tensor:
     for layer in range(c.layers):
         p = f"layers.{layer}."
         normed = [norm(x, p + "attention_norm.weight") for x in stream]
-        q, k, v = (
-            [(w[f"{p}attention.{m}.weight"] @ x).view(-1, c.head_dim) for x in normed]
-            for m in ("wq", "wk", "wv")
-        )
+        q, k, v = ([projected(x, p + "attention.", which) for x in normed] for which in "qkv")
         for t in range(len(tokens)):
             first = 0 if c.window is None else max(0, t - c.window + 1)
             heads = []
@@ -219,19 +236,23 @@ def test_a_window_hides_what_is_as_far_back_as_it_is_long():
     half=st.integers(1, 3),
     window=st.none() | st.integers(1, 6),
     tied=st.booleans(),
+    family=st.sampled_from(sorted(FAMILIES)),
+    scaling=st.none() | st.builds(RopeScaling, *map(st.just, (8.0, 0.1, 0.5)), st.integers(1, 9)),
     layers=st.integers(1, 2),
     length=st.integers(1, 4),
     seed=st.integers(0, 2**32),
 )
 def test_logits_equal_those_of_the_definition(
-    groups, shared, half, window, tied, layers, length, seed
+    groups, shared, half, window, tied, family, scaling, layers, length, seed
 ):
     config = small_config(
         kv_heads=groups,
         heads=groups * shared,
         head_dim=2 * half,
-        window=window,
+        window=window if family == "mistral" else None,
         tied=tied,
+        family=family,
+        rope_scaling=scaling,
         layers=layers,
         norm_eps=1e-3,
         rope_theta=100.0,
@@ -260,8 +281,9 @@ def test_bfloat16_arithmetic_on_float32_weights_gives_float32_logits_close_to_ex
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_gradient_reaches_every_parameter(tied):
-    model = random_model(small_config(tied=tied))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gradient_reaches_every_parameter(tied, family):
+    model = random_model(small_config(tied=tied, family=family, window=None))
     loss_of(model, torch.arange(23).repeat(1, 2)).backward()
     still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == []
