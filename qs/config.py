@@ -174,9 +174,9 @@ class RunConfig:
     )
     save_every: int = setting(0, "steps between checkpoints (0: only at the end)", least=0)
     grad_norms_every: int = setting(
-        10,
-        "steps between measurements of each loss term's gradient norm, which take most of a step "
-        "each (0: never)",
+        20,
+        "steps between measurements of each loss term's gradient norm, which take about one step "
+        "and a half (0: never)",
         least=0,
     )
     eval_rows: int = setting(32, "held-out rows evaluated before and after (0: none)", least=0)

@@ -24,7 +24,6 @@ PRESETS = {
             seq=64,
             batch=4,
             steps=240,
-            grad_norms_every=10,
             eval_rows=192,
         ),
     ),

@@ -27,7 +27,8 @@ from qs.model.mistral import Mistral
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.masks import Slots, every_position
 from qs.quietstar.terms import Step
-from qs.training.step import make_optimizer, train_step
+from qs.training.optimizer import make_optimizer
+from qs.training.step import train_step
 
 FOLDER = Path(__file__).parent / "golden"
 CASES = sorted(path.stem for path in FOLDER.glob("qs*.json"))

@@ -14,7 +14,8 @@ from qs.bench.work import Work, build
 from qs.quietstar.attention import Dense
 from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import Terms
-from qs.training.step import make_optimizer, think
+from qs.training.optimizer import make_optimizer
+from qs.training.step import think
 from qs.training.work import operations
 
 
@@ -41,7 +42,6 @@ def measure_step(work: Work) -> Iterator[tuple[str, Measured]]:
     yield "think", measure(work, device, think_alone)
 
     optimizer = make_optimizer(quiet, config.optim)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step(watch: Stopwatch, number: int) -> None:
         parts = think(quiet, tokens, documents, config, step_generator(0, number))
@@ -57,10 +57,10 @@ def measure_step(work: Work) -> Iterator[tuple[str, Measured]]:
             watch.lap("losses")
             loss.backward()
             watch.lap("backward")
-        torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip)
+        torch.nn.utils.clip_grad_norm_(quiet.parameters(), config.optim.clip)
         watch.lap("clip")
         optimizer.step()
-        optimizer.zero_grad()
+        quiet.zero_grad()
         watch.lap("optimiser")
 
     result = measure(work, device, step)

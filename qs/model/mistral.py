@@ -4,7 +4,8 @@ RMSNorm, rotary embedding, grouped-query attention, SwiGLU. Llama is the same; L
 rotation down, Qwen2 has biases and Qwen3 norms on queries and keys: a line each. Who sees whom is
 the argument `attend` (see `qs/quietstar/attention.py`), so that one model serves plain text, packed
 thoughts and decoding. Parameters may be kept in float32 while the arithmetic runs in
-`compute_dtype`: each linear layer casts its weight on use.
+`compute_dtype`: each linear layer casts its weight on use, which costs nothing where `narrow` has
+cast it for good.
 
 Parameter names are Mistral's own; queries and keys use the rotate-half convention of Hugging Face
 (`qs/model/weights.py` permutes the other one while reading).
@@ -168,6 +169,13 @@ class Mistral(nn.Module):
         """(V, D) weight of the language-model head, tied or not."""
         return self.tok_embeddings.weight if self.config.tied else self.output.weight
 
+    def narrow(self) -> None:
+        """Keep the matrices of the layers in the compute dtype, and their gradients in float32."""
+        for parameter in self.layers.parameters():
+            if parameter.ndim > 1:
+                parameter.data = parameter.data.to(self.compute_dtype)
+                parameter.grad_dtype = torch.float32
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids (...) -> embeddings (..., D) in the compute dtype."""
         return self.tok_embeddings(tokens).to(self.compute_dtype)
@@ -179,7 +187,8 @@ class Mistral(nn.Module):
     def logits(self, outputs: Tensor) -> Tensor:
         """Outputs (..., D) -> logits (..., V), float32 or wider."""
         wide = at_least_float32(outputs)
-        return F.linear(wide, self.head.to(wide.dtype))
+        logits = kernels.product(wide.reshape(-1, wide.shape[-1]), self.head.to(wide.dtype))
+        return logits.view(*wide.shape[:-1], -1)
 
     def forward(
         self,
@@ -206,7 +215,9 @@ class Mistral(nn.Module):
         for index, layer in enumerate(self.layers):
             entry = None if cache is None else cache[index]
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, angles, attend, entry, use_reentrant=False)
+                x = checkpoint(
+                    layer, x, angles, attend, entry, use_reentrant=False, preserve_rng_state=False
+                )
             else:
                 x = layer(x, angles, attend, entry)
         return self.norm(x)

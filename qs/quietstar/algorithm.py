@@ -73,6 +73,7 @@ class QuietStar(nn.Module):
         self.mixer = MixingHead(model.config.dim)
         self.reward = rewards
         self.baseline: Baseline | None = None  # None: as `config.baseline` says
+        self.masters: dict[str, Tensor] = {}  # float32 values of parameters kept in fewer bits
 
     def forward(
         self,

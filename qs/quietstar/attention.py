@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from qs.model.mistral import at_least_float32
 from qs.quietstar.kernels import Block, JoinedAttention, blocks_for
 from qs.quietstar.masks import Layout, block_mask, dense_mask, over_own, over_text
 
@@ -62,26 +63,36 @@ def joined_attention(
     """
     (B, A, K, Q, H, d), (G, T), L = q.shape, text[0].shape[1:3], own[0].shape[4]
     g = H // G  # query heads that share a key head
-    q = q.unflatten(4, (G, g)) * d**-0.5  # (B, A, K, Q, G, g, d)
+    # scores rounded to bfloat16 would move probabilities by percents: products in float32
+    q = at_least_float32(q.unflatten(4, (G, g))) * d**-0.5  # (B, A, K, Q, G, g, d)
 
     # over the text: one large product, since every branch looks at the same keys
     rows = q.permute(0, 4, 5, 1, 2, 3, 6).reshape(B, G, g * A * K * Q, d)
-    text_scores = (rows @ text[0].transpose(2, 3)).view(B, G, g, A, K, Q, T)
+    text_scores = (rows @ text[0].to(q.dtype).transpose(2, 3)).view(B, G, g, A, K, Q, T)
     text_scores = text_scores.masked_fill(~text_mask[:, None, None, :, None], -torch.inf)
 
     # over its own slots: a small product for each branch
     rows = q.permute(0, 4, 1, 2, 5, 3, 6).reshape(B, G, A, K, g * Q, d)
-    own_scores = (rows @ own[0].transpose(4, 5)).view(B, G, A, K, g, Q, L)
+    own_scores = _own_scores(rows, own[0]).view(B, G, A, K, g, Q, L)
     own_scores = own_scores.permute(0, 1, 4, 2, 3, 5, 6)  # (B, G, g, A, K, Q, L)
     own_scores = own_scores.masked_fill(~own_mask[:, None, None], -torch.inf)
 
     weights = torch.cat([text_scores, own_scores], -1).softmax(-1)  # (B, G, g, A, K, Q, T + L)
+    weights = weights.to(text[1].dtype)
     text_weights = weights[..., :T].reshape(B, G, g * A * K * Q, T)
     out = (text_weights @ text[1]).view(B, G, g, A, K, Q, d)
     own_weights = weights[..., T:].permute(0, 1, 3, 4, 2, 5, 6).flatten(4, 5)  # (B, G, A, K, gQ, L)
     mine = (own_weights @ own[1]).view(B, G, A, K, g, Q, d)
     out = out + mine.permute(0, 1, 4, 2, 3, 5, 6)  # (B, G, g, A, K, Q, d)
     return out.permute(0, 3, 4, 5, 1, 2, 6).flatten(4, 5)  # (B, A, K, Q, H, d)
+
+
+def _own_scores(q: Tensor, k: Tensor) -> Tensor:
+    """q (..., N, d) @ k (..., L, d) transposed, in the dtype of q."""
+    if torch.compiler.is_compiling() and q.shape[-2] * k.shape[-2] < 128:
+        # fused: millions of products this small take longer than reading what they multiply
+        return (q[..., :, None, :] * k.to(q.dtype)[..., None, :, :]).sum(-1)
+    return q @ k.to(q.dtype).transpose(-1, -2)
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ class LinearNLL(torch.autograd.Function):
 
 
 def _logits(outputs: Tensor, head: Tensor, temperature: float, forbidden: Tensor) -> Tensor:
-    logits = outputs @ head.T
+    logits = kernels.product(outputs, head)
     if temperature != 1:
         logits.div_(temperature)
     return logits.index_fill_(1, forbidden, -torch.inf)

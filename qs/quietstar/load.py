@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from qs import files
 from qs.config import Config, RunConfig, ThoughtConfig
@@ -21,30 +22,54 @@ from qs.quietstar.algorithm import QuietStar
 STORED = ("embedding_scale", "mix_weight", "mix_space")  # settings that weights depend on
 
 
+WEIGHTS = {
+    None: "bfloat16 weights",
+    "device": "bfloat16 weights with float32 masters",
+    "host": "float32 masters and moments in host memory",
+}
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where and how to compute.
 
     Attributes:
         device: "cpu" or "cuda".
-        dtype: of the arithmetic; weights are float32.
+        dtype: of the arithmetic, and of the matrices of the layers if `narrow`; others are float32.
         compile: torch.compile every layer.
         attention: realisation of the visibility rule in the packed pass.
+        narrow: keep the matrices of the layers in `dtype`, not in float32 to be cast on each use.
+        masters: where training keeps float32 copies: on the "device" of those matrices, on the
+            "host" of all parameters, or (None) of none.
     """
 
     device: torch.device
     dtype: torch.dtype
     compile: bool
     attention: str
+    narrow: bool = False
+    masters: str | None = None
 
     def __str__(self) -> str:
         name = "CPU"
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)
         return (
-            f"{name}, {str(self.dtype).removeprefix('torch.')} arithmetic, float32 weights, "
+            f"{name}, {str(self.dtype).removeprefix('torch.')} arithmetic, "
+            f"{WEIGHTS[self.masters] if self.narrow else 'float32 weights'}, "
             f"{self.attention} attention, {'compiled' if self.compile else 'eager'}"
         )
+
+    def for_training(self, offload: bool, alone: bool) -> Placement:
+        """The same with float32 copies of what is narrow, which are what is trained.
+
+        Args:
+            offload: in host memory, of all parameters.
+            alone: whether this is the only process; several share float32 weights among them.
+        """
+        if not alone:
+            return dataclasses.replace(self, narrow=False)
+        return dataclasses.replace(self, masters="host" if offload else "device")
 
 
 def choose_placement(config: RunConfig) -> Placement:
@@ -69,6 +94,7 @@ def choose_placement(config: RunConfig) -> Placement:
         dtype=dtype,
         compile=compiled,
         attention="flex" if cuda and compiled else "structured",
+        narrow=dtype == torch.bfloat16,
     )
 
 
@@ -117,13 +143,23 @@ def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietSta
     shape, tokenizer = read(folder, settings)
     with torch.device("meta"):  # every parameter is read from the checkpoint
         model = Mistral(shape, placement.dtype, bool(run.recompute))
+        if placement.narrow:
+            model.narrow()  # before memory is taken
     model.to_empty(device=placement.device)
+    if placement.narrow:
+        model.narrow()  # new parameters
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed % 2**64)  # what PyTorch takes
         quiet = QuietStar(model, config, placement.attention, run.pauses)
         quiet.to(placement.device)
+    quiet.masters = masters = _masters(quiet, placement)
     extras = {n: p.data for n, p in quiet.named_parameters() if not n.startswith("model.")}
-    if load_into(folder, {n: p.data for n, p in model.named_parameters()}, extras):
+    targets = {n: masters.get(f"model.{n}", p.data) for n, p in model.named_parameters()}
+    thinks = load_into(folder, targets, extras)
+    for name, parameter in model.named_parameters():
+        if (master := masters.get(f"model.{name}")) is not None:
+            parameter.data.copy_(master)
+    if thinks:
         stored = read_settings(folder) or {}
         published = dataclasses.asdict(ThoughtConfig())
         trained = {key: stored.get(key, published[key]) for key in STORED}
@@ -138,6 +174,10 @@ def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietSta
     else:
         start, end = (first_tokens(tokenizer, t) for t in (config.start_text, config.end_text))
         quiet.initialise(start, end)
+    for name in extras.keys() & masters.keys():
+        masters[name].copy_(extras[name])
+    if placement.device.type == "cuda" and placement.dtype == torch.bfloat16:
+        torch.set_float32_matmul_precision("high")  # see `kernels.product`
     if placement.compile:
         compile_layers(model)
     return quiet, tokenizer
@@ -150,6 +190,19 @@ def compile_layers(model: Mistral) -> None:
     model.compiled = True
     for layer in model.layers:
         layer.compile(dynamic=False)
+
+
+def _masters(quiet: QuietStar, placement: Placement) -> dict[str, Tensor]:
+    """Room for the float32 values of parameters, by name."""
+    if placement.masters is None:
+        return {}
+    host = placement.masters == "host"
+    device = torch.device("cpu") if host else placement.device
+    return {
+        name: torch.empty(p.shape, dtype=torch.float32, device=device)
+        for name, p in quiet.named_parameters()
+        if host or p.dtype != torch.float32
+    }
 
 
 def first_tokens(tokenizer: Tokenizer, text: str) -> list[int]:

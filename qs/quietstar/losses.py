@@ -10,11 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from qs.model import kernels
 from qs.quietstar.kernels import LinearNLL
 
 LOGITS_AT_ONCE = 2**26  # 256 MiB of float32
@@ -49,20 +46,11 @@ def linear_nll(
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     head = head.to(outputs.dtype)
 
+    rows = chunk or max(1, LOGITS_AT_ONCE // head.shape[0])
+    if chunk is None and outputs.device.type == "cpu":
+        rows = max(1, rows // 16)  # they stay in cache
     never = torch.tensor(tuple(forbidden), dtype=torch.int64, device=outputs.device)
-    if kernels.serves(outputs):
-        rows = chunk or max(1, LOGITS_AT_ONCE // head.shape[0] // 16)  # they stay in cache
-        return LinearNLL.apply(outputs, head, targets, temperature, never, rows).view(shape)
-
-    def some(rows: Tensor, ids: Tensor) -> Tensor:
-        logits = (rows @ head.T / temperature).index_fill_(1, never, -torch.inf)
-        return F.cross_entropy(logits, ids, reduction="none")
-
-    chunk = chunk or max(1, LOGITS_AT_ONCE // head.shape[0])
-    if len(targets) <= chunk:
-        return some(outputs, targets).view(shape)
-    parts = zip(outputs.split(chunk), targets.split(chunk), strict=True)
-    return torch.cat([checkpoint(some, *part, use_reentrant=False) for part in parts]).view(shape)
+    return LinearNLL.apply(outputs, head, targets, temperature, never, rows).view(shape)
 
 
 def rewards(nll_base: Tensor, nll_mix: Tensor, valid: Tensor) -> Tensor:

@@ -132,7 +132,8 @@ def choose(
 
 def allowed_ids(vocabulary: int, never: Set[int | None], device: torch.device) -> Tensor:
     """Rising ids below `vocabulary` without some."""
-    return torch.tensor([i for i in range(vocabulary) if i not in never], device=device)
+    ids = np.delete(np.arange(vocabulary), [i for i in never if i is not None])
+    return torch.from_numpy(ids).to(device)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

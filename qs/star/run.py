@@ -47,7 +47,8 @@ from qs.star.round import (
 from qs.star.tasks import Problem, task_of
 from qs.tables import Table, terminal
 from qs.training import checkpoint
-from qs.training.step import make_optimizer, train_step
+from qs.training.optimizer import exact_parameters, make_optimizer
+from qs.training.step import train_step
 
 GENERATED, RATIONALIZED = "generated.jsonl", "rationalized.jsonl"
 EXAMPLES, HELDOUT = "examples.jsonl", "heldout.jsonl"
@@ -155,7 +156,7 @@ class StarRun:
             )
         quiet = self._load(self.start)
         record |= self._train(quiet, examples, number)
-        parameters = checkpoint.gathered(dict(quiet.named_parameters()))
+        parameters = checkpoint.gathered(exact_parameters(quiet))
         with files.new_folder(done) as folder:
             checkpoint.save_model(folder, quiet.model.config, parameters, self.config, self.start)
             files.write_json(folder / files.TRAINER, record)

@@ -3,7 +3,8 @@
 Read step (one step), then trainer (steps until done or stopped), checkpoint and distributed.
 """
 
-from qs.training.step import make_optimizer, train_step
+from qs.training.optimizer import make_optimizer
+from qs.training.step import train_step
 from qs.training.trainer import Trainer
 
 __all__ = ["Trainer", "make_optimizer", "train_step"]

@@ -110,6 +110,7 @@ def load_optimizer(
     check_names(str(path), stored, {f"{key}/{names[p]}" for p in stepped for key in keys})
     for parameter in stepped:
         state = {key: stored[f"{key}/{names[parameter]}"] for key in keys}
+        state["step"] = state["step"].to(parameter.device)
         for key in keys[1:]:
             if state[key].shape != parameter.shape:
                 raise ValueError(

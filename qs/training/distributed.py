@@ -9,9 +9,11 @@ Without torchrun there is one rank and nothing here does anything.
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import gc
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +36,7 @@ class Ranks:
 
 
 ALONE = Ranks()
+PATIENCE = datetime.timedelta(hours=1)  # the others wait while the first rank saves
 
 
 def start(device: torch.device) -> Ranks:
@@ -47,7 +50,8 @@ def start(device: torch.device) -> Ranks:
     ranks = Ranks(*(int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
     if device.type == "cuda":
         torch.cuda.set_device(ranks.local)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
     return ranks
 
 
@@ -58,26 +62,52 @@ def finish() -> None:
         dist.destroy_process_group()
 
 
-def shard(module: nn.Module, layers: Iterable[nn.Module], methods: Iterable[str] = ()) -> None:
+def shard(
+    module: nn.Module,
+    layers: Iterable[nn.Module],
+    dtype: torch.dtype,
+    methods: Iterable[str] = (),
+) -> None:
     """Split every parameter over the ranks, gathered layer by layer while it is needed.
 
     Args:
         module: the root, one call of which is one training step.
         layers: submodules that are gathered on their own.
+        dtype: that layers are gathered in; gradients are summed in float32.
         methods: names of the root's methods that run its layers besides `forward`.
     """
     if not dist.is_initialized():
         return
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
 
     kind = "cuda" if torch.cuda.is_available() and dist.get_backend() == "nccl" else "cpu"
     mesh = init_device_mesh(kind, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     for layer in layers:
-        fully_shard(layer, mesh=mesh)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh)
     for name in methods:
         register_fsdp_forward_method(module, name)
+
+
+@contextlib.contextmanager
+def gathered(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Keep layers whole once they are gathered: a thought runs them once for each token."""
+    if not dist.is_initialized():
+        yield
+        return
+    layers = list(layers)
+    for layer in layers:
+        layer.set_reshard_after_forward(False)
+    yield
+    for layer in layers:
+        layer.set_reshard_after_forward(True)
+        layer.reshard()
 
 
 def total(x: Tensor) -> Tensor:
@@ -91,6 +121,11 @@ def total(x: Tensor) -> Tensor:
 def whole(x: Tensor) -> Tensor:
     """A parameter, gradient norm or optimiser state in full; every rank must take part."""
     return x.full_tensor() if is_split(x) else x
+
+
+def local(x: Tensor) -> Tensor:
+    """This rank's part of a tensor that is spread over ranks, or the tensor."""
+    return x.to_local() if is_split(x) else x
 
 
 def like(x: Tensor, parameter: Tensor) -> Tensor:

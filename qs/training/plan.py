@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -144,13 +145,22 @@ def split(
         return rows, A
     for count in range(2, rows + 1):
         if fits(some := math.ceil(rows / count), A):
-            return some, A
+            return _even(rows, some), A
     if config.thinking.base_weight == 1 and config.thinking.beta == 0:
         return 1, A  # parts after the first would have nothing to train
     for count in range(2, A + 1):
         if fits(1, some := math.ceil(A / count)):
-            return 1, some
+            return 1, _even(A, some)
     return 1, min(1, A)
+
+
+def _even(total: int, most: int) -> int:
+    """The largest size up to `most` that divides a total: each further size is compiled anew.
+
+    If that is less than half of `most`, as many sizes as it takes.
+    """
+    sizes = (size for size in range(most, most // 2, -1) if total % size == 0)
+    return next(sizes, most)
 
 
 def cache_bytes(config: Config, shape: ModelConfig, width: int, rows: int) -> int:
@@ -283,3 +293,27 @@ def choose(
     if found := complaints(chosen, device_bytes, host_bytes):
         raise ValueError(found[0])
     return chosen
+
+
+def settle(
+    config: Config, shape: ModelConfig, placement: Placement, ranks: int = 1
+) -> tuple[Config, Placement, Plan]:
+    """What a run computes with on this machine: `choose` decides what its settings leave open.
+
+    Raises:
+        ValueError: it cannot fit.
+    """
+    chosen = choose(config, shape, placement, *available(placement.device), ranks)
+    names = ("offload", "recompute", "activations")
+    settings = config.changed(**{name: getattr(chosen, name) for name in names})
+    return settings, placement.for_training(chosen.offload, ranks == 1), chosen
+
+
+def available(device: torch.device) -> tuple[int | None, int | None]:
+    """Bytes that are free on a CUDA device and in host memory; None where nobody says."""
+    meminfo = Path("/proc/meminfo")
+    free = None
+    if meminfo.is_file():
+        lines = (line.split() for line in meminfo.read_text().splitlines())
+        free = next((int(n) * 1024 for name, n, *_ in lines if name == "MemAvailable:"), None)
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None, free

@@ -19,31 +19,8 @@ from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.anchors import draw
 from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import Step, Targets, Terms, count_terms, targets_of
-from qs.training.distributed import ALONE, Ranks, total, whole
-from qs.training.plan import ACTIVATIONS
-
-
-def make_optimizer(quiet: QuietStar, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with a learning rate for each of model, mixing head, and start and end vectors.
-
-    Weight decay touches matrices only.
-    """
-    groups: dict[tuple[float, float], list[Tensor]] = {}
-    for name, parameter in quiet.named_parameters():
-        lr = config.lr
-        if name.startswith("mixer."):
-            lr = config.mixer_lr
-        elif name in ("start", "end"):
-            lr = config.thought_lr
-        decay = config.weight_decay if parameter.ndim >= 2 else 0.0
-        groups.setdefault((lr, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        (
-            {"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": decay}
-            for (lr, decay), parameters in groups.items()
-        ),
-        betas=(0.9, config.beta2),
-    )
+from qs.training.distributed import ALONE, Ranks, gathered, total, whole
+from qs.training.plan import ACTIVATIONS, split
 
 
 def schedule(step: int, steps: int, config: OptimConfig) -> float:
@@ -80,6 +57,27 @@ class Part(NamedTuple):
         K, n = self.thoughts.shape[2:]
         return self.of(count_terms(self.targets.next_valid, self.targets.valid, K, n))
 
+    def split(self, rows: int, anchors: int) -> list[Part]:
+        """Parts of so many rows, and anchors of a row."""
+        parts = []
+        B, A = self.thoughts.shape[:2]
+        for row in range(0, B, rows):
+            for first in range(0, max(1, A), anchors):
+                at = slice(row, row + rows), slice(first, first + anchors)
+                of_text, of_anchors = self.targets[:2], self.targets[2:]
+                targets = Targets(*(x[at[0]] for x in of_text), *(x[at] for x in of_anchors))
+                text = self.tokens[at[0]], self.documents[at[0]]
+                thought = self.anchors[at], self.thoughts[at]
+                parts.append(Part(*text, *thought, targets, first == 0))
+        return parts
+
+    def text_only(self) -> Part:
+        """The text without its anchors, for the base term."""
+        _, none = at = slice(None), slice(0)
+        targets = self.targets._replace(ahead=self.targets.ahead[at], valid=self.targets.valid[at])
+        thought = self.anchors[:, none], self.thoughts[:, none]
+        return self._replace(targets=targets, anchors=thought[0], thoughts=thought[1])
+
     def of(self, terms: Terms) -> Terms:
         """What counts here of the terms of these rows: the base term counts once."""
         return terms if self.first else terms._replace(base=torch.zeros_like(terms.base))
@@ -108,40 +106,24 @@ def think(
     if config.run.thinks:
         draw(quiet.config, ranks.rank * B, T, generator)
     parts = []
-    size = config.run.micro_batch or B
+    size, model, bound = config.run.micro_batch or B, quiet.model, config.run.activations
+    if bound is None:
+        bound = ACTIVATIONS if tokens.device.type == "cpu" else 0
+    width = model.compute_dtype.itemsize
+    some = split(config, model.config, width, model.recompute, bound, size)
     for rows in (slice(first, first + size) for first in range(0, B, size)):
         text = tokens[rows], documents[rows]
         if config.run.thinks:
-            anchors, thoughts = quiet.think(*text, generator=generator)
+            with gathered(quiet.model.layers):
+                anchors, thoughts = quiet.think(*text, generator=generator)
         else:
             anchors = tokens[rows, :0]
             thoughts = anchors.new_zeros((*anchors.shape, quiet.config.samples, 0))
         counting = None if counted is None else counted[rows]
-        A = anchors_at_once(quiet, thoughts, config.run.activations)
-        for first in range(0, max(1, anchors.shape[1]), A):
-            at = slice(first, first + A)
-            some = anchors[:, at], thoughts[:, at]
-            targets = targets_of(*text, some[0], quiet.config.ahead, counting)
-            parts.append(Part(*text, *some, targets, first == 0))
+        targets = targets_of(*text, anchors, quiet.config.ahead, counting)
+        batch = Part(*text, anchors, thoughts, targets, True)
+        parts += batch.split(*some)
     return parts
-
-
-def anchors_at_once(quiet: QuietStar, thoughts: Tensor, mebibytes: int | None) -> int:
-    """How many anchors of (B, A, K, n) thoughts are scored at a time, in parts of about one size.
-
-    The text of the rows is read again with each part: a small share of its slots.
-    """
-    (B, A, K, n), config = thoughts.shape, quiet.config
-    if config.base_weight == 1 and config.beta == 0:
-        return max(1, A)  # parts after the first would have nothing to train
-    if mebibytes is None:
-        mebibytes = ACTIVATIONS if thoughts.device.type == "cpu" else 0
-    shape, width = quiet.model.config, quiet.model.compute_dtype.itemsize
-    # of a layer: its inputs and those of its products; queries and what they attended to
-    floats = shape.dim if quiet.model.recompute else 10 * shape.dim + 3 * shape.hidden_dim
-    slots = B * A * K * (n + quiet.config.ahead + 1)
-    parts = slots * shape.layers * floats * width / (mebibytes * 2**20) if mebibytes else 1
-    return max(1, math.ceil(A / max(1, math.ceil(parts))))
 
 
 class Sums(NamedTuple):
@@ -197,37 +179,28 @@ def accumulate(quiet: QuietStar, parts: list[Part], counts: Terms, ranks: Ranks)
     return sums
 
 
-def accumulate_apart(
-    quiet: QuietStar, parameters: list[Tensor], parts: list[Part], counts: Terms, ranks: Ranks
-) -> tuple[list[Sums], dict[str, Tensor]]:
-    """The same one term at a time, and the norm of each term's gradient as weighted in the loss.
+def term_norms(
+    quiet: QuietStar, parts: list[Part], counts: Terms, ranks: Ranks
+) -> dict[str, Tensor]:
+    """The norm of each term's gradient as weighted in the loss.
 
-    It costs a backward pass and a copy of the gradients for each term. Arguments as of
-    `accumulate`; `parameters`: what is trained.
+    Each is computed on its own: no graph and no second gradient is held, and the step that follows
+    is what it would have been. Arguments as of `accumulate`, which must come after it.
     """
-    sums = []
-    gradients: dict[str, list[Tensor | None]] = {}
-    for part in parts:
-        step, means = part.scored(quiet, counts)
-        weighted = quiet.weighted(means)
-        active = [name for name, term in weighted._asdict().items() if term.requires_grad]
-        for name in active:
-            kept = gradients.setdefault(name, [None] * len(parameters))
-            for parameter, gradient in zip(parameters, kept, strict=True):
-                parameter.grad = gradient
-            # through .grad, not autograd.grad: it is what FSDP2 reduces over ranks
-            term = getattr(weighted, name) * ranks.count
-            term.backward(retain_graph=name != active[-1])
-            gradients[name] = [parameter.grad for parameter in parameters]
-        sums.append(Sums.of(step, means))
-    norms = {
-        f"grad_norm_{name}": whole(get_total_norm([g for g in kept if g is not None]))
-        for name, kept in gradients.items()
-    }
-    for parameter, *kept in zip(parameters, *gradients.values(), strict=True):
-        kept = [gradient for gradient in kept if gradient is not None]
-        parameter.grad = sum(kept[1:], kept[0]) if kept else None
-    return sums, norms
+    norms = {}
+    for name in Terms._fields:
+        for part in parts:
+            if name == "base":
+                part = part.text_only()
+            _, means = part.scored(quiet, counts)
+            term = getattr(quiet.weighted(means), name)
+            if term.requires_grad:
+                (term * ranks.count).backward()
+        gradients = [p.grad for p in quiet.parameters() if p.grad is not None]
+        if gradients:
+            norms[f"grad_norm_{name}"] = whole(get_total_norm(gradients))
+        quiet.zero_grad()
+    return norms
 
 
 def train_step(
@@ -257,17 +230,12 @@ def train_step(
     share = schedule(step, config.run.steps, config.optim)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * share
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-
     generator = step_generator(config.run.seed, step)
     parts = think(quiet, tokens, documents, config, generator, ranks, counted)
     counts = sum_over_ranks([part.counts for part in parts])
-    norms: dict[str, Tensor] = {}
-    if measure_terms:
-        sums, norms = accumulate_apart(quiet, parameters, parts, counts, ranks)
-    else:
-        sums = accumulate(quiet, parts, counts, ranks)
-    norms["grad_norm"] = whole(clip_grad_norm_(parameters, config.optim.clip))
+    norms = term_norms(quiet, parts, counts, ranks) if measure_terms else {}
+    sums = accumulate(quiet, parts, counts, ranks)
+    norms["grad_norm"] = whole(clip_grad_norm_(quiet.parameters(), config.optim.clip))
 
     measured = sum_over_ranks(sums)
     loss = quiet.loss(Terms(measured.base, measured.talk, measured.policy))
@@ -279,7 +247,7 @@ def train_step(
     finite = math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])
     if finite:
         optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    quiet.zero_grad()
     return record | {"lr": config.optim.lr * share, "skipped": int(not finite)}
 
 

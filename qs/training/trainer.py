@@ -17,9 +17,12 @@ import torch
 from qs import files
 from qs.config import Config, check_names, thought_lengths
 from qs.data.dataset import TokenDataset, Windows, resolve_data
+from qs.model.config import read_model_config
 from qs.quietstar.load import choose_placement, load
 from qs.training import checkpoint, distributed
-from qs.training.step import make_optimizer, train_step
+from qs.training.optimizer import exact_parameters, make_optimizer
+from qs.training.plan import settle
+from qs.training.step import train_step
 
 SKIPS_ALLOWED = 10  # steps in a row whose loss or gradient is not finite
 
@@ -45,6 +48,7 @@ class Trainer:
 
     Attributes:
         quiet, tokenizer: the model.
+        chosen: its settings where nothing is left for the machine to decide.
         heldout: text that is never trained on.
         state: where the run stands.
         stop: the signal that asked this process to stop, if any.
@@ -56,22 +60,26 @@ class Trainer:
     def __init__(self, config: Config, start: Path, folder: Path):
         run = config.run
         self.config, self.start, self.folder = config, start, folder
-        self.placement = choose_placement(run)
-        self.ranks = distributed.start(self.placement.device)
+        placement = choose_placement(run)
+        self.ranks = distributed.start(placement.device)
+        shape = read_model_config(start)
+        chosen, self.placement, plan = settle(config, shape, placement, self.ranks.count)
+        self.chosen = chosen
         if run.batch % self.ranks.count:
             raise ValueError(
                 f"--batch {run.batch} does not divide over {self.ranks.count} processes"
             )
         data = resolve_data(run.data)
         self.train, self.heldout = TokenDataset(data), TokenDataset(data, "heldout")
-        self.quiet, self.tokenizer = load(start, config, self.placement)
+        self.quiet, self.tokenizer = load(start, chosen, self.placement)
         for split in (self.train, self.heldout):
             split.check_tokenizer(self.tokenizer)
         self.windows = Windows(self.train, run.seq, run.seed)
         size = sum(p.numel() for p in self.quiet.parameters())
-        distributed.shard(self.quiet, self.quiet.model.layers, ["think", "predict"])
-        self.optimizer = make_optimizer(self.quiet, config.optim)
-        self.names = {p: name for name, p in self.quiet.named_parameters()}
+        layers = self.quiet.model.layers
+        distributed.shard(self.quiet, layers, self.placement.dtype, ["think", "predict"])
+        self.optimizer = make_optimizer(self.quiet, config.optim, plan.offload)
+        self.names = {p: name for name, p in exact_parameters(self.quiet).items()}
         self.state = State()
         self.saved: int | None = None  # step of the last checkpoint: all processes must agree
         self.stop: signal.Signals | None = None
@@ -81,6 +89,8 @@ class Trainer:
         size = f"{run.batch} x {run.seq} tokens"
         self.say(f"steps   {run.steps} of {size}, lr {config.optim.lr:g}{lengths}")
         self.say(f"device  {self.placement}, {self.ranks.count} process(es)")
+        if self.placement.device.type == "cuda":
+            self.say(f"memory  {plan}")
 
     def say(self, text: str) -> None:
         """Print, once for all processes."""
@@ -151,7 +161,7 @@ class Trainer:
             self.optimizer,
             tokens,
             documents,
-            self.config,
+            self.chosen,
             state.step,
             measure_terms,
             self.ranks,
@@ -190,7 +200,7 @@ class Trainer:
             return
         parameters = checkpoint.gathered({n: p for p, n in self.names.items()}, self.ranks.first)
         moments = checkpoint.optimizer_tensors(self.optimizer, self.names, self.ranks.first)
-        if not all(x.isfinite().all() for x in parameters.values()):
+        if not self._finite():
             raise ValueError(
                 f"step {self.state.step} left parameters that are not finite, which are not saved; "
                 f"{self._last_good()}; lower --lr"
@@ -206,11 +216,16 @@ class Trainer:
             files.save_step(self.folder, self.state.step, fill)
         self.saved = self.state.step
 
+    def _finite(self) -> bool:
+        """Whether every parameter is finite, on all ranks: they must go the same way."""
+        wrong = sum(int(not distributed.local(p).isfinite().all()) for p in self.names)
+        return not distributed.total(torch.tensor(wrong, device=self.placement.device))
+
     def _last_good(self) -> str:
         """Where to go on after steps that were not finite, in words."""
         began = self.state.step - self.state.skipped_in_a_row
         # the parameters have not changed since: those saved at that step are these
-        good = began if all(p.isfinite().all() for p in self.quiet.parameters()) else began - 1
+        good = began if self._finite() else began - 1
         saved = [folder for n, folder in files.saved_steps(self.folder).items() if n <= good]
         if not saved:
             return "no checkpoint was saved before them"

@@ -146,17 +146,37 @@ def test_the_start_text_loses_the_bare_space_that_sentencepiece_puts_before_it(t
 # Weights
 
 
-def test_weights_are_float32_whatever_the_file_and_the_arithmetic(tiny, tmp_path):
+def test_only_matrices_of_the_layers_are_kept_in_the_arithmetic_dtype(tiny, tmp_path):
     folder = shutil.copytree(tiny.weights, tmp_path / "w")
     stored = load_file(folder / "model.safetensors")
     halved = {name: tensor.bfloat16() for name, tensor in stored.items()}
     save_file(halved, folder / "model.safetensors")
     placement = choose_placement(RunConfig(device="cpu", dtype="bfloat16"))
     quiet, _ = load(folder, Config(ThoughtConfig(), run=SHORT), placement)
-    assert {p.dtype for p in quiet.parameters()} == {torch.float32}
+    for name, parameter in quiet.named_parameters():
+        matrix = ".layers." in name and parameter.ndim > 1
+        assert parameter.dtype == (torch.bfloat16 if matrix else torch.float32)
     assert quiet.model.embed(torch.tensor([1])).dtype == torch.bfloat16
     table = quiet.model.tok_embeddings.weight.detach()
     assert torch.equal(table, halved["model.embed_tokens.weight"].float())
+
+
+def exact(quiet):
+    return {n: quiet.masters.get(n, p) for n, p in quiet.named_parameters()}
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_loaded_model_has_its_float32_values_in_masters(tiny, offload):
+    config = Config(ThoughtConfig(), run=RunConfig(device="cpu", dtype="bfloat16", seq=16))
+    placement = choose_placement(config.run)
+    expected, _ = load(tiny.weights, config, dataclasses.replace(placement, narrow=False))
+    quiet, _ = load(tiny.weights, config, placement.for_training(offload, alone=True))
+    same_bits(exact(quiet), dict(expected.named_parameters()))
+    narrow = {n for n, p in quiet.named_parameters() if p.dtype == torch.bfloat16}
+    assert narrow
+    assert quiet.masters.keys() == (dict(quiet.named_parameters()).keys() if offload else narrow)
+    for name, parameter in quiet.named_parameters():
+        assert torch.equal(parameter, exact(expected)[name].to(parameter.dtype))
 
 
 def test_a_damaged_checkpoint_is_refused(tiny, tmp_path):
@@ -237,7 +257,7 @@ def test_the_cpu_computes_eagerly_in_float32_unless_told_otherwise(monkeypatch):
     assert str(found) == ("CPU, float32 arithmetic, float32 weights, structured attention, eager")
     told = choose_placement(RunConfig(dtype="bfloat16", compile=True))
     assert str(told) == (
-        "CPU, bfloat16 arithmetic, float32 weights, structured attention, compiled"
+        "CPU, bfloat16 arithmetic, bfloat16 weights, structured attention, compiled"
     )
 
 

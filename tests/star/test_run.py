@@ -24,7 +24,8 @@ from qs.presets import PRESETS
 from qs.quietstar.load import choose_placement, load
 from qs.star.run import StarRun, rounds_table
 from qs.tables import terminal
-from qs.training.step import make_optimizer, train_step
+from qs.training.optimizer import make_optimizer
+from qs.training.step import train_step
 
 FLAGS = [
     *("--objective=star", "--device=cpu", "--problems=10", "--test-problems=1", "--rounds=2"),

@@ -9,7 +9,8 @@ from tiny import batch, module, same_bits
 from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
 from qs.training import checkpoint
 from qs.training.checkpoint import load_optimizer, optimizer_tensors, save_optimizer
-from qs.training.step import make_optimizer, train_step
+from qs.training.optimizer import make_optimizer
+from qs.training.step import train_step
 
 QUIET = Config(ThoughtConfig(thoughts=2, ahead=2), OptimConfig(lr=0.1), RunConfig(seq=7))
 

@@ -78,7 +78,7 @@ def test_one_process_alone_sums_and_shards_nothing(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     assert distributed.start(torch.device("cpu")) == distributed.ALONE
     x, module = torch.ones(2), torch.nn.Linear(2, 2)
-    distributed.shard(module, [])
+    distributed.shard(module, [], torch.float32)
     assert distributed.total(x) is x
     assert distributed.whole(x) is x
     assert type(module) is torch.nn.Linear
