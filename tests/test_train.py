@@ -365,7 +365,8 @@ def test_plain_training_keeps_the_layout_of_a_language_model(straight):
 def test_bfloat16_arithmetic_moves_float32_weights_by_a_millionth(tiny, tmp_path, capsys):
     flags = ["--dtype", "bfloat16", "--lr", "1e-6", "--mixer-lr", "1e-6", "--thought-lr", "1e-6"]
     found = run(tmp_path / "out", tiny.flags(tmp_path / "out", *flags, "--warmup=0", "--steps=2"))
-    assert "CPU, bfloat16 arithmetic, bfloat16 weights with float32 masters" in capsys.readouterr().out
+    told = "CPU, bfloat16 arithmetic, bfloat16 weights with float32 masters"
+    assert told in capsys.readouterr().out
     before = load_file(tiny.weights / "model.safetensors")
     after = load_file(found / "step_000002" / "model.safetensors")
     assert {tensor.dtype for tensor in after.values()} == {torch.float32}

@@ -48,6 +48,7 @@ from qs.star.tasks import Problem, task_of
 from qs.tables import Table, terminal
 from qs.training import checkpoint
 from qs.training.optimizer import exact_parameters, make_optimizer
+from qs.training.plan import settle
 from qs.training.step import train_step
 
 GENERATED, RATIONALIZED = "generated.jsonl", "rationalized.jsonl"
@@ -78,6 +79,7 @@ class StarRun:
         self.config = config.changed(weights=str(self.start), compile=False)
         self.placement = choose_placement(self.config.run)
         shape, self.tokenizer = read(self.start, self.config)
+        self.chosen, self.trains, self.plan = settle(self.config, shape, self.placement)
         self.task = task_of(config.star, config.run.seed)
         self.stop: signal.Signals | None = None
         self.folder = folder or files.new_run(config.run.out, name, self.config)
@@ -121,8 +123,8 @@ class StarRun:
         """Optimiser steps of a round."""
         return round(self.config.run.steps * self.config.star.growth ** (number - 1))
 
-    def _load(self, folder: Path) -> QuietStar:
-        return load(folder, self.config, self.placement)[0]
+    def _load(self, folder: Path, trains: bool = False) -> QuietStar:
+        return load(folder, self.chosen, self.trains if trains else self.placement)[0]
 
     def _step(self, number: int) -> Path:
         return self.folder / f"step_{number:06d}"
@@ -154,7 +156,7 @@ class StarRun:
                 f"{len(problems)} problems (what was written is in {self._texts(number)}): take a "
                 "model that gets some right, or more --problems, --shots or --rationale-tokens"
             )
-        quiet = self._load(self.start)
+        quiet = self._load(self.start, trains=True)
         record |= self._train(quiet, examples, number)
         parameters = checkpoint.gathered(exact_parameters(quiet))
         with files.new_folder(done) as folder:
@@ -232,10 +234,10 @@ class StarRun:
     def _train(self, quiet: QuietStar, examples: Sequence[Example], number: int) -> dict[str, Any]:
         """Train the original model on a round's examples."""
         began, run, steps = time.perf_counter(), self.config.run, self.steps(number)
-        config = self.config.changed(steps=steps)
+        config = self.chosen.changed(steps=steps)
         pairs = [(example.prompt, example.completion) for example in examples]
         data = Completions(pairs, self.tokenizer, run.seq, run.seed)
-        optimizer = make_optimizer(quiet, config.optim)
+        optimizer = make_optimizer(quiet, config.optim, self.plan.offload)
         batches, tokens, skipped, loss = data.batches(run.batch), 0, 0, 0.0
         bar = tqdm(range(steps), f"round {number}, training", unit="step", leave=False)
         for step in bar:

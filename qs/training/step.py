@@ -62,7 +62,7 @@ class Part(NamedTuple):
         parts = []
         B, A = self.thoughts.shape[:2]
         for row in range(0, B, rows):
-            for first in range(0, max(1, A), anchors):
+            for first in range(0, max(1, A), max(1, anchors)):
                 at = slice(row, row + rows), slice(first, first + anchors)
                 of_text, of_anchors = self.targets[:2], self.targets[2:]
                 targets = Targets(*(x[at[0]] for x in of_text), *(x[at] for x in of_anchors))

@@ -14,7 +14,7 @@ from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
 from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import loss_terms
 from qs.training.optimizer import make_optimizer
-from qs.training.step import part_size, schedule, think, train_step
+from qs.training.step import schedule, think, train_step
 
 seeds = st.integers(0, 2**32 - 1)
 few = settings(max_examples=8)
@@ -124,7 +124,7 @@ def test_scoring_a_few_anchors_at_a_time_changes_neither_gradients_nor_record(
     for measure in (False, True):
         whole, record = gradients(config, seed, measure)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(qs.training.step, "part_size", lambda *_: at_once)
+            patch.setattr(qs.training.step, "split", lambda *_: at_once)
             pieces, other = gradients(config, seed, measure)
         close(pieces, whole)
         assert other == pytest.approx(record, rel=1e-9, abs=1e-12)
@@ -141,32 +141,6 @@ def test_where_only_the_base_term_is_trained_no_row_is_cut(measure):
     assert record == pytest.approx(expected, rel=1e-9)
     quiet, generator = module(config.thinking, 3), step_generator(0, STEP)
     assert all(part.first for part in think(quiet, *text(config, 3), config, generator))
-
-
-@given(st.integers(1, 9), st.integers(1, 90), st.integers(0, 3000))
-def test_activations_are_kept_of_as_many_anchors_as_fit(B, A, kibibytes):
-    quiet, T = module(ThoughtConfig(ahead=2)), 100
-    shape = quiet.model.config
-    slot = shape.layers * (10 * shape.dim + 3 * shape.hidden_dim) * 8
-    rows, anchors = part_size(quiet, torch.zeros(B, A, 3, 2), T, kibibytes / 2**10)
-    assert 1 <= rows <= B
-    assert 1 <= anchors <= A
-    if not kibibytes:
-        assert (rows, anchors) == (B, A)
-        return
-
-    def kept(rows, anchors):
-        return rows * (T + anchors * 3 * 5) * slot / 2**10
-
-    assert kept(rows, anchors) <= kibibytes or (rows, anchors) == (1, 1)
-    if kept(B, A) <= kibibytes:
-        assert (rows, anchors) == (B, A)
-    elif kept(1, A) <= kibibytes:  # whole rows, and twice as many would be too many
-        assert anchors == A
-        assert kept(2 * rows + 1, A) > kibibytes
-    else:
-        assert rows == 1
-        assert kept(1, 2 * anchors + 1) > kibibytes
 
 
 @few
