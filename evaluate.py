@@ -39,14 +39,14 @@ from qs.evaluation.thoughts import read_thoughts
 from qs.inference.decoding import Decoding, token_line
 from qs.inference.generate import Stream
 from qs.model import folders, weights
-from qs.presets import ONE_THOUGHT
+from qs.presets import ANY_TEXT
 from qs.quietstar.load import Opened, open_model
 from qs.studies.compare import Comparable, compare_models
 from qs.studies.control_runs import CONTROLS, CONTROLS_PAGE, run_controls
-from qs.studies.controls import keep_comments, study_page
+from qs.studies.controls import keep_comments
 from qs.studies.plots import draw_rounds, draw_run
 from qs.studies.star_rounds import ABOUT_ROUNDS, arm_table, read_arms
-from qs.tables import Table, markdown, results_page, terminal
+from qs.tables import Table, escaped, markdown, results_page, terminal, words
 
 SETS = ",".join((*QUESTION_SETS, ARITHMETIC))
 
@@ -128,8 +128,8 @@ def tasks(args: argparse.Namespace) -> None:
         print("\n" + "\n\n".join(map(terminal, made)))
         tables += made
     print(f"\nwritten to {out / files.RESULTS} and, a line for each question, beside it")
-    title = f"{opened.folder} on {', '.join(args.tasks)}"
-    write_page(args, results_page(title, args.line, environment, tables))
+    title, made = f"{opened.folder} on {', '.join(args.tasks)}", f"Made with {words(environment)}."
+    write_page(args, results_page(title, args.line, escaped(made) + "\n", tables))
 
 
 def text(args: argparse.Namespace) -> None:
@@ -148,7 +148,8 @@ def text(args: argparse.Namespace) -> None:
     files.add_results(out, {"text": facts | {"environment": environment}})
     print("\n" + "\n\n".join(map(terminal, tables)))
     print(f"\nwritten to {out / files.RESULTS}")
-    write_page(args, results_page(f"{opened.folder} on text", args.line, environment, tables))
+    made = escaped(f"Made with {words(environment)}.") + "\n"
+    write_page(args, results_page(f"{opened.folder} on text", args.line, made, tables))
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -195,7 +196,7 @@ def rounds(args: argparse.Namespace) -> None:
     print("\n".join([ABOUT_ROUNDS, *(f"{terminal(table)}\n" for table in tables)]))
     for path in draw_rounds(arms, args.runs[0] / "plots"):
         print(f"written to {path}")
-    write_page(args, study_page("STaR, round by round", args.line, ABOUT_ROUNDS, tables))
+    write_page(args, results_page("STaR, round by round", args.line, ABOUT_ROUNDS, tables))
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -218,17 +219,10 @@ def plot(args: argparse.Namespace) -> None:
 
 
 def open_by(args: argparse.Namespace, reads: bool = True) -> Opened:
-    """Load the model with the settings that flags give.
-
-    Args:
-        args: the command line.
-        reads: rows of held-out text, of one length; other texts have any, and compiled layers
-            would be compiled for each.
-    """
+    """Load the model with the settings that flags give; `reads` as of `open_model`."""
     names = ("thoughts", "sample_temperature", "seed", "data", "seq")
-    settings = {name: getattr(args, name) for name in names if name in args}
-    if not reads:  # what it was trained in is nothing to what it is asked
-        settings |= ONE_THOUGHT | {"seq": 2, "compile": False}
+    own = {name: getattr(args, name) for name in names if name in args}
+    settings = own if reads else ANY_TEXT | own
     return open_model(args.model, reads, device=args.device, eval_rows=args.rows, **settings)
 
 

@@ -55,3 +55,6 @@ ONE_THOUGHT = {  # everywhere, judged on the next token
     "anchors": "all",
     "anchor_share": 1.0,
 }
+
+# one thought at a time, on text of any length: compiled layers would be compiled for each
+ANY_TEXT = ONE_THOUGHT | {"seq": 2, "compile": False}

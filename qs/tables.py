@@ -60,13 +60,15 @@ def markdown(table: Table) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def results_page(
-    title: str, command: str, environment: Mapping[str, object], tables: Sequence[Table]
-) -> str:
-    """A Markdown page that says how its tables were made."""
-    made = ", ".join(f"{key} {value}" for key, value in environment.items())
-    head = f"# {escaped(title)}\n\n```sh\n{command}\n```\n\nMade with {escaped(made)}.\n"
+def results_page(title: str, command: str, about: str, tables: Sequence[Table]) -> str:
+    """Tables as a Markdown page that says what made it and how to read it (`about`)."""
+    head = f"# {escaped(title)}\n\n```sh\n{command}\n```\n\n{about}"
     return "\n".join([head, *map(markdown, tables)])
+
+
+def words(facts: Mapping[str, object]) -> str:
+    """Facts by name, such as those of `files.environment`, on one line."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 # Cells

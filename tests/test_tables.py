@@ -7,7 +7,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qs.tables import Table, escaped, markdown, results_page, terminal
+from qs.tables import Table, escaped, markdown, results_page, terminal, words
 
 TABLE = Table(
     "sums | 3", ("what", "gain"), [("easy", "+0.10"), ("a|b `c`", "-12.00")], ["seed 0", "*n* 5"]
@@ -26,7 +26,7 @@ def test_a_terminal_has_aligned_columns_with_numbers_to_the_right():
 
 
 def test_a_page_says_how_its_tables_were_made():
-    made = {"commit": "c0", "threads": 1}
+    made = f"Made with {words({'commit': 'c0', 'threads': 1})}.\n"
     found = results_page("m on sums", "python evaluate.py m", made, [TABLE])
     assert found.splitlines() == [
         "# m on sums",

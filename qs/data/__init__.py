@@ -9,14 +9,3 @@ from qs.data.dataset import TokenDataset, Windows, resolve_data, sequential
 from qs.data.documents import DocumentReader
 from qs.data.prepare import prepare_dataset
 from qs.data.question_sets import read_questions
-
-__all__ = [
-    "Completions",
-    "DocumentReader",
-    "TokenDataset",
-    "Windows",
-    "prepare_dataset",
-    "read_questions",
-    "resolve_data",
-    "sequential",
-]

@@ -10,15 +10,3 @@ from qs.evaluation.question_sets import Exam
 from qs.evaluation.statistics import Estimate
 from qs.evaluation.thoughts import read_thoughts
 from qs.evaluation.tokens import TokenTable, measure_tokens
-
-__all__ = [
-    "Estimate",
-    "Exam",
-    "HeldoutScore",
-    "TokenTable",
-    "measure_hard_tokens",
-    "heldout_score",
-    "measure_heldout",
-    "measure_tokens",
-    "read_thoughts",
-]

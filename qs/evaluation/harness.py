@@ -42,7 +42,7 @@ from qs.data.prompts import cut
 from qs.inference.decoding import Decoding, think_above
 from qs.inference.loglikelihood import ScoredText, Thinking, score, seed_of
 from qs.inference.write import write
-from qs.presets import ONE_THOUGHT
+from qs.presets import ANY_TEXT
 from qs.quietstar.load import open_model
 
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -111,11 +111,9 @@ class Adapter:
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
         self.arguments = Arguments.read(arguments)
-        settings = ONE_THOUGHT | {"thoughts": self.arguments.thoughts, "seed": self.arguments.seed}
-        # every batch has another shape: layers that are compiled would be compiled for each
+        own = ANY_TEXT | {"thoughts": self.arguments.thoughts, "seed": self.arguments.seed}
         device = "auto" if self.arguments.device == "cuda:0" else self.arguments.device
-        settings |= {"device": device, "seq": 2, "compile": False}
-        self.opened = open_model(self.arguments.pretrained, **settings)
+        self.opened = open_model(self.arguments.pretrained, **own, device=device)
         n, think = self.opened.quiet.config.thoughts, self.arguments.think
         think = self.opened.config.run.thinks if think is None else think
         self.thinking = Thinking(

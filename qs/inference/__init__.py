@@ -8,15 +8,3 @@ from qs.inference.decoding import Decoding, Generated, OutputToken
 from qs.inference.generate import Stream
 from qs.inference.loglikelihood import ScoredText, TextScore, Thinking, score
 from qs.inference.write import Written
-
-__all__ = [
-    "Decoding",
-    "Generated",
-    "OutputToken",
-    "ScoredText",
-    "Stream",
-    "TextScore",
-    "Thinking",
-    "Written",
-    "score",
-]

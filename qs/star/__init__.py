@@ -6,5 +6,3 @@ Read tasks (problems as texts), then round (one round, no training), then run (r
 from qs.star.round import generate_rationales
 from qs.star.run import StarRun
 from qs.star.tasks import Problem, Task, task_of
-
-__all__ = ["Problem", "StarRun", "Task", "generate_rationales", "task_of"]

@@ -19,7 +19,7 @@ from qs.config import StarConfig
 from qs.evaluation.heldout import measure_heldout
 from qs.evaluation.statistics import mean_estimate
 from qs.inference.decoding import Decoding
-from qs.presets import ONE_THOUGHT, PRESETS
+from qs.presets import ANY_TEXT, PRESETS
 from qs.quietstar.load import Opened, open_model
 from qs.star.round import generate_rationales
 from qs.star.run import round_records
@@ -110,7 +110,7 @@ def compare_models(models: Sequence[str], task: Comparable, count: int, device: 
     bundled = PRESETS["tiny"].run
     text = {"data": bundled.data, "seq": bundled.seq, "eval_rows": bundled.eval_rows}
     for model in tqdm(models, task, unit=" models"):
-        opened = open_model(model, **ONE_THOUGHT, **text, device=device, compile=False)
+        opened = open_model(model, **ANY_TEXT | text, device=device)
         thinks = opened.run is not None and opened.config.run.thinks
         if task == "world":
             alone, thought = _known_answers(opened, thinks)

@@ -25,6 +25,7 @@ from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import ROWS, choose_placement, load
 from qs.studies import controls
 from qs.studies.controls import BEFORE, OWN, UNREWARDED, BaselineRun, Control, ControlRow
+from qs.tables import results_page, words
 
 FOLDER, CONTROLS, CONTROLS_PAGE = "controls", "controls.json", "controls.md"  # of the run
 
@@ -58,9 +59,9 @@ def run_controls(
     results = {"command": command, "environment": environment, "trained": made_by, "tables": named}
     files.write_json(run / CONTROLS, results)
     notes = controls.controls_notes(text, config.thought.sample_temperature)
-    about = f"Measured with {_words(environment)}.\nTrained with {made_by}.\n\n{notes}"
+    about = f"Measured with {words(environment)}.\nTrained with {made_by}.\n\n{notes}"
     shown = [controls.controls_table(title, table) for title, table in tables.items()]
-    page = controls.study_page("Controls", command, about, shown)
+    page = results_page("Controls", command, about, shown)
     controls.keep_comments(run / CONTROLS_PAGE, page)
     return page
 
@@ -150,12 +151,8 @@ def train_all(jobs: Sequence[BaselineRun], script: Path, at_once: int) -> dict[B
 
 def trained_by(runs: Sequence[Path]) -> str:
     """What trainings were made by and on, as their own logs say."""
-    counts = Counter(_words(files.read_log(run)[0]) for run in runs)
+    counts = Counter(words(files.read_log(run)[0]) for run in runs)
     return "; ".join(f"{made} ({count} runs)" for made, count in counts.items())
-
-
-def _words(environment: Mapping[str, object]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in environment.items())
 
 
 def text_with_answers(run: RunConfig, tokenizer: Tokenizer) -> TextRows:

@@ -23,7 +23,7 @@ from qs.evaluation.statistics import Estimate, mean_estimate, paired, ratio_esti
 from qs.evaluation.tokens import Change, TextRows
 from qs.files import write_text
 from qs.quietstar.algorithm import PAUSE, QuietStar
-from qs.tables import Table, markdown
+from qs.tables import Table
 
 LENGTHS = (0, 1, 2, 4, 8, 12)  # n that is trained
 EVALUATED = (0, 1, 2, 3, 4, 6, 7, 8, 10, 12, 14)  # n in evaluation only; the run's own is added
@@ -269,11 +269,6 @@ def _cell(row: ControlRow, name: str, form: str) -> str:
 
 
 COMMENTS = "## What the rows show"  # where a person's own words on a page begin
-
-
-def study_page(title: str, command: str, about: str, tables: Sequence[Table]) -> str:
-    """Tables as a Markdown page that says what made it and how to read it (`about`)."""
-    return "\n".join([f"# {title}\n\n```sh\n{command}\n```\n\n{about}", *map(markdown, tables)])
 
 
 def keep_comments(path: Path, text: str) -> None:

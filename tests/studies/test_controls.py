@@ -40,9 +40,8 @@ from qs.studies.controls import (
     random_tokens,
     repeated_start,
     shuffled,
-    study_page,
 )
-from qs.tables import markdown
+from qs.tables import markdown, results_page
 
 TINY = PRESETS["tiny"]
 seeds = st.integers(0, 2**32 - 1)
@@ -253,7 +252,7 @@ def test_the_notes_count_what_was_measured_and_name_the_temperature():
 def test_what_a_person_wrote_below_the_tables_is_kept(tmp_path):
     path = tmp_path / "results" / "controls.md"
     table = controls_table("A table", [control_row(control(), [drawn(0)])])
-    text = study_page("Controls", "the command", "How to read.\n", [table])
+    text = results_page("Controls", "the command", "How to read.\n", [table])
     assert text == f"# Controls\n\n```sh\nthe command\n```\n\nHow to read.\n\n{markdown(table)}"
     keep_comments(path, text)
     assert path.read_text() == text
