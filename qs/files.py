@@ -72,11 +72,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, advice: str = "get the file again") -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: the file.
-        advice: what to do where it cannot be read.
+    """Read a JSON file; `advice` says what to do where that cannot be done.
 
     Raises:
         ValueError: it is missing or damaged.
@@ -140,8 +136,7 @@ class JsonLines:
     def records(self, pass_over_damage: bool = False) -> list[dict[str, Any]]:
         """Every whole line; none where there is no file.
 
-        Args:
-            pass_over_damage: leave damaged lines out and say so on stderr.
+        `pass_over_damage` leaves damaged lines out and says so on stderr.
 
         Raises:
             ValueError: a line is damaged, and is not to be passed over.
@@ -165,12 +160,7 @@ class JsonLines:
         return records
 
     def append(self, records: Sequence[dict[str, Any]], flushed: bool = True) -> None:
-        """Add lines at the end.
-
-        Args:
-            records: a line each.
-            flushed: wait until the disk has them.
-        """
+        """Add a line for each record at the end; `flushed` waits until the disk has them."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
             self._drop_partial_line(file)

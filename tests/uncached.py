@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qs.inference.cache import text_slots
 from qs.inference.decoding import Decoding, sayable_ids
-from qs.inference.generate import generate, predict_next
+from qs.inference.generate import Stream, predict_next
 from qs.presets import ONE_THOUGHT
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.attention import CachedText, new_cache
@@ -72,7 +72,7 @@ def main() -> None:
     prompts, count = prompts.tolist(), args.rows * args.tokens
     for _ in range(2):
         began = time.process_time()
-        found = generate(quiet, prompts, Decoding(max_tokens=args.tokens))
+        found = Stream(quiet, prompts, Decoding(max_tokens=args.tokens)).finish()
         cached = time.process_time() - began
         said = sum(len(row.ids) for row in found)
         began = time.process_time()

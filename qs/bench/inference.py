@@ -14,7 +14,7 @@ from qs.bench.work import Work, build
 from qs.data.question_sets import ARITHMETIC, BenchmarkQuestion
 from qs.evaluation import question_sets
 from qs.inference.decoding import Decoding
-from qs.inference.generate import generate
+from qs.inference.generate import Stream
 from qs.model.tokenizer import Tokenizer
 
 TOKENS = 24  # output tokens of a row
@@ -29,7 +29,7 @@ def measure_generate(work: Work) -> Iterator[tuple[str, Measured]]:
 
         def write(watch: Stopwatch, number: int, rows: int = rows) -> None:
             nonlocal written
-            results = generate(quiet, prompts[:rows], decoding)
+            results = Stream(quiet, prompts[:rows], decoding).finish()
             written = sum(len(result.tokens) for result in results)
             watch.lap("rows")
 

@@ -24,6 +24,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from qs.data.dataset import Split, check_split, split_by_hash
 
@@ -42,7 +43,8 @@ HELDOUT = 0.1  # share of all sums that are never trained on
 # for every word and for every newline.
 WORDS = (*(f" {sign}" for sign in OPERATIONS), " ,", ",", " C:", *(f" {d}" for d in range(10)))
 SYMBOLS = ("Input:", "Target:", OPEN, CLOSE, *(word.replace(" ", "\u2581") for word in WORDS))
-KNOWN, LONGEST = 2, 5  # digits of sums and of other operations in `operation_texts`, at most
+LONGEST = 5  # digits of what is asked
+KNOWN = 2  # digits of sums in `operation_texts`, at most
 SHARES = {"sums": 0.4, "hinted sums": 0.2, "other operations": 0.4}
 HINTED = 0.3  # share of the other operations that give the answer as a hint
 
@@ -93,6 +95,13 @@ def sums(seed: int | str, split: Split, digits: int) -> Iterator[Sum]:
         problem = Sum(rng.randrange(low, high), rng.randrange(low, high))
         if split_of(problem) == split:
             yield problem
+
+
+def different_sums(seed: int | str, split: Split, each: int) -> list[Sum]:
+    """`each` draws of every length up to LONGEST digits, shortest first; what comes again, once."""
+    lengths = range(1, LONGEST + 1)
+    drawn = (problem for digits in lengths for problem in islice(sums(seed, split, digits), each))
+    return list(dict.fromkeys(drawn))
 
 
 def prompt(problem: Sum) -> str:
@@ -154,11 +163,8 @@ def operation_texts(
     """Texts without end: sums, some with the answer as a hint, and other operations at any length.
 
     From these a model can know how long scratchpads look, and that `+` adds, never both at once.
-
-    Args:
-        seed: same seed and split, same texts; the split is that of the sums.
-        digits: of sums, at most; by default a model has not met sums of more than KNOWN digits.
-        written: share of the documents that have their steps.
+    Sums have at most `digits` digits and are of the split; `written` is the share of the documents
+    that have their steps.
     """
     rng = random.Random(f"{seed} {split} documents")
     streams = [sums(seed, split, length) for length in range(1, digits + 1)]

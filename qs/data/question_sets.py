@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from qs.data.answers import parse_choice, parse_number, stated_number
-from qs.data.arithmetic import sums
+from qs.data.arithmetic import different_sums
 from qs.data.dataset import Split, check_split
 
 QuestionSet = Literal["gsm8k", "commonsense_qa"]
@@ -60,12 +59,10 @@ def arithmetic_questions(each: int, split: Split = "heldout") -> list[BenchmarkQ
 
     `each` of every length are drawn; one that comes again is asked once.
     """
-    questions: dict[str, BenchmarkQuestion] = {}
-    for digits in range(1, 6):
-        for problem in itertools.islice(sums(0, split, digits), each):
-            name, text = f"{problem.a}+{problem.b}", f"What is {problem.a} + {problem.b}?"
-            questions[name] = BenchmarkQuestion(name, text, (), problem.answer, problem.answer)
-    return list(questions.values())
+    return [
+        BenchmarkQuestion(f"{x.a}+{x.b}", f"What is {x.a} + {x.b}?", (), x.answer, x.answer)
+        for x in different_sums(0, split, each)
+    ]
 
 
 def check_question_set(name: str) -> None:

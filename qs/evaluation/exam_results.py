@@ -97,13 +97,10 @@ def summary(lines: Sequence[Line], facts: dict[str, Any]) -> Summary:
 
 
 def against(own: Path, other: Path) -> Summary:
-    """Differences own - other of everything measured, paired on the questions that both answered.
+    """Differences of two files of answers, own - other, paired on the questions that both answered.
 
     What the other model, having answered without thoughts, does not have is compared with its
     answers without.
-
-    Args:
-        own, other: files of answers.
 
     Raises:
         ValueError: they have no question in common.

@@ -157,12 +157,9 @@ def by_decile(table: TokenTable) -> list[Decile]:
 
 
 def frontier(table: TokenTable, thoughts: int, points: int = 10) -> list[FrontierPoint]:
-    """What is gained against what is thought, for thresholds of the entropy.
+    """What is gained against what is thought, n = `thoughts` tokens each time.
 
-    Args:
-        table: measured with entropies.
-        thoughts: n.
-        points: thresholds, the first of which lets every token think: quantiles of the entropy.
+    Thresholds are quantiles of the entropy; the first lets every token think.
     """
     columns = (table.nll_base, table.nll_mix, table.entropy)
     nll_base, nll_mix, entropy = (x[table.scored].double().numpy() for x in columns)
@@ -185,11 +182,9 @@ def frontier(table: TokenTable, thoughts: int, points: int = 10) -> list[Frontie
 def most_helped(
     table: TokenTable, count: int, context: int = 16
 ) -> tuple[list[TokenGain], list[TokenGain]]:
-    """The tokens that one sampled thought before them helped most and hurt most.
+    """`count` tokens each that the thought before them helped most and hurt most.
 
-    Args:
-        count: how many of each.
-        context: tokens before each that are kept.
+    `context` tokens before each are kept.
     """
     gains = table.nll_base - table.nll_mix  # (R, T)
     places = table.scored.nonzero()  # (N, 2)

@@ -171,14 +171,10 @@ def _answer_score(kind: str, answers: AnswerTable, config: Config) -> AnswerScor
 def heldout_score(
     quiet: QuietStar, data: TokenDataset, tokenizer: Tokenizer, config: Config, label: str = ""
 ) -> HeldoutScore:
-    """Score of held-out text; with answers, if the data says where they are.
+    """Score of a held-out split; with answers, if the data says where they are.
 
-    Args:
-        quiet: the module.
-        data: the held-out split.
-        tokenizer: that made it.
-        config: seq, eval_rows, batch, seed and objective are used.
-        label: of the progress bar; empty: there is none.
+    Of the settings, seq, eval_rows, batch, seed and objective are used. `label` is of the progress
+    bar; empty: there is none.
 
     Raises:
         ValueError: there is nothing to score.

@@ -43,12 +43,9 @@ def write_thoughts(run: Path, about: Mapping[str, str], passages: Passages) -> P
 
 
 def thoughts_page(title: str, about: Mapping[str, str], passages: Sequence[Passage]) -> str:
-    """A whole HTML document that shows passages, each token shaded by its gain.
+    """A whole HTML document that shows passages in their order, each token shaded by its gain.
 
-    Args:
-        title: heading of the page.
-        about: names and values for the top: model, data, settings, counts.
-        passages: in the order to show.
+    `about` has names and values for its top: model, data, settings, counts.
     """
     style, script = _part("page.css"), _part("page.js")
     facts = (_tagged("dt", _text(k)) + _tagged("dd", _text(v)) for k, v in about.items())

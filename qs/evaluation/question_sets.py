@@ -105,13 +105,7 @@ def run(
     questions: Sequence[BenchmarkQuestion],
     out: Path,
 ) -> Summary:
-    """Answer what is not answered yet, and sum up.
-
-    Args:
-        exam: how.
-        quiet, tokenizer: the model.
-        questions: all of them.
-        out: folder of the answers.
+    """Answer what is not answered yet in the folder `out`, and sum up.
 
     Raises:
         ValueError: the file of answers is damaged.
@@ -265,10 +259,7 @@ def exam_report(
 ) -> tuple[dict[str, Any], list[Table]]:
     """Facts to keep and tables to show.
 
-    Args:
-        exam, summary: how it was run, and what came out.
-        out: folder of the answers.
-        other: answers of another model to compare with.
+    `out` is the folder of the answers, `other` a file with those of a model to compare with.
 
     Raises:
         ValueError: they have no question in common.

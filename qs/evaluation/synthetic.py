@@ -28,14 +28,8 @@ from qs.quietstar.terms import targets_ahead
 def heldout_text(data: TokenDataset, tokenizer: Tokenizer, seq: int, rows: int) -> TextRows:
     """Held-out text, with its questions if the folder has the recipe of its text; else `windows`.
 
-    With questions, documents are never cut: a row holds as many as fit into `seq` tokens, and rows
-    are as long as the longest document if that is longer.
-
-    Args:
-        data: the held-out split.
-        tokenizer: that made it.
-        seq: T.
-        rows: R at most.
+    With questions, documents are never cut: each of at most `rows` rows (R) holds as many as fit
+    into `seq` tokens (T), and rows are as long as the longest document if that is longer.
 
     Raises:
         ValueError: the recipe does not give the text that was prepared, the tokenizer does not
@@ -143,9 +137,7 @@ def measure_answers(
 ) -> AnswerTable:
     """Predict every answer with what was thought before it, and without.
 
-    Args:
-        thoughts: (R, T, n), as `TokenTable` has them.
-        quiet, text, run, fixed_weight: as of `measure_tokens`.
+    `thoughts` (R, T, n) are those of a `TokenTable`; the others as of `measure_tokens`.
     """
     questions, size, device = text.questions or (), run.micro_batch or run.batch, quiet.start.device
     table = AnswerTable(*np.zeros((len(AnswerTable._fields), len(questions))))

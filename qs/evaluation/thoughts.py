@@ -85,14 +85,10 @@ class Passages:
 def read_thoughts(
     quiet: QuietStar, data: TokenDataset, tokenizer: Tokenizer, config: Config, rows: int
 ) -> Passages:
-    """Think before every token of the first rows of held-out text, K thoughts each.
+    """Think before every token of at most `rows` rows of held-out text.
 
-    Args:
-        quiet: the module; K thoughts at every position, judged on m tokens, as trained.
-        data: the held-out split.
-        tokenizer: that made it.
-        config: seq and seed are used.
-        rows: to show at most.
+    K thoughts at every position, judged on m tokens, as trained. Of the settings, seq and seed are
+    used.
     """
     text = heldout_text(data, tokenizer, config.run.seq, rows)
     questions = {(q.row, int(text.documents[q.row, q.position])): q for q in text.questions or ()}

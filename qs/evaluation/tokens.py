@@ -165,11 +165,7 @@ class NllScore:
 
 
 def nll_score(sums: RowSums, think: bool = True) -> NllScore:
-    """Means over all tokens that were summed.
-
-    Args:
-        sums: of each row.
-        think: False leaves out what is after a thought.
+    """Means over all tokens that were summed; without `think`, nothing of what is after a thought.
 
     Raises:
         ValueError: no token was scored.

@@ -1,7 +1,7 @@
 """Using a model that thinks: going on from text, and scoring text that is given.
 
 Read generate (a thought before each output token) with decoding and cache, write (texts up to a
-stop), loglikelihood. The functions `generate` and `write` are imported from the files of that name.
+stop), loglikelihood. The function `write` is imported from the file of that name.
 """
 
 from qs.inference.decoding import Decoding, Generated, OutputToken

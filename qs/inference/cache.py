@@ -123,12 +123,9 @@ class Reading(NamedTuple):
 
 
 def read_texts(model: Mistral, texts: Sequence[Sequence[int]], limit: int = 0) -> Reading:
-    """Read texts of any lengths in one pass.
+    """Read texts of any lengths, at least one token in each, in one pass.
 
-    Args:
-        model: the language model.
-        texts: ids, at least one in each.
-        limit: slots that a row will ever hold, if more than its text.
+    `limit` is the number of slots that a row will ever hold, if more than its text.
     """
     config, device = model.config, model.norm.weight.device
     lengths = [len(text) for text in texts]

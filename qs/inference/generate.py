@@ -45,22 +45,6 @@ Stop = Callable[[int, list[int]], bool]
 """(row, all its output ids so far) -> whether to end it."""
 
 
-def generate(
-    quiet: QuietStar,
-    prompts: Sequence[Sequence[int]],
-    decoding: Decoding,
-    seed: int = 0,
-    stop: Stop | None = None,
-    numbers: Sequence[int] | None = None,
-    reading: Reading | None = None,
-) -> list[Generated]:
-    """What follows each prompt. Arguments and errors are those of `Stream`."""
-    stream = Stream(quiet, prompts, decoding, seed, stop, numbers, reading)
-    for _ in stream:
-        pass
-    return stream.results()
-
-
 class Prediction(NamedTuple):
     """What follows R rows, W of which thought about it."""
 
@@ -153,6 +137,12 @@ class Stream:
     def __iter__(self) -> Iterator[list[tuple[int, OutputToken]]]:
         while self._going:
             yield self._next()
+
+    def finish(self) -> list[Generated]:
+        """What follows each prompt, when every row has ended."""
+        for _ in self:
+            pass
+        return self.results()
 
     def results(self) -> list[Generated]:
         """What followed each prompt, so far."""

@@ -74,11 +74,8 @@ def score(
     Args:
         quiet: the module; n is its config's, and n = 0 is no thought.
         texts: B of them, which fit in the positions that the model was made for.
-        ways: how to think, each of them after the same reading.
+        ways: how to think, each of them after the same reading; for each the scores are returned.
         reading: of their ids; None: they are read here, all but the last.
-
-    Returns:
-        for each way the scores of the texts.
     """
     if reading is None:
         reading = read_texts(quiet.model, [text.ids[:-1] for text in texts])

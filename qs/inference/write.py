@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from qs.inference.cache import Reading
 from qs.inference.decoding import Decoding, OutputToken
-from qs.inference.generate import generate
+from qs.inference.generate import Stream
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
 
@@ -33,10 +33,8 @@ def write(
     """The text that follows each prompt, or None where a prompt leaves no room for any.
 
     Args:
-        quiet, tokenizer: the model.
-        prompts: ids, at least one in each.
-        decoding, seed, numbers, reading: as of `generate.Stream`; if they were read already, all
-            prompts leave room.
+        prompts, decoding, seed, numbers, reading: as of `generate.Stream`; if they were read
+            already, all prompts leave room.
         stops: a text ends with the token that completes the first of them.
         longest: tokens of a prompt and its text together; None: what the model was made for.
     """
@@ -52,7 +50,7 @@ def write(
 
     rows = [prompts[i] for i in fitting]
     numbers = fitting if numbers is None else [numbers[i] for i in fitting]
-    results = generate(quiet, rows, decoding, seed, ended, numbers, reading)
+    results = Stream(quiet, rows, decoding, seed, ended, numbers, reading).finish()
     written: list[Written | None] = [None] * len(prompts)
     for i, result in zip(fitting, results, strict=True):
         written[i] = Written(text_after(tokenizer, result.text_ids), result.tokens)

@@ -64,18 +64,10 @@ def generate_rationales(
     size: int = 32,
     done: int = 0,
 ) -> Iterator[list[Attempt]]:
-    """Steps 1 and 2, or 3: rationales, a batch at a time.
+    """Steps 1 and 2, or 3: rationales, `size` at a time, of at most `decoding.max_tokens`.
 
-    Args:
-        quiet: the model.
-        tokenizer: that goes with it.
-        task: stops and what gives a hint away.
-        problems: all of them.
-        decoding: how to draw; `max_tokens` bounds a rationale.
-        seed: of the draw.
-        hint: ask with the answer as a hint.
-        size: problems at a time.
-        done: problems whose attempts there are already, in whole batches.
+    With `hint` the answer is in the prompt. The first `done` problems, which make whole batches,
+    have their attempts already.
     """
     for first in range(done, len(problems), size):
         batch = problems[first : first + size]
@@ -98,14 +90,9 @@ def generate_rationales(
 def judge(
     task: Task, problem: Problem, hint: bool, prompt: str, written: Written | None
 ) -> Attempt:
-    """Read the answer of what was written, and keep what is right and quotes no hint.
+    """Keep what was written if its answer is right and it quotes no hint.
 
-    Args:
-        task: stops and what gives a hint away.
-        problem: that was attempted.
-        hint: whether the prompt has its answer.
-        prompt: what was asked.
-        written: what followed; None: the prompt left no room.
+    `hint` says whether the prompt had the answer; `written` is None where it left no room.
     """
     text = answer = None
     leaked = False
@@ -144,11 +131,9 @@ def failures(problems: Sequence[Problem], first: Sequence[Attempt]) -> list[Prob
 
 
 def kept_examples(problems: Sequence[Problem], made: Sequence[Attempt]) -> list[Example]:
-    """Step 4: every kept rationale as it is stored, in the order of the problems.
+    """Step 4: every kept rationale as it is stored, in the order of the round's problems.
 
-    Args:
-        problems: of the round.
-        made: attempts with and without hints, at most one of them kept for each problem.
+    `made` are attempts with and without hints, at most one of them kept for each problem.
     """
     kept = {attempt.id: attempt for attempt in made if attempt.kept}
     return [

@@ -60,12 +60,7 @@ class Stopped(Exception):
 
 
 class StarRun:
-    """A run of STaR.
-
-    Args:
-        folder: of the run; None: a new one.
-        config: settings; `run.weights` is the original model.
-        name: of a new run folder.
+    """A run of STaR in `folder`, or in a new one that is called `name`.
 
     Raises:
         ValueError: something is missing or does not fit.

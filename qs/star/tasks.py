@@ -3,7 +3,7 @@
 Every task gives the same records, so that a round (`qs/star/round.py`) knows no task:
 
     arithmetic              sums of two numbers of 1 to 5 digits with a scratchpad
-    commonsense_qa, gsm8k   the published files, with worked examples from qs/prompts/
+    commonsense_qa, gsm8k   the published files, with worked examples from qs/data/few_shot/
     world                   the bundled kind of text: `:` opens a working, the answer follows `;`
 
 Source: STaR (arXiv:2203.14465), section 3 and 4.
@@ -12,17 +12,15 @@ Source: STaR (arXiv:2203.14465), section 3 and 4.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from qs.config import StarConfig
 from qs.data import arithmetic, prompts, synthetic
+from qs.data.arithmetic import LONGEST
 from qs.data.dataset import Split
 from qs.data.prompts import cut
 from qs.data.question_sets import BenchmarkQuestion, parse_stated, read_questions
-
-LONGEST = 5  # digits of a sum
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,7 @@ class Task:
 
 
 def task_of(config: StarConfig, seed: int) -> Task:
-    """The task that settings name.
-
-    Args:
-        config: task, numbers of problems and worked examples.
-        seed: of generated problems, and of which ones a round takes.
+    """The task that settings name; `seed` decides which problems a round takes.
 
     Raises:
         ValueError: files of questions or worked examples are missing or damaged.
@@ -85,15 +79,6 @@ def task_of(config: StarConfig, seed: int) -> Task:
 def _rng(seed: int, number: int) -> random.Random:
     """The source of one round's choices."""
     return random.Random(f"star {seed} {number}")
-
-
-def _different(problems: Iterable[Problem]) -> Iterator[Problem]:
-    """Problems without those that come again."""
-    ids = set()
-    for problem in problems:
-        if problem.id not in ids:
-            ids.add(problem.id)
-            yield problem
 
 
 # ---- sums ----------------------------------------------------------------------------------------
@@ -122,16 +107,14 @@ def _sums(config: StarConfig, seed: int) -> Task:
             shown=(plain, hinted),
         )
 
-    def draw(seed: int | str, split: Split, each: int) -> list[Problem]:
-        lengths = (arithmetic.sums(seed, split, digits) for digits in range(1, LONGEST + 1))
-        return list(_different(problem(x) for sums in lengths for x in islice(sums, each)))
-
     def training(number: int) -> list[Problem]:
-        drawn = draw(f"{seed} {number}", "train", -(-config.problems // LONGEST))
+        each = -(-config.problems // LONGEST)
+        drawn = arithmetic.different_sums(f"{seed} {number}", "train", each)
         _rng(seed, number).shuffle(drawn)
-        return drawn[: config.problems]
+        return [problem(one) for one in drawn[: config.problems]]
 
-    return Task(training, draw("heldout", "heldout", config.test_problems), ("Input:",))
+    heldout = arithmetic.different_sums("heldout", "heldout", config.test_problems)
+    return Task(training, [problem(one) for one in heldout], ("Input:",))
 
 
 # ---- the bundled kind of text --------------------------------------------------------------------
@@ -156,8 +139,12 @@ def _world(config: StarConfig, seed: int) -> Task:
         )
 
     def draw(seed: int, split: Split, count: int) -> list[Problem]:
-        documents = synthetic.documents(world, seed, split)  # they never end
-        return list(islice(_different(map(problem, documents)), count))
+        found: dict[str, Problem] = {}
+        documents = map(problem, synthetic.documents(world, seed, split))  # they never end
+        while len(found) < count:
+            one = next(documents)
+            found.setdefault(one.id, one)
+        return list(found.values())
 
     def training(number: int) -> list[Problem]:
         return draw(_rng(seed, number).randrange(2**31), "train", config.problems)

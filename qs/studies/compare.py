@@ -67,10 +67,8 @@ def decoded_answers(
 ) -> Answers:
     """Answers to `count` held-out problems of a task (of arithmetic, of each length).
 
-    Args:
-        opened, task, count: the model and its problems.
-        written: ask for a working that ends in the answer, at temperature 1; else greedily.
-        think: a thought before every token.
+    `written` asks for a working that ends in the answer, at temperature 1, else the answer alone is
+    decoded greedily; `think` has a thought before every token.
     """
     learn = "rationales" if written else "answers"
     config = StarConfig(task=task, learn=learn, test_problems=count, shots=0, rationalize=False)

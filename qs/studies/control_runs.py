@@ -39,8 +39,8 @@ def run_controls(
         run: folder of a finished run that thinks; the page returned is written into it.
         seeds: how many; the run's own is the first.
         rows: of held-out text, at most; None: as many as the run itself reads.
-        at_once: trainings at a time.
-        script, command: train.py, and what a person typed.
+        at_once: trainings at a time, each by `script`, which is train.py.
+        command: what a person typed.
 
     Raises:
         ValueError: the run cannot be compared, or a training failed.
@@ -176,9 +176,7 @@ def measure_controls(
 ) -> dict[str, list[ControlRow]]:
     """Rows of tables, by title: a run, its thoughts replaced, other lengths, and what was trained.
 
-    Args:
-        trained: run folders, the run's own first, under the name OWN.
-        text: held-out text with questions.
+    The run's own folder is the first that was `trained`; the text has questions.
     """
     own = next(iter(trained))
     steps = {job: files.newest_step(run) for job, run in trained.items()}

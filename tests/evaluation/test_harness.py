@@ -14,7 +14,7 @@ from tiny import make, run
 from qs.evaluation import harness
 from qs.evaluation.harness import Arguments, harness_model
 from qs.inference.decoding import Decoding
-from qs.inference.generate import generate
+from qs.inference.generate import Stream
 from qs.inference.loglikelihood import ScoredText, score
 from qs.presets import ONE_THOUGHT
 
@@ -204,7 +204,7 @@ def test_generation_that_leaves_no_room_is_refused_and_long_contexts_are_cut(tra
     kept = adapter.tok_encode(LONG)[100 - adapter.max_length :]
     (text,) = adapter.generate_until(requests((LONG, {"max_gen_toks": 100})))
     assert adapter.tally["cut"] == 1
-    (found,) = generate(adapter.opened.quiet, [kept], Decoding(max_tokens=100))
+    (found,) = Stream(adapter.opened.quiet, [kept], Decoding(max_tokens=100)).finish()
     assert text == decode(kept + found.text_ids)[len(decode(kept)) :]
 
 
@@ -363,9 +363,8 @@ def test_the_harness_has_our_text(measured):
     for sample in samples["qs_until"]:
         context = QUESTIONS[sample["doc_id"]][0]
         ids = adapter.tok_encode(context)
-        (found,) = generate(
-            adapter.opened.quiet, [ids], Decoding(max_tokens=8, think_when=adapter.thinking.when)
-        )
+        decoding = Decoding(max_tokens=8, think_when=adapter.thinking.when)
+        (found,) = Stream(adapter.opened.quiet, [ids], decoding).finish()
         whole = adapter.opened.tokenizer.decode(ids + found.text_ids)
         assert sample["filtered_resps"] == [re.split(r"[.\n]", whole[len(context) :])[0]]
     assert results["config"]["thinking"]["when"] == adapter.thinking.when

@@ -15,7 +15,7 @@ from uncached import uncached
 from qs.config import ThoughtConfig
 from qs.inference.cache import Rows, folded_attention, read_texts
 from qs.inference.decoding import Decoding
-from qs.inference.generate import generate
+from qs.inference.generate import Stream
 from qs.model.config import ModelConfig
 from qs.model.mistral import Mistral
 from qs.quietstar.attention import Dense, masked_attention
@@ -127,5 +127,5 @@ def test_decoding_says_what_whole_rows_computed_again_say(seed: int, window: int
     config = ThoughtConfig(thoughts=n, ahead=1)
     quiet = random_module(shape, config, seed)
     prompts = torch.randint(VOCAB, (2, 4), generator=seeded(seed)).tolist()
-    found = [row.ids for row in generate(quiet, prompts, Decoding(max_tokens=4))]
+    found = [row.ids for row in Stream(quiet, prompts, Decoding(max_tokens=4)).finish()]
     assert found == uncached(quiet, prompts, 4)

@@ -20,7 +20,7 @@ import qs.inference.generate
 from qs.config import ThoughtConfig
 from qs.inference.cache import read_texts
 from qs.inference.decoding import Decoding, Generated, OutputToken, uniforms
-from qs.inference.generate import Stream, generate
+from qs.inference.generate import Stream
 from qs.model.config import ModelConfig
 from qs.model.mistral import Mistral
 from qs.quietstar.algorithm import PAUSE, QuietStar
@@ -58,7 +58,7 @@ class Asked:
         return Stream(self.module(), self.prompts, self.decoding, self.seed, **arguments)
 
     def generate(self, **arguments) -> list[Generated]:
-        return generate(self.module(), self.prompts, self.decoding, self.seed, **arguments)
+        return Stream(self.module(), self.prompts, self.decoding, self.seed, **arguments).finish()
 
 
 @st.composite
@@ -200,7 +200,7 @@ def test_narrow_arithmetic_gives_its_own_predictions(dtype: torch.dtype, atol: f
     module.load_state_dict(wide.state_dict())
     prompts = [[1, 3, 4], [5]]
     decoding = Decoding(max_tokens=6, temperature=1.0, think_when="entropy>1.5")
-    found = generate(module, prompts, decoding, seed=1)
+    found = Stream(module, prompts, decoding, seed=1).finish()
     thought = {token.thought is not None for row in found for token in row.tokens}
     assert thought == {True, False}
     for prompt, row in zip(prompts, found, strict=True):
@@ -278,7 +278,7 @@ def test_prompts_that_were_read_already_go_on_in_the_same_way(case: Asked, data)
 
 
 def test_no_prompts_give_nothing():
-    assert generate(random_module(SHAPE, ThoughtConfig(), 0), [], Decoding()) == []
+    assert Stream(random_module(SHAPE, ThoughtConfig(), 0), [], Decoding()).finish() == []
 
 
 # What is drawn
@@ -362,4 +362,4 @@ def test_no_row_grows_past_the_positions_of_the_model(case: Asked, positions: in
 def test_what_cannot_be_decoded_is_refused(prompts, arguments, message: str):
     module = random_module(SHAPE, ThoughtConfig(thoughts=2), 0)
     with pytest.raises(ValueError, match=message):
-        generate(module, prompts, **{"decoding": Decoding()} | arguments)
+        Stream(module, prompts, **{"decoding": Decoding()} | arguments).finish()

@@ -6,7 +6,7 @@ from tiny import TEXTS, init_weights
 
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.inference.decoding import Decoding
-from qs.inference.generate import generate
+from qs.inference.generate import Stream
 from qs.inference.write import text_after, write
 from qs.model.tokenizer import train_tokenizer
 from qs.quietstar.load import choose_placement, load
@@ -38,7 +38,7 @@ def test_texts_are_what_decoding_says_and_spaces_stay(model, prompts):
         PROMPTS,
         prompts,
         write(quiet, tokenizer, prompts, DECODING, 3),
-        generate(quiet, prompts, DECODING, 3),
+        Stream(quiet, prompts, DECODING, 3).finish(),
         strict=True,
     ):
         assert written.tokens == row.tokens

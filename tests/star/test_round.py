@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -190,7 +191,7 @@ def test_what_does_not_fit_is_counted_and_changes_nothing_else(opened, long):
 
 @dataclass
 class Said:
-    """Stands where `generate` does and says a text, as long as it is not stopped."""
+    """Stands where `Stream` does and says a text, as long as it is not stopped."""
 
     tokenizer: object
     text: str
@@ -209,7 +210,7 @@ class Said:
                     break
             tokens = tuple(OutputToken(i, None, None, 0.0, 0.0) for i in said)
             found.append(Generated(tokens, reason))
-        return found
+        return SimpleNamespace(finish=lambda: found)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ class Said:
 )
 def test_a_rationale_is_the_text_up_to_a_stop_to_the_letter(opened, monkeypatch, text, kept, whole):
     quiet, tokenizer = opened
-    monkeypatch.setattr(qs.inference.write, "generate", Said(tokenizer, text))
+    monkeypatch.setattr(qs.inference.write, "Stream", Said(tokenizer, text))
     ((one, *_),) = generate_rationales(quiet, tokenizer, TASK, PROBLEMS[1:3], DRAWN, 0)
     assert one.rationale == kept
     assert one.kept == kept.endswith("is 1")
@@ -243,7 +244,7 @@ def test_a_right_sum_is_kept_to_its_last_newline(opened, monkeypatch):
     for p in task.training(1):
         right = arithmetic.scratchpad(arithmetic.Sum(*map(int, p.id.split("+"))))
         monkeypatch.setattr(
-            qs.inference.write, "generate", Said(tokenizer, right + "Input:\n1 + 1\n")
+            qs.inference.write, "Stream", Said(tokenizer, right + "Input:\n1 + 1\n")
         )
         ((one,),) = generate_rationales(quiet, tokenizer, task, [p], DRAWN, 0)
         assert one.kept
