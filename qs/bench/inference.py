@@ -22,7 +22,7 @@ TOKENS = 24  # output tokens of a row
 
 def measure_generate(work: Work) -> Iterator[tuple[str, Measured]]:
     """Stages: one row, then --batch rows; a prompt of T tokens is read, then TOKENS are written."""
-    quiet, decoding = build(work), Decoding(max_tokens=TOKENS)
+    quiet, decoding = build(work)[0], Decoding(max_tokens=TOKENS)
     prompts = torch.randint(3, work.shape.vocab_size, (work.batch, work.seq)).tolist()
     for rows in sorted({1, work.batch}):
         written = 0
@@ -46,7 +46,7 @@ def measure_evaluate(work: Work) -> Iterator[tuple[str, Measured]]:
             f"--tokenizer {work.tokenizer}: expected at most the {work.shape.vocab_size} tokens of "
             f"size {work.size}, found {tokenizer.vocab_size}; name a larger size"
         )
-    quiet = build(work)
+    quiet = build(work)[0]
     with torch.no_grad():  # what the tokenizer does not know is never the likeliest
         quiet.model.head[tokenizer.vocab_size :] = 0
     questions = [_question(tokenizer, number, work.seq) for number in range(work.questions)]

@@ -24,7 +24,7 @@ def measure_step(work: Work) -> Iterator[tuple[str, Measured]]:
 
     A step that does not fit in memory still leaves what thinking takes.
     """
-    quiet, config = build(work), work.config
+    quiet, plan, config = build(work)
     device = quiet.start.device
     tokens = torch.randint(3, work.shape.vocab_size, (work.batch, work.seq)).to(device)
     documents = torch.zeros_like(tokens)
@@ -41,7 +41,7 @@ def measure_step(work: Work) -> Iterator[tuple[str, Measured]]:
     yield "prefill", measure(work, device, read)
     yield "think", measure(work, device, think_alone)
 
-    optimizer = make_optimizer(quiet, config.optim)
+    optimizer = make_optimizer(quiet, config.optim, plan.offload)
 
     def step(watch: Stopwatch, number: int) -> None:
         parts = think(quiet, tokens, documents, config, step_generator(0, number))
@@ -67,7 +67,8 @@ def measure_step(work: Work) -> Iterator[tuple[str, Measured]]:
     seconds = median(result.seconds["total"])
     thought = config.thought.anchor_count(work.seq) * work.samples * work.thoughts
     result.facts = {
-        "operations": sum(operations(config, work.shape, work.recompute).values()),
+        "planned_bytes": plan.device.total,
+        "operations": sum(operations(config, work.shape, plan.recompute).values()),
         "tokens_per_second": work.batch * work.seq / seconds,
         "thought_tokens_per_second": work.batch * thought / seconds,
     }
@@ -88,7 +89,7 @@ def measure_step(work: Work) -> Iterator[tuple[str, Measured]]:
 
 def measure_naive(work: Work) -> Measured:
     """The same step, every branch read on its own from the first token: what packing saves."""
-    quiet, config = build(work), work.config
+    quiet, _, config = build(work)
     model = quiet.model
     tokens = torch.randint(3, work.shape.vocab_size, (1, work.seq))
     anchors = torch.arange(work.seq)[None]

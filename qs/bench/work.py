@@ -10,9 +10,9 @@ import torch
 
 from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig, check_limits, setting
 from qs.model.config import ModelConfig
-from qs.model.mistral import Mistral
 from qs.quietstar.algorithm import QuietStar
-from qs.quietstar.load import choose_placement, compile_layers
+from qs.quietstar.load import allocate, choose_placement
+from qs.training.plan import Plan, settle
 
 SIZES = {  # vocabulary, dim, layers, heads, key heads, head size, inner width
     "tiny": (480, 128, 2, 4, 4, 32, 256),
@@ -42,7 +42,9 @@ class Work:
     seconds: float = setting(60.0, "repeats of a stage end after so many, or after one", above=0)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is one")
     compile: bool | None = setting(None, "torch.compile every layer; by default on CUDA only")
-    recompute: bool = setting(False, "recompute layers in the backward pass to save memory")
+    recompute: bool | None = setting(None, "recompute layers in the backward pass (train.py's)")
+    offload: bool | None = setting(None, "the optimiser in host memory (train.py's)")
+    activations: int | None = setting(None, "MiB that a part keeps (train.py's)", least=0)
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -64,13 +66,11 @@ class Work:
         return ModelConfig(**dict(zip(names, SIZES[self.size], strict=True)))
 
 
-def build(work: Work) -> QuietStar:
-    """A random model, made on its device."""
-    config, placement = work.config, choose_placement(work.config.run)
-    with torch.device("meta"):
-        model = Mistral(work.shape, placement.dtype, work.recompute)
-        quiet = QuietStar(model, config.thinking, placement.attention)
-    quiet.to_empty(device=placement.device)
+def build(work: Work) -> tuple[QuietStar, Plan, Config]:
+    """A random model, made on its device as training would, what was planned, and its settings."""
+    placement = choose_placement(work.config.run)
+    config, placement, plan = settle(work.config, work.shape, placement)
+    quiet = allocate(work.shape, config, placement)
     generator = torch.Generator(placement.device).manual_seed(0)
     with torch.no_grad():
         for name, parameter in quiet.named_parameters():
@@ -78,6 +78,6 @@ def build(work: Work) -> QuietStar:
                 parameter.fill_(1.0)
             else:
                 parameter.normal_(0, 0.02, generator=generator)
-    if placement.compile:
-        compile_layers(model)
-    return quiet
+            if name in quiet.masters:
+                quiet.masters[name].copy_(parameter)
+    return quiet, plan, config

@@ -139,20 +139,10 @@ def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietSta
         ValueError: the checkpoint is damaged, does not fit (see `check_fits`), or its mixing head
             was trained for another mixing.
     """
-    config, run = settings.thinking, settings.run
+    config = settings.thinking
     shape, tokenizer = read(folder, settings)
-    with torch.device("meta"):  # every parameter is read from the checkpoint
-        model = Mistral(shape, placement.dtype, bool(run.recompute))
-        if placement.narrow:
-            model.narrow()  # before memory is taken
-    model.to_empty(device=placement.device)
-    if placement.narrow:
-        model.narrow()  # new parameters
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed % 2**64)  # what PyTorch takes
-        quiet = QuietStar(model, config, placement.attention, run.pauses)
-        quiet.to(placement.device)
-    quiet.masters = masters = _masters(quiet, placement)
+    quiet = allocate(shape, settings, placement)
+    model, masters = quiet.model, quiet.masters
     extras = {n: p.data for n, p in quiet.named_parameters() if not n.startswith("model.")}
     targets = {n: masters.get(f"model.{n}", p.data) for n, p in model.named_parameters()}
     thinks = load_into(folder, targets, extras)
@@ -176,20 +166,37 @@ def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietSta
         quiet.initialise(start, end)
     for name in extras.keys() & masters.keys():
         masters[name].copy_(extras[name])
-    if placement.device.type == "cuda" and placement.dtype == torch.bfloat16:
-        torch.set_float32_matmul_precision("high")  # see `kernels.product`
-    if placement.compile:
-        compile_layers(model)
     return quiet, tokenizer
 
 
-def compile_layers(model: Mistral) -> None:
-    """Compile every layer, once for each pass (text, sampling, packed) and shape."""
-    torch._dynamo.config.recompile_limit = 64
-    torch._dynamo.config.fail_on_recompile_limit_hit = True  # never on without a graph
-    model.compiled = True
-    for layer in model.layers:
-        layer.compile(dynamic=False)
+def allocate(shape: ModelConfig, settings: Config, placement: Placement) -> QuietStar:
+    """A module on its device, compiled if it shall be, whose model holds arbitrary numbers.
+
+    The mixing head is new, from --seed. Masters have room.
+    """
+    run = settings.run
+    with torch.device("meta"):
+        model = Mistral(shape, placement.dtype, bool(run.recompute))
+        if placement.narrow:
+            model.narrow()  # before memory is taken
+    model.to_empty(device=placement.device)
+    if placement.narrow:
+        model.narrow()  # new parameters
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed % 2**64)  # what PyTorch takes
+        quiet = QuietStar(model, settings.thinking, placement.attention, run.pauses)
+        quiet.to(placement.device)
+    quiet.masters = _masters(quiet, placement)
+    if placement.device.type == "cuda" and placement.dtype == torch.bfloat16:
+        torch.set_float32_matmul_precision("high")  # see `kernels.product`
+    if placement.compile:
+        # one graph for each pass (text, sampling, packed) and shape; never on without one
+        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        model.compiled = True
+        for layer in model.layers:
+            layer.compile(dynamic=False)
+    return quiet
 
 
 def _masters(quiet: QuietStar, placement: Placement) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ def test_a_step_is_told_phase_by_phase_with_operations_rate_and_memory(tmp_path,
 
 def test_the_formula_counts_what_a_plain_pass_computes():
     work = bench.Work(size="tiny", seq=12, thoughts=2, device="cpu")
-    quiet, tokens = build(work), torch.randint(3, 480, (1, 12))
+    quiet, tokens = build(work)[0], torch.randint(3, 480, (1, 12))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         quiet.model.logits(quiet.base(tokens, torch.zeros_like(tokens))[0])
     c = work.shape
@@ -118,7 +118,7 @@ def test_repeats_end_when_their_seconds_are_over_but_not_before_one(tmp_path):
 
 
 def test_the_model_is_the_same_every_time_and_made_where_it_runs():
-    one, other = (build(bench.Work(size="tiny", device="cpu")) for _ in range(2))
+    one, other = (build(bench.Work(size="tiny", device="cpu"))[0] for _ in range(2))
     for (name, x), y in zip(one.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(x, y)
         assert ("norm" in name) == bool((x == 1).all())
