@@ -151,8 +151,8 @@ def test_compiled_flex_attention_equals_dense_attention_and_compiles_once(window
     torch.compiler.reset()
 
     @torch.compile(fullgraph=True)
-    def attend(q, k, v, mask):
-        return Flex(mask)(q, k, v, None)
+    def attend(q, k, v, visibility):  # made outside, as for a layer
+        return visibility(q, k, v, None)
 
     documents = torch.arange(40).ge(25).long().expand(2, -1)
     for seed in range(3):
@@ -162,7 +162,7 @@ def test_compiled_flex_attention_equals_dense_attention_and_compiles_once(window
         assert drawn.layout.packed.anchor.shape[1] == 136  # two blocks, the second part empty
         q, k, v = drawn.qkv(torch.float32)
         with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=seed > 0):
-            out = attend(q, k, v, block_mask(drawn.layout.packed, window))
+            out = attend(q, k, v, Flex(block_mask(drawn.layout.packed, window)))
         torch.testing.assert_close(out, drawn.dense()(q, k, v, None))
 
 
