@@ -36,8 +36,8 @@ class Memory(NamedTuple):
         gradients: of all parameters.
         optimizer: moments, and float32 master weights where the layers' are narrower.
         activations: what one part keeps for its backward pass.
-        caches: keys and values while thoughts are sampled.
-        logits: a piece of them, with what is made of it.
+        caches: while thoughts are sampled: keys and values, and logits of the next tokens.
+        logits: pieces of them while a part is scored, and the head's gradients.
     """
 
     weights: int = 0
@@ -50,8 +50,8 @@ class Memory(NamedTuple):
     @property
     def total(self) -> int:
         """At the peak: gradients and activations are not there while thoughts are sampled."""
-        working = max(self.gradients + self.activations, self.caches)
-        return self.weights + self.optimizer + working + self.logits
+        scoring = self.gradients + self.activations + self.logits
+        return self.weights + self.optimizer + max(scoring, self.caches)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,13 @@ class Sizes(NamedTuple):
 
 
 def activation_bytes(
-    config: Config, shape: ModelConfig, width: int, recompute: bool, rows: int, anchors: int
+    config: Config,
+    shape: ModelConfig,
+    width: int,
+    recompute: bool,
+    rows: int,
+    anchors: int,
+    compiled: bool = False,
 ) -> int:
     """What scoring some rows with the thoughts of some anchors keeps for the backward pass.
 
@@ -115,21 +121,34 @@ def activation_bytes(
         width: bytes of a number of the arithmetic.
         recompute: whether of each layer only the input is kept.
         rows, anchors: of the part.
+        compiled: whether layers are.
     """
-    thought, D = config.thinking, shape.dim
+    thought, D, T = config.thinking, shape.dim, config.run.seq
     n, m = thought.thoughts, thought.ahead
     branches = anchors * thought.samples if config.run.thinks else 0
-    slots = config.run.seq + branches * (n + m + 1)
-    # of a layer: its inputs and those of its products; queries and what they attended to
-    layer = 10 * D + 3 * shape.hidden_dim
+    slots = T + branches * (n + m + 1)
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    # numbers of a slot and layer: inputs of the layer and of its products, queries, keys and
+    # values, what they attended to, the inner width
+    layer = 3 * D + 3 * queries + 2 * keys + 3 * shape.hidden_dim
+    if not compiled:  # the compiler computes the middle of a layer again
+        layer += D + queries + shape.heads * (n + m + 1)
+    if not compiled and width < 4:  # float32 norms, scores over text and thought
+        layer += 6 * D + shape.hidden_dim + shape.heads * T
     layers = shape.layers * D + layer if recompute else shape.layers * layer
     # float32 inputs of the mixing head and of the losses
-    ends = config.run.seq * D + branches * (8 * m + n) * D
-    return rows * (slots * layers * width + ends * 4)
+    ends = T * D + branches * (5 * m + n) * D
+    return rows * (slots * (layers + 2 * D) * width + ends * 4)
 
 
 def split(
-    config: Config, shape: ModelConfig, width: int, recompute: bool, mebibytes: int, rows: int
+    config: Config,
+    shape: ModelConfig,
+    width: int,
+    recompute: bool,
+    mebibytes: int,
+    rows: int,
+    compiled: bool = False,
 ) -> tuple[int, int]:
     """Rows and anchors of a part: as many of `rows` as fit `mebibytes` (0: all), then anchors.
 
@@ -139,7 +158,8 @@ def split(
     bound = mebibytes * MIB
 
     def fits(rows: int, anchors: int) -> bool:
-        return activation_bytes(config, shape, width, recompute, rows, anchors) <= bound
+        kept = activation_bytes(config, shape, width, recompute, rows, anchors, compiled)
+        return kept <= bound
 
     if not bound or fits(rows, A):
         return rows, A
@@ -164,7 +184,7 @@ def _even(total: int, most: int) -> int:
 
 
 def cache_bytes(config: Config, shape: ModelConfig, width: int, rows: int) -> int:
-    """Keys and values of some rows and their thoughts, in every layer."""
+    """Keys and values of some rows and their thoughts, in every layer, while they are sampled."""
     thought, T = config.thinking, config.run.seq
     if not config.sampled:
         return 0
@@ -172,12 +192,23 @@ def cache_bytes(config: Config, shape: ModelConfig, width: int, rows: int) -> in
     return 2 * shape.layers * rows * slots * shape.kv_heads * shape.head_dim * width
 
 
-def logit_bytes(config: Config, shape: ModelConfig, rows: int) -> int:
-    """A piece of the logits in float32, and three tensors of its size that are made of it."""
-    thought, T = config.thinking, config.run.seq
+def logit_bytes(config: Config, shape: ModelConfig, placement: Placement, rows: int) -> int:
+    """Pieces of the logits in float32 while some rows are scored, and gradients of the head."""
+    thought, T, V = config.thinking, config.run.seq, shape.vocab_size
     branches = thought.anchor_count(T) * thought.samples if config.run.thinks else 0
-    most = rows * max(T, branches * max(thought.thoughts, thought.ahead)) * shape.vocab_size
-    return 4 * 4 * min(LOGITS_AT_ONCE, most)
+    most = rows * max(T, branches * max(thought.thoughts, thought.ahead))
+    piece = min(most, LOGITS_AT_ONCE // V // (16 if placement.device.type == "cpu" else 1))
+    head = V * shape.dim
+    # on CUDA a float32 product is one of halves in bfloat16, of which copies are made
+    halves = 10 * head if placement.device.type == "cuda" and placement.dtype.itemsize < 4 else 0
+    return 2 * 4 * piece * V + 2 * 4 * head + halves
+
+
+def draw_bytes(config: Config, shape: ModelConfig, rows: int) -> int:
+    """Logits of a token of every thought, and what is made of them to draw it."""
+    branches = config.thinking.anchor_count(config.run.seq) * config.thinking.samples
+    numbers = min(LOGITS_AT_ONCE, rows * branches * shape.vocab_size)
+    return 4 * 4 * numbers if config.sampled else 0
 
 
 def plan(
@@ -189,36 +220,40 @@ def plan(
 ) -> Plan:
     """What `choose` chooses, whether it fits or not; arguments as of `choose`."""
     run, cpu = config.run, placement.device.type == "cpu"
-    sizes, width = Sizes.of(config, shape), placement.dtype.itemsize
+    sizes, width, compiled = Sizes.of(config, shape), placement.dtype.itemsize, placement.compile
     mine = max(1, run.batch // ranks)
     rows = min(run.micro_batch or mine, mine)
-    narrow = sizes.matrices if placement.dtype == torch.bfloat16 and not cpu else 0
-    weights = (4 * sizes.all - 2 * narrow) // ranks
-    gradients, optimizer = 4 * sizes.all // ranks, (8 * sizes.all + 4 * narrow) // ranks
-    logits, caches = logit_bytes(config, shape, rows), cache_bytes(config, shape, width, rows)
+    # of several processes each keeps its share in float32, and all of the layers while it thinks
+    narrow = sizes.matrices if placement.dtype == torch.bfloat16 and ranks == 1 else 0
+    weights, gradients = (4 * sizes.all - 2 * narrow) // ranks, 4 * sizes.all // ranks
+    optimizer = (8 * sizes.all + 4 * narrow) // ranks
+    logits = logit_bytes(config, shape, placement, rows)
+    caches = cache_bytes(config, shape, width, rows) + draw_bytes(config, shape, rows)
+    caches += width * sizes.matrices if ranks > 1 else 0
 
     def least(recompute: bool) -> int:
         thought = config.thinking
         branch = thought.samples * (thought.thoughts + thought.ahead + 1)
         anchors = min(thought.anchor_count(run.seq), math.ceil(SMALL_PART / branch))
-        return activation_bytes(config, shape, width, recompute, 1, anchors)
+        return activation_bytes(config, shape, width, recompute, 1, anchors, compiled)
 
     offload, recompute, bound = bool(run.offload), bool(run.recompute), run.activations
     if cpu or device_bytes is None:
         bound = bound if bound is not None else ACTIVATIONS if cpu else 0
     else:
-        room = int(device_bytes * (1 - RESERVE)) - CONTEXT - weights - logits
-        if run.offload is None:
-            smallest = least(run.recompute is not False)
-            offload = max(gradients + smallest, caches) + optimizer > room
-        room -= 0 if offload else optimizer
+        room = int(device_bytes * (1 - RESERVE)) - CONTEXT - weights
+        if run.offload is None and ranks == 1:
+            scoring = gradients + logits + least(run.recompute is not False)
+            offload = max(scoring, caches) + optimizer > room
+        room -= gradients + logits + (0 if offload else optimizer)
         if run.recompute is None:
-            recompute = gradients + least(False) > room
+            recompute = least(False) > room
         if bound is None:
-            bound = math.ceil(max(room - gradients, least(recompute)) / MIB)
-    rows, anchors = split(config, shape, width, recompute, bound, rows)
-    kept = activation_bytes(config, shape, width, recompute, rows, anchors)
-    held, host = (0, optimizer + 2 * 4 * sizes.largest) if offload else (optimizer, 0)
+            bound = math.ceil(max(room, least(recompute)) / MIB)
+    rows, anchors = split(config, shape, width, recompute, bound, rows, compiled)
+    kept = activation_bytes(config, shape, width, recompute, rows, anchors, compiled)
+    # on the host masters of all parameters, and two gradients and two values on their way
+    held, host = (0, 12 * sizes.all + 4 * 4 * sizes.largest) if offload else (optimizer, 0)
     return Plan(
         offload,
         recompute,
@@ -287,8 +322,13 @@ def choose(
         ranks: processes that share the parameters and the rows.
 
     Raises:
-        ValueError: it cannot fit; with what it needs, what there is, and what to do.
+        ValueError: it cannot fit; with what it needs, what there is, and what to do. Or --offload
+            is given to several processes.
     """
+    if config.run.offload and ranks > 1:
+        raise ValueError(
+            f"--offload: expected one process, found {ranks}, which share the optimiser among them"
+        )
     chosen = plan(config, shape, placement, device_bytes, ranks)
     if found := complaints(chosen, device_bytes, host_bytes):
         raise ValueError(found[0])

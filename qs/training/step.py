@@ -110,7 +110,7 @@ def think(
     if bound is None:
         bound = ACTIVATIONS if tokens.device.type == "cpu" else 0
     width = model.compute_dtype.itemsize
-    some = split(config, model.config, width, model.recompute, bound, size)
+    some = split(config, model.config, width, model.recompute, bound, size, model.compiled)
     for rows in (slice(first, first + size) for first in range(0, B, size)):
         text = tokens[rows], documents[rows]
         if config.run.thinks:
