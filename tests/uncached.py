@@ -28,9 +28,7 @@ def whole_row(quiet: QuietStar, x: Tensor) -> Tensor:
     shape, positions = quiet.model.config, torch.arange(x.shape[1], device=x.device)[None]
     cache = new_cache(shape.layers, tuple(x.shape[:2]), shape.kv_heads, shape.head_dim, x)
     slots = text_slots(positions)
-    return quiet.model(
-        x, positions, CachedText(positions, dense_mask(slots, slots, shape.window)), cache
-    )
+    return quiet.model(x, positions, CachedText(dense_mask(slots, slots, shape.window)), cache)
 
 
 @torch.no_grad()

@@ -8,19 +8,19 @@ lengths; each goes on at its own end. Nothing here has a gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qs.model.mistral import Mistral
-from qs.quietstar.attention import CachedText, masked_attention, new_cache
+from qs.model.mistral import Angles, Attend, Mistral
+from qs.quietstar.attention import CachedText, new_cache
 from qs.quietstar.masks import TEXT, Slots, dense_mask
 
 
-def folded_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def folded_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """`attention.masked_attention` without a copy of the cache for each query head.
 
     The H / G query heads that share a key head stand in line as queries of that head: right for
@@ -29,7 +29,7 @@ def folded_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     Args:
         q: (B, Q, H, d).
         k, v: (B, S, G, d).
-        mask: (B, Q, S) True where seen.
+        mask: (1 or B, Q, S) True where seen; None: everywhere.
 
     Returns:
         (B, Q, H, d)
@@ -37,8 +37,9 @@ def folded_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     (B, Q, H, d), G = q.shape, k.shape[2]
     g = H // G  # query heads that share a key head
     line = q.unflatten(2, (G, g)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # (B, G, g Q, d)
-    seen = mask[:, None, None].expand(B, 1, g, Q, -1).flatten(2, 3)  # (B, 1, g Q, S)
-    out = F.scaled_dot_product_attention(line, k.transpose(1, 2), v.transpose(1, 2), attn_mask=seen)
+    if mask is not None:
+        mask = mask[:, None, None].expand(B, 1, g, Q, -1).flatten(2, 3)  # (B, 1, g Q, S)
+    out = F.scaled_dot_product_attention(line, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
     return out.view(B, G, g, Q, d).permute(0, 3, 1, 2, 4).reshape(B, Q, H, d)
 
 
@@ -46,6 +47,27 @@ def text_slots(positions: Tensor) -> Slots:
     """Slots of one document at positions of any shape."""
     zero = torch.zeros_like(positions)
     return Slots(anchor=positions, branch=zero + TEXT, depth=zero, document=zero)
+
+
+class Following(NamedTuple):
+    """Q slots that follow what R rows hold, over a cache (R, S or more, G, d).
+
+    Attributes:
+        at: where their keys and values go in the cache.
+        seen: S, slots that the longest row then holds.
+        mask: (1 or R, Q, S) True where seen; None: everywhere.
+    """
+
+    at: tuple[slice | Tensor, slice | Tensor]
+    seen: int
+    mask: Tensor | None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, ...] | None) -> Tensor:
+        assert cache is not None
+        for kept, new in zip(cache, (k, v), strict=True):
+            kept[self.at] = new
+        keys, values = (kept[:, : self.seen] for kept in cache)
+        return folded_attention(q, keys, values, self.mask)
 
 
 class Rows:
@@ -64,17 +86,43 @@ class Rows:
         self.lengths = list(lengths)
         self.ends = torch.tensor(self.lengths, device=cache[0][0].device)
         self.limit = limit
+        self._measure()
+
+    def _measure(self) -> None:
+        """Positions of all slots that there is room for, and their angles, once for all passes."""
+        keys = self.cache[0][0]
+        self.slots = torch.arange(keys.shape[1], device=keys.device)
+        self.angles = self.model.angles(self.slots[None], keys.dtype)  # (1, S, 1, d) each
 
     def feed(self, x: Tensor) -> Tensor:
         """Go on by the same number of slots in each row: x (R, Q, D) -> outputs (R, Q, D)."""
-        held, seen = self.cache[0][0].shape[1], max(self.lengths) + x.shape[1]
+        Q, held = x.shape[1], len(self.slots)
+        seen = max(self.lengths) + Q
         if seen > held:
             assert seen <= self.limit
             self.cache = _longer(self.cache, min(self.limit, max(seen, 2 * held)) - held)
-        positions = self.ends[:, None] + torch.arange(x.shape[1], device=x.device)
-        outputs = self._run(x, positions, seen, folded_attention)
-        self.forget(-x.shape[1])
+            self._measure()
+        if min(self.lengths) + Q == seen:  # all end together: views instead of indices
+            new = slice(seen - Q, seen)
+            positions, at = self.slots[None, new], (slice(None), new)
+            angles = tuple(x[:, new] for x in self.angles)
+        else:
+            positions = self.ends[:, None] + self.slots[:Q]
+            at = torch.arange(len(x), device=x.device)[:, None], positions
+            angles = tuple(x[0, positions] for x in self.angles)
+        outputs = self._run(x, positions, Following(at, seen, self._mask(positions, seen)), angles)
+        self.forget(-Q)
         return outputs
+
+    def _mask(self, positions: Tensor, seen: int) -> Tensor | None:
+        """(1 or R, Q, S) which slots are seen from (1 or R, Q) positions; None: all are."""
+        window = self.model.config.window
+        if window is not None and window >= seen:
+            window = None
+        if positions.numel() == 1 and window is None:
+            return None
+        behind = positions[..., None] - self.slots[:seen]
+        return behind >= 0 if window is None else (behind >= 0) & (behind < window)
 
     def forget(self, slots: int) -> None:
         """Take back the last slots of every row."""
@@ -95,12 +143,18 @@ class Rows:
         cache = [(k[:, :seen][at], v[:, :seen][at]) for k, v in self.cache]
         return Rows(self.model, _longer(cache, room), lengths, seen + room)
 
-    def _run(self, x: Tensor, positions: Tensor, seen: int, attention: Callable) -> Tensor:
-        keys = text_slots(torch.arange(seen, device=x.device)[None])
-        mask = dense_mask(text_slots(positions), keys, self.model.config.window)
+    def read(self, x: Tensor) -> Tensor:
+        """Read the first slots of every row at once: x (R, T, D) -> outputs (R, T, D)."""
+        positions = self.slots[None, : x.shape[1]]
+        slots = text_slots(positions)
+        mask = dense_mask(slots, slots, self.model.config.window)
+        angles = tuple(each[:, : x.shape[1]] for each in self.angles)
+        return self._run(x, positions, CachedText(mask), angles)
+
+    def _run(self, x: Tensor, positions: Tensor, attend: Attend, angles: Angles) -> Tensor:
         # every length is another shape: layers that are compiled would be compiled for each
         with torch.compiler.set_stance("force_eager"):
-            return self.model(x, positions, CachedText(positions, mask, attention), self.cache)
+            return self.model(x, positions, attend, self.cache, angles)
 
 
 class Reading(NamedTuple):
@@ -136,8 +190,7 @@ def read_texts(model: Mistral, texts: Sequence[Sequence[int]], limit: int = 0) -
     held = (len(texts), max(T, min(limit, 2 * T)))
     cache = new_cache(config.layers, held, config.kv_heads, config.head_dim, x)
     rows = Rows(model, cache, lengths, max(T, limit))
-    positions = torch.arange(T, device=device)[None]
-    return Reading(tokens, rows, rows._run(x, positions, T, masked_attention))
+    return Reading(tokens, rows, rows.read(x))
 
 
 def _longer(cache: list, slots: int) -> list:

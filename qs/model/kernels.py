@@ -97,10 +97,12 @@ class Rotate(torch.autograd.Function):
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    half = x.shape[-1] // 2
     turned = x * cos
-    turned[..., :half].addcmul_(x[..., half:], sin[..., :half], value=sign)
-    turned[..., half:].addcmul_(x[..., :half], sin[..., half:], value=-sign)
+    low, high = x.chunk(2, -1)
+    turned_low, turned_high = turned.chunk(2, -1)
+    sin = sin[..., : low.shape[-1]]  # both halves turn by the same angles
+    turned_low.addcmul_(high, sin, value=sign)
+    turned_high.addcmul_(low, sin, value=-sign)
     return turned
 
 

@@ -190,12 +190,20 @@ class Mistral(nn.Module):
         logits = kernels.product(wide.reshape(-1, wide.shape[-1]), self.head.to(wide.dtype))
         return logits.view(*wide.shape[:-1], -1)
 
+    def angles(self, positions: Tensor, dtype: torch.dtype) -> Angles:
+        """Cosine and sine (B, S, 1, d) of the rotary angles of (B, S) positions."""
+        c = self.config
+        half = rotary_angles(positions, c.head_dim, c.rope_theta, dtype, c.rope_scaling)
+        angles = torch.cat([half, half], -1)[:, :, None]  # (B, S, 1, d)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
     def forward(
         self,
         x: Tensor,
         positions: Tensor,
         attend: Attend,
         cache: Sequence[Cache] | None = None,
+        angles: Angles | None = None,
     ) -> Tensor:
         """Run all layers.
 
@@ -204,14 +212,13 @@ class Mistral(nn.Module):
             positions: (B, S) rotary position of each slot.
             attend: the visibility (see `qs/quietstar/attention.py`).
             cache: one entry for each layer, handed to `attend`; it may write into it.
+            angles: of the positions, where `self.angles` gave them already.
 
         Returns:
             (B, S, D) outputs after the final norm.
         """
-        c = self.config
-        angles = rotary_angles(positions, c.head_dim, c.rope_theta, x.dtype, c.rope_scaling)
-        angles = torch.cat([angles, angles], -1)[:, :, None]  # (B, S, 1, d)
-        angles = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        if angles is None:
+            angles = self.angles(positions, x.dtype)
         for index, layer in enumerate(self.layers):
             entry = None if cache is None else cache[index]
             if self.recompute and torch.is_grad_enabled():

@@ -10,7 +10,7 @@ queries: q (B, S, H, d), k and v (B, S, G, d).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -188,25 +188,19 @@ def new_cache(layers: int, rows: tuple[int, ...], heads: int, dim: int, like: Te
 
 @dataclass(frozen=True)
 class CachedText:
-    """Text whose keys and values are kept in the cache: read at once, or gone on from.
+    """Text that is read at once; its keys and values are kept in a cache (B, T or more, G, d).
 
     Attributes:
-        positions: (B, Q) of its slots in the cache (B, S or more, G, d).
-        mask: (B, Q, S) True where seen; what stands in the cache counts, and the slots themselves.
-        attention: `masked_attention`, or one that computes the same.
+        mask: (B, T, T) True where seen.
     """
 
-    positions: Tensor
     mask: Tensor
-    attention: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = masked_attention
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, ...] | None) -> Tensor:
         assert cache is not None
-        rows = torch.arange(len(q), device=q.device)[:, None]
         for kept, new in zip(cache, (k, v), strict=True):
-            kept[rows, self.positions] = new
-        keys, values = (kept[:, : self.mask.shape[2]] for kept in cache)
-        return self.attention(q, keys, values, self.mask)
+            kept[:, : new.shape[1]] = new
+        return masked_attention(q, k, v, self.mask)
 
 
 @dataclass(frozen=True)

@@ -96,8 +96,9 @@ def mixed_nll(mixed: Mixed, head: Tensor, targets: Tensor, space: str) -> Tensor
 def mixed_log_p(mixed: Mixed, head: Tensor, space: str) -> tuple[Tensor, Tensor]:
     """Log-probabilities (..., V) without thoughts and with them; for few positions only."""
     head = head.to(mixed.base.dtype)
-    base, after = ((x @ head.T).log_softmax(-1) for x in (mixed.base, mixed.after))
+    base = (mixed.base @ head.T).log_softmax(-1)
     if space == "probability":
+        after = (mixed.after @ head.T).log_softmax(-1)
         return base, -mix_nll(-base, -after, mixed.score[..., None])
     outputs = mix_outputs(mixed.base, mixed.after, mixed.weight)
     return base, (outputs @ head.T).log_softmax(-1)

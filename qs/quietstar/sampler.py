@@ -39,7 +39,7 @@ def prefill(model: Mistral, tokens: Tensor, documents: Tensor) -> tuple[Tensor, 
     text = Layout(documents, documents[:, :0], 1, 0).text
     x = model.embed(tokens)
     cache = new_cache(config.layers, tuple(tokens.shape), config.kv_heads, config.head_dim, x)
-    attend = CachedText(text.position, dense_mask(text, text, config.window))
+    attend = CachedText(dense_mask(text, text, config.window))
     return model(x, text.position, attend, cache), cache
 
 

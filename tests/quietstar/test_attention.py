@@ -214,6 +214,6 @@ def test_reading_text_is_a_plain_pass_that_keeps_its_keys_and_values(drawn: Head
     text = drawn.layout.text
     mask = dense_mask(text, text, drawn.window)
     cache = new_cache(1, tuple(text.anchor.shape), drawn.groups, drawn.dim, k)[0]
-    same(CachedText(text.position, mask)(q, k, v, cache), Dense(mask)(q, k, v, None))
+    same(CachedText(mask)(q, k, v, cache), Dense(mask)(q, k, v, None))
     assert torch.equal(cache[0], k)
     assert torch.equal(cache[1], v)
