@@ -39,6 +39,7 @@ from qs.evaluation.thoughts import read_thoughts
 from qs.inference.decoding import Decoding, token_line
 from qs.inference.generate import Stream
 from qs.model import folders, weights
+from qs.model.tokenizer import settled
 from qs.presets import ANY_TEXT
 from qs.quietstar.load import Opened, open_model
 from qs.studies.compare import Comparable, compare_models
@@ -157,18 +158,20 @@ def generate(args: argparse.Namespace) -> None:
     decoding = Decoding(**chosen(args, Decoding))
     opened, stream = open_by(args, reads=False), None
     for prompt in prompts_of(args.prompt):
-        ids = opened.tokenizer.encode(prompt, bos=True)
+        tokenizer = opened.tokenizer
+        ids = tokenizer.prompt(prompt)
         stream = Stream(opened.quiet, [ids], decoding, opened.config.run.seed)
         print(prompt, end="\n" if args.show_thoughts else "", flush=True)
-        shown = ""
+        shown = said = ""
         for ((_, token),) in stream:
             if args.show_thoughts:
-                print(token_line(token, opened.tokenizer), flush=True)
+                before = [*ids, *(each.id for each in stream.tokens[0][:-1])]
+                print(token_line(token, tokenizer, before), flush=True)
                 continue
-            said = opened.tokenizer.decode(ids + stream.results()[0].text_ids)[len(prompt) :]
-            if not said.endswith("\ufffd"):  # half a character
-                print(said[len(shown) :], end="", flush=True)
-                shown = said
+            said = tokenizer.continuation(ids, stream.results()[0].text_ids)
+            print(settled(said)[len(shown) :], end="", flush=True)
+            shown = settled(said)
+        print(said[len(shown) :], end="")
         counts = stream.counts
         print(
             f"\n[{counts.tokens} tokens, {counts.thoughts} thoughts, "

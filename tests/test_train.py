@@ -572,7 +572,10 @@ DAMAGES = {
         lambda w, o: shutil.copy(o.tokenizer / "tokenizer.model", w),
         "the model has 300 text tokens, its tokenizer.model 290; take both from the same",
     ),
-    "no tokenizer": (lambda w, o: (w / "tokenizer.model").unlink(), "tokenizer.model: expected"),
+    "no tokenizer": (
+        lambda w, o: (w / "tokenizer.model").unlink(),
+        "expected tokenizer.model or tokenizer.json",
+    ),
     "no tensors": (lambda w, o: (w / "model.safetensors").unlink(), "found none; get the check"),
     "cut tensors": (
         lambda w, o: (w / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}"),

@@ -159,10 +159,10 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         assert torch.equal(*bits), name
 
 
-def same_checkpoint(one: Path, other: Path) -> None:
+def same_checkpoint(one: Path, other: Path, tokenizer: str = "tokenizer.model") -> None:
     """Parameters, optimiser, counters and data position are the same bits."""
     same_bits(tensors(one), tensors(other))
-    for name in ("trainer.json", "config.json", "tokenizer.model"):
+    for name in ("trainer.json", "config.json", tokenizer):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 

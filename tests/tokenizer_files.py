@@ -32,10 +32,12 @@ def byte_level(folder: Path, normalizer: Any = None, vocab: int = 300, **config:
 
 
 def normalising(folder: Path) -> Path:
-    """NFKC and lower case: texts come back changed."""
-    from tokenizers import normalizers
+    """NFKC, lower case, and no space but single ones in between: texts come back changed."""
+    from tokenizers import Regex, normalizers
 
-    return byte_level(folder, normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]))
+    spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    every = [normalizers.NFKC(), normalizers.Lowercase(), *spaces]
+    return byte_level(folder, normalizers.Sequence(every))
 
 
 def byte_fallback(folder: Path) -> Path:

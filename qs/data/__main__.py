@@ -46,7 +46,7 @@ def _parser() -> cli.Parser:
     prepare = commands.add_parser("prepare", help="tokenize documents into shards")
     prepare.set_defaults(run=prepare_dataset)
     flag = prepare.add_argument
-    flag("--tokenizer", required=True, help="folder with tokenizer.model")
+    flag("--tokenizer", required=True, help="folder with a tokenizer")
     flag("--heldout", type=float, default=0.01, help="fraction held out [0.01]")
     held = "held out instead of a fraction; may be repeated"
     flag("--heldout-source", dest="heldout_sources", metavar="SOURCE", help=held, **several)

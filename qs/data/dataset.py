@@ -119,7 +119,7 @@ class TokenDataset:
         return np.concatenate(tokens), np.concatenate(documents)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raise ValueError for a tokenizer whose model file is not that of `meta.json`, by hash."""
+        """Raise ValueError for a tokenizer that is not that of `meta.json`, by hash."""
         expected = self.meta.get("tokenizer_hash")
         if tokenizer.hash != expected:
             name, size = self.meta.get("tokenizer"), self.meta.get("vocab_size")

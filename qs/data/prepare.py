@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -38,6 +39,7 @@ class EncodedDocument(NamedTuple):
     split: Split
     size: int  # bytes of its text
     ids: np.ndarray  # in the dtype of the dataset
+    unknown: int = 0  # of them, tokens that stand for characters which the tokenizer does not know
 
 
 class ShardWriter:
@@ -50,6 +52,7 @@ class ShardWriter:
         self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
         self.shards: list[Shard] = []
         self.size = 0  # bytes of text
+        self.unknown = 0  # tokens that are
         self._files = ExitStack()
 
     def add(self, document: EncodedDocument) -> None:
@@ -66,6 +69,7 @@ class ShardWriter:
         shard.documents += 1
         shard.tokens += length
         self.size += document.size
+        self.unknown += document.unknown
         self._ids.write(document.ids.tobytes())
         self._offsets.write(np.uint64(shard.tokens).tobytes())
 
@@ -99,7 +103,7 @@ def prepare_dataset(
 
     Args:
         sources, fields: as `DocumentReader` takes them.
-        out, tokenizer: folder to make, and folder with `tokenizer.model`.
+        out, tokenizer: folder to make, and folder with a tokenizer.
         heldout: fraction of documents, drawn by their text and `seed`, that form the split
             `heldout`; at least one unless 0, and not all unless 1, if there are two or more.
         workers: processes that tokenize; None means one for each core.
@@ -122,6 +126,8 @@ def prepare_dataset(
             f"found {heldout}, {workers}, {shard_tokens}, {seed}; change what is out of range"
         )
     model = Tokenizer(tokenizer)
+    if changes := model.changes():
+        print(f"warning: {changes}", file=sys.stderr)
     jobs = [(DocumentReader(sources, fields), 0.0 if heldout_sources else heldout)]
     if heldout_sources:
         jobs.append((DocumentReader(heldout_sources, fields), 1.0))
@@ -149,6 +155,7 @@ def prepare_dataset(
             encode = partial(_encode, str(tokenizer), model.hash, meta["dtype"], share, seed)
             _write(reader, encode, workers, writers, both=0 < share < 1)
         meta["malformed"] = sum(reader.malformed for reader, _ in jobs)
+        meta["unknown"] = sum(writer.unknown for writer in writers.values())
         meta["splits"] = {split: writer.summary() for split, writer in writers.items()}
         write_json(folder / META, meta)
     if replace:
@@ -160,6 +167,9 @@ def prepare_dataset(
     for split, part in meta["splits"].items():
         print(f"{split:8} {part['documents']:,} documents, {part['tokens']:,} tokens")
         tokens, size = tokens + part["tokens"], size + part["bytes"]
+    if meta["unknown"]:
+        share = f"{meta['unknown']:,} tokens ({meta['unknown'] / tokens:.1%}) are unknown"
+        print(f"{share}: {tokenizer} has none for some characters of this text")
     rate = f"{tokens / seconds:,.0f} tokens and {size / 1e6 / seconds:.2f} MB of text a second"
     print(f"{meta['malformed']:,} malformed records left out; {rate}\n{out}")
     return meta
@@ -248,7 +258,9 @@ def _encode(
     for text in texts:
         raw = text.encode()
         ids = np.array(tokenizer.encode(text, bos=True, eos=True), dtype)
-        documents.append(EncodedDocument(split_by_hash(raw, heldout, key), len(raw), ids))
+        unknown = int((ids == tokenizer.unknown_id).sum())
+        split = split_by_hash(raw, heldout, key)
+        documents.append(EncodedDocument(split, len(raw), ids, unknown))
     return documents
 
 

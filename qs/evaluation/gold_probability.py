@@ -75,23 +75,34 @@ def item(question: BenchmarkQuestion, tokenizer: Tokenizer) -> Item:
     """Put a question and its gold answer into tokens.
 
     Raises:
-        ValueError: the tokenizer has no single token for a digit or for a label.
+        ValueError: the tokenizer has no single token for a digit, a label or the newline after
+            it, or joins digits of the answer into one.
     """
-    newline = tokenizer.encode("\nA:\n")[-1]
     options = tuple(_token_of(label, tokenizer) for label in question.labels)
-    allowed = (*(options or [_token_of(digit, tokenizer) for digit in "0123456789"]), newline)
+    # a digit may be another token where it comes first, after the space
+    places = [(digit, f"\nA: {before}") for before in ("", "4") for digit in "0123456789"]
+    among = options or dict.fromkeys(_token_of(digit, tokenizer, at) for digit, at in places)
+    after = f"\nA: {question.labels[0] if options else 4}"
+    allowed = (*among, _token_of("\n", tokenizer, after))
     prompt = tokenizer.encode(direct_prompt(question), bos=True)
     ids = tokenizer.encode(direct_prompt(question) + direct_answer(question), bos=True)
     # where the answer begins, even if its tokens hold the end of the prompt
     pairs = enumerate(zip(prompt, ids, strict=False))
     start = next((i for i, (one, other) in pairs if one != other), len(prompt))
     scored = tuple(i - 1 for i in range(start, len(ids)) if ids[i] in allowed)
+    parts = 1 if options else sum(char in "0123456789" for char in question.written)
+    if len(scored) != parts + 1:
+        found = [tokenizer.piece(i) for i in ids[start:]]
+        raise ValueError(
+            f"expected a token for each digit of {question.written!r} and one for the newline, "
+            f"found {found}: the paper's measure needs a tokenizer that keeps digits apart"
+        )
     return Item(question, ScoredText(tuple(ids), scored, allowed), tuple(ids[:start]), options)
 
 
-def _token_of(text: str, tokenizer: Tokenizer) -> int:
-    """The one token that an answer is, after its space."""
-    before, ids = tokenizer.encode("\nA:"), tokenizer.encode(f"\nA: {text}")
-    if len(ids) - len(before) > 2 or tokenizer.decode(ids[-1:]).strip() != text:
+def _token_of(text: str, tokenizer: Tokenizer, before: str = "\nA: ") -> int:
+    """The one token that ends `before` and a text."""
+    ids = tokenizer.encode(before + text)
+    if not ids or tokenizer.piece(ids[-1]).strip(" ") != text:
         raise ValueError(f"expected a token for {text!r}, found none in the tokenizer")
     return ids[-1]

@@ -13,6 +13,7 @@ from qs.evaluation.heldout import heldout_data, measure_heldout
 from qs.evaluation.statistics import ratio_estimate
 from qs.evaluation.synthetic import heldout_text
 from qs.evaluation.tokens import TokenTable, measure_tokens, windows
+from qs.inference.decoding import thought_text
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import Opened
 from qs.tables import Table
@@ -119,13 +120,14 @@ def _frontier_table(points: Sequence[FrontierPoint]) -> Table:
 
 
 def _gain_table(change: str, tokens: Sequence[TokenGain], tokenizer: Tokenizer) -> Table:
-    special = (tokenizer.bos_id, tokenizer.eos_id)
-
-    def text(ids: Sequence[int]) -> str:  # ids below 0 are pauses
-        return repr("".join("…" if i < 0 else tokenizer.piece(i) for i in ids if i not in special))
-
     rows = [
-        (f"{x.gain:+.3f}", f"{x.weight:+.2f}", text(x.context), text([x.target]), text(x.thought))
+        (
+            f"{x.gain:+.3f}",
+            f"{x.weight:+.2f}",
+            repr(tokenizer.decode(x.context)),
+            repr(tokenizer.piece(x.target)),
+            repr(thought_text(tokenizer, x.context, x.thought)),
+        )
         for x in tokens
     ]
     heads = ("gain", "weight", "text before", "token", "thought")

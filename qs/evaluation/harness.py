@@ -16,10 +16,10 @@ That is the harness's own command line, `lm-eval`, with one model more. Its `--m
     max_gen_toks=N        output tokens where the task does not say [256]
     batch_size=N, device=cpu|cuda, seed=N
 
-Only positions that predict a scored token think. Text begins with BOS, as wherever this model is
-measured. What does not fit loses its beginning, BOS included, as with the harness's own models, and
-is counted. Thoughts are drawn by the seed and their own text, so a result depends neither on the
-batch nor on which other questions are asked.
+Only positions that predict a scored token think. Text begins as the checkpoint's texts do, with BOS
+or without, as wherever this model is measured. What does not fit loses its beginning, BOS included,
+as with the harness's own models, and is counted. Thoughts are drawn by the seed and their own text,
+so a result depends neither on the batch nor on which other questions are asked.
 """
 
 from __future__ import annotations
@@ -134,24 +134,28 @@ class Adapter:
         return cls(**(additional_config or {}) | arg_dict)
 
     @property
-    def eot_token_id(self) -> int | None:
-        """What stands before a text without a context: BOS."""
-        return self.opened.tokenizer.bos_id
+    def eot_token_id(self) -> int:
+        """What stands before a text without a context: BOS, or EOS where there is none."""
+        return self.opened.tokenizer.prompt("")[0]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
-        """Ids, BOS first unless told otherwise."""
+        """Ids, BOS first where the checkpoint's texts have it, unless told otherwise."""
         return self.opened.tokenizer.encode(string, bos=add_special_tokens is not False)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """A last token may hold the end of the context and the whole continuation."""
         before, after = super()._encode_pair(context, continuation)
-        whole = self.tok_encode(context + continuation)
-        return (before, after) if after else (whole[:-1], whole[-1:])
+        if not after:
+            whole = self.tok_encode(context + continuation)
+            before, after = whole[:-1], whole[-1:]
+        if not after:
+            raise ValueError(f"expected a continuation of {context[-40:]!r}, got one of no tokens")
+        return before or [self.eot_token_id], after
 
     def loglikelihood(self, requests: Sequence[Any], **options: Any) -> list[tuple[float, bool]]:
         """Log-probability of continuations in nats, and whether greedy decoding says them."""
         for context, continuation in (request.args for request in requests):
-            if not continuation:
+            if not (continuation and (context or self.opened.tokenizer.encode(continuation))):
                 raise ValueError(f"expected a continuation of {context[-40:]!r}, got an empty one")
         return super().loglikelihood(requests, **options)
 
@@ -234,7 +238,7 @@ class Adapter:
                 )
             prompts, numbers = [], []
             for context, gen_kwargs in batch:
-                ids = self.tok_encode(context)
+                ids = self.opened.tokenizer.prompt(context)
                 self.tally["cut"] += len(ids) > room
                 prompts.append(ids[-room:])
                 same = (*prompts[-1], repr(gen_kwargs))

@@ -212,11 +212,11 @@ def _continue(
     room: int = 0,
 ) -> list[str]:
     """What the model writes after each prompt, drawn by its number, with room for what follows."""
-    ids = [tokenizer.encode(prompt, bos=True) for prompt in prompts]
+    ids = [tokenizer.prompt(prompt) for prompt in prompts]
     decoding = Decoding(max_tokens=tokens, temperature=exam.temperature, think_when=when)
     longest = quiet.model.config.max_positions - exam.thoughts - 2 - room
     written = write(quiet, tokenizer, ids, decoding, exam.seed, COT_STOPS, longest, numbers)
-    return [each.text.removeprefix(" ") if each else "" for each in written]
+    return [each.text if each else "" for each in written]
 
 
 def _asking(tokenizer: Tokenizer) -> int:

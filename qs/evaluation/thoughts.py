@@ -20,8 +20,9 @@ from torch import Tensor
 from qs.config import PADDING, Config
 from qs.data.dataset import TokenDataset
 from qs.evaluation.synthetic import heldout_text
+from qs.inference.decoding import thought_text
 from qs.model.tokenizer import Tokenizer
-from qs.quietstar.algorithm import PAUSE, QuietStar
+from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import Step
 
@@ -114,17 +115,20 @@ def _tokens(
     step: Step, tokens: Tensor, places: Sequence[int], tokenizer: Tokenizer
 ) -> Iterator[PassageToken]:
     """The tokens at neighbouring positions of the one row of a step."""
-    names = {tokenizer.bos_id: "", tokenizer.eos_id: "", PAUSE: "…"}
 
     def text_of(token: int) -> str:
-        return names[token] if token in names else tokenizer.piece(token)
+        special = token in (tokenizer.bos_id, tokenizer.eos_id)
+        return "" if special else tokenizer.piece(token)
 
+    ids = tokens.tolist()
     yield PassageToken(text_of(int(tokens[places[0]])), None, None, ())
     for t in places[:-1]:  # what was thought after t is told of the next token
         nll, judged = step.nll_base[0, t].item(), bool(step.valid[0, t].all())
         thoughts = tuple(
             Thought(
-                text="".join(map(text_of, step.thoughts[0, t, k].tolist())),
+                text=thought_text(
+                    tokenizer, ids[places[0] : t + 1], step.thoughts[0, t, k].tolist()
+                ),
                 reward=step.reward[0, t, k].item() if judged else math.nan,
                 weight=step.weight[0, t, k, 0].item(),
             )

@@ -15,6 +15,7 @@ from torch import Tensor
 from qs.config import check_limits, setting
 from qs.model.config import ModelConfig
 from qs.model.tokenizer import Tokenizer
+from qs.quietstar.algorithm import PAUSE
 from qs.quietstar.sampler import allowed_ids
 
 Reason = Literal["eos", "stop", "length"]
@@ -129,10 +130,16 @@ def uniforms(seed: int, numbers: Sequence[int], tokens: int, n: int) -> list[Ten
     return drawn
 
 
-def token_line(token: OutputToken, tokenizer: Tokenizer) -> str:
-    """One output token, and what was thought before it."""
+def thought_text(tokenizer: Tokenizer, before: Sequence[int], thought: Sequence[int]) -> str:
+    """What was thought after the ids `before`, a pause as `…`; BOS and EOS are no text."""
+    said = [i for i in thought if i != PAUSE]
+    return "…" * (len(thought) - len(said)) + tokenizer.continuation(before, said)
+
+
+def token_line(token: OutputToken, tokenizer: Tokenizer, before: Sequence[int]) -> str:
+    """One output token after the ids `before`, and what was thought before it."""
     line = f"{tokenizer.piece(token.id)!r:16} entropy {token.entropy:5.2f} nats"
     if token.thought is None:
         return line
-    thought = "".join("…" if i < 0 else tokenizer.piece(i) for i in token.thought)
+    thought = thought_text(tokenizer, before, token.thought)
     return f"{line}  weight {token.weight:+.2f}  thought {thought!r}"

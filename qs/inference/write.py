@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from qs.inference.cache import Reading
@@ -44,7 +44,8 @@ def write(
     tail = max((len(stop.encode()) for stop in stops), default=1)
 
     def ended(row: int, said: list[int]) -> bool:
-        ending = text_after(tokenizer, said[-tail:])
+        before = [*prompts[fitting[row]], *said[:-tail]]
+        ending = tokenizer.continuation(before, said[-tail:])
         full = len(said) >= longest - len(prompts[fitting[row]])
         return full or any(stop in ending for stop in stops)
 
@@ -53,10 +54,6 @@ def write(
     results = Stream(quiet, rows, decoding, seed, ended, numbers, reading).finish()
     written: list[Written | None] = [None] * len(prompts)
     for i, result in zip(fitting, results, strict=True):
-        written[i] = Written(text_after(tokenizer, result.text_ids), result.tokens)
+        text = tokenizer.continuation(prompts[i], result.text_ids)
+        written[i] = Written(text, result.tokens)
     return written
-
-
-def text_after(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
-    """The text of ids that follow others: a space that it begins with stays."""
-    return tokenizer.decode([tokenizer.encode("\n")[-1], *ids])[1:]

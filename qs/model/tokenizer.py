@@ -103,6 +103,22 @@ class Tokenizer:
         first = [self.bos_id] if bos and self.begins else []
         return first + self._model.encode(text) + [self.eos_id] * eos
 
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a text that a model is to go on from, at least one: BOS or EOS if it is empty.
+
+        Raises:
+            ValueError: as `encode`, or the text is empty and there is neither.
+        """
+        if ids := self.encode(text, bos=True):
+            return ids
+        before = self.eos_id if self.bos_id is None else self.bos_id
+        if before is None:
+            raise ValueError(
+                f"expected a text to go on from, found an empty one, and {self._model.path} has "
+                "neither BOS nor EOS to begin with"
+            )
+        return [before]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; BOS and EOS are no text; bytes that are no UTF-8 give U+FFFD.
 

@@ -162,11 +162,12 @@ class HuggingFace:
         self._model.no_truncation()
         self._model.no_padding()
         self._model.encode_special_tokens = True  # their names in a text are plain characters
+        unknown = values["model"].get("unk_token")
+        unknown = self._model.token_to_id(unknown) if isinstance(unknown, str) else None
         self._special: dict[int, str] = {}
         for token, added in self._model.get_added_tokens_decoder().items():
-            if added.special:
+            if added.special and token != unknown:
                 self._never_from_text(token, added.content)
-        unknown = values["model"].get("unk_token")
         self._beside = self.encode("a")
         self._bytes: dict[int, int] = {}  # tokens for the bytes that text falls back on
         if values["model"].get("byte_fallback"):
@@ -176,7 +177,7 @@ class HuggingFace:
         self.begins = framed[:1] != text[:1] and bool(framed)
         self.ids = Ids(
             bos=framed[0] if self.begins else None,
-            unknown=self._model.token_to_id(unknown) if isinstance(unknown, str) else None,
+            unknown=unknown,
         )
 
     def encode(self, text: str) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -272,4 +273,7 @@ def open_model(model: str, reads: bool = False, **settings: object) -> Opened:
     own = {"beta": 0.0, "eval_rows": config.run.eval_rows or ROWS}
     config = config.changed(**own | kept | changes)
     placement = choose_placement(config.run)
-    return Opened(folder, home, config, placement, *load(folder, config, placement))
+    quiet, tokenizer = load(folder, config, placement)
+    if changes := tokenizer.changes():
+        print(f"warning: {changes}", file=sys.stderr)
+    return Opened(folder, home, config, placement, quiet, tokenizer)

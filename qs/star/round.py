@@ -75,7 +75,7 @@ def generate_rationales(
         written = write(
             quiet,
             tokenizer,
-            [tokenizer.encode(prompt, bos=True) for prompt in prompts],
+            [tokenizer.prompt(prompt) for prompt in prompts],
             decoding,
             seed,
             task.stops,

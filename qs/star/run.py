@@ -84,6 +84,8 @@ class StarRun:
         print(f"model   {self.start}: {shape.layers} layers")
         print(f"task    {config.star.task}: {len(self.task.heldout)} held-out problems")
         print(f"device  {self.placement}")
+        if changes := self.tokenizer.changes():
+            print(f"warning: {changes}")
         print(f"run     {self.folder}")
 
     def go(self) -> list[dict[str, Any]]:

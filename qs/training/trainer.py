@@ -91,6 +91,8 @@ class Trainer:
         self.say(f"device  {self.placement}, {self.ranks.count} process(es)")
         if self.placement.device.type == "cuda":
             self.say(f"memory  {plan}")
+        if changes := self.tokenizer.changes():
+            self.say(f"warning: {changes}")
 
     def say(self, text: str) -> None:
         """Print, once for all processes."""

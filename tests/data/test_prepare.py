@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tokenizer_files
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -252,6 +254,23 @@ def test_a_tokenizer_without_eos_is_refused(tmp_path, folder, monkeypatch):
         make(tmp_path, folder, ["a"])
 
 
+def test_unknown_tokens_are_counted_and_their_share_is_said(tmp_path, folder, capsys):
+    pytest.importorskip("tokenizers")
+    known = tokenizer_files.byte_fallback(tmp_path / "known")
+    values = json.loads((known / "tokenizer.json").read_text())
+    values["model"] |= {"byte_fallback": False, "fuse_unk": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    shutil.copy(known / "tokenizer_config.json", tmp_path)
+    for tokenizer, unknown in ((tmp_path, 4), (known, 0), (folder, 0)):
+        meta = make(
+            tmp_path / f"of-{tokenizer.name}", tokenizer, ["the ΩΩ cat", "the ΩΩ"], heldout=0
+        )
+        printed = capsys.readouterr()
+        assert json.loads((meta / "meta.json").read_text())["unknown"] == unknown
+        assert ("4 tokens (30.8%) are unknown" in printed.out) == (unknown > 0)
+        assert ("changes text: 'line" in printed.err) == (unknown > 0)
+
+
 def test_a_tokenizer_that_changes_during_the_job_is_refused(folder):
     with pytest.raises(ValueError, match="changed during the preparation; start it again"):
         prepare_._tokenizer(str(folder), "another hash")
@@ -261,6 +280,7 @@ def test_a_large_vocabulary_is_stored_in_32_bits(tmp_path, folder, monkeypatch):
     large = Tokenizer(folder)
     large.vocab_size = 65537
     large.encode = lambda text, bos, eos: [1, 65536, 2]
+    large.changes = lambda: None
     monkeypatch.setattr(prepare_, "Tokenizer", lambda folder: large)
     prepare_._tokenizer.cache_clear()
     try:

@@ -138,10 +138,12 @@ def test_a_question_that_does_not_fit_is_named_and_the_longest_come_first(opened
 
 def test_chains_are_counted_by_their_majority(opened, tmp_path, monkeypatch):
     exam = dataclasses.replace(EXAM, votes=3)
-    answers = iter(["chain"] * 6 + [" 3", " 4", " 4", " 1", " 0", " x"])
+    answers = iter([" First 3."] * 6 + [" 3", " 4", " 4", " 1", " 0", " x"])
 
     def said(exam, quiet, tokenizer, prompts, when, tokens, numbers, room=0):
         assert all(p.startswith("Q: ") for p in prompts)
+        if room == 0 and when == "never":  # asked for the number: the chain keeps its space
+            assert all("step by step. First 3.\nTherefore" in p for p in prompts)
         return [next(answers) for _ in prompts] if when == "never" else ["5"] * len(prompts)
 
     monkeypatch.setattr(qs.evaluation.question_sets, "_continue", said)

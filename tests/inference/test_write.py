@@ -7,7 +7,7 @@ from tiny import TEXTS, init_weights
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.inference.decoding import Decoding
 from qs.inference.generate import Stream
-from qs.inference.write import text_after, write
+from qs.inference.write import write
 from qs.model.tokenizer import train_tokenizer
 from qs.quietstar.load import choose_placement, load
 
@@ -43,7 +43,6 @@ def test_texts_are_what_decoding_says_and_spaces_stay(model, prompts):
     ):
         assert written.tokens == row.tokens
         assert text + written.text == tokenizer.decode(ids + row.text_ids)
-    assert text_after(tokenizer, tokenizer.encode("is 4")) == " is 4"
 
 
 def ids_of(written):
@@ -63,7 +62,7 @@ def test_a_text_ends_with_the_token_that_completes_a_stop(model, prompts):
                 said = ids_of(found)
                 assert said == ids_of(free)[: len(said)]
                 assert stop in found.text
-                assert stop not in text_after(tokenizer, said[:-1])
+                assert stop not in tokenizer.continuation(ids, said[:-1])
 
 
 def test_a_prompt_and_its_text_are_no_longer_than_they_may_be(model, prompts):

@@ -80,7 +80,7 @@ def scripted(monkeypatch, said: dict[str, str]):
 class Letters:
     """Stands where a tokenizer does: prompts stay texts."""
 
-    def encode(self, text, bos):
+    def prompt(self, text):
         return text
 
 
