@@ -36,7 +36,7 @@ def gate(switch: Tensor, x: Tensor) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x (N, D) @ weight (V, D) transposed.
+    """x (..., D) @ weight (V, D) transposed.
 
     On CUDA, where float32 products need not be of the "highest" precision, by tensor cores: each
     number is the sum of two bfloat16 numbers, of whose four products the smallest is left out. The
@@ -45,9 +45,9 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     exact = torch.get_float32_matmul_precision() == "highest"
     if x.dtype != torch.float32 or x.device.type != "cuda" or exact:
         return x @ weight.T
-    (high, low), (w_high, w_low) = _halves(x), _halves(weight)
+    (high, low), (w_high, w_low) = _halves(x.reshape(-1, x.shape[-1])), _halves(weight)
     left, right = torch.cat([high, low, high], 1), torch.cat([w_high, w_high, w_low], 1)
-    return torch.mm(left, right.T, out_dtype=torch.float32)
+    return torch.mm(left, right.T, out_dtype=torch.float32).view(*x.shape[:-1], -1)
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -187,8 +187,7 @@ class Mistral(nn.Module):
     def logits(self, outputs: Tensor) -> Tensor:
         """Outputs (..., D) -> logits (..., V), float32 or wider."""
         wide = at_least_float32(outputs)
-        logits = kernels.product(wide.reshape(-1, wide.shape[-1]), self.head.to(wide.dtype))
-        return logits.view(*wide.shape[:-1], -1)
+        return kernels.product(wide, self.head.to(wide.dtype))
 
     def angles(self, positions: Tensor, dtype: torch.dtype) -> Angles:
         """Cosine and sine (B, S, 1, d) of the rotary angles of (B, S) positions."""

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qs.model.kernels import product
 from qs.quietstar.losses import linear_nll
 
 
@@ -96,9 +97,9 @@ def mixed_nll(mixed: Mixed, head: Tensor, targets: Tensor, space: str) -> Tensor
 def mixed_log_p(mixed: Mixed, head: Tensor, space: str) -> tuple[Tensor, Tensor]:
     """Log-probabilities (..., V) without thoughts and with them; for few positions only."""
     head = head.to(mixed.base.dtype)
-    base = (mixed.base @ head.T).log_softmax(-1)
+    base = product(mixed.base, head).log_softmax(-1)
     if space == "probability":
-        after = (mixed.after @ head.T).log_softmax(-1)
+        after = product(mixed.after, head).log_softmax(-1)
         return base, -mix_nll(-base, -after, mixed.score[..., None])
     outputs = mix_outputs(mixed.base, mixed.after, mixed.weight)
-    return base, (outputs @ head.T).log_softmax(-1)
+    return base, product(outputs, head).log_softmax(-1)
