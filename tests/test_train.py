@@ -540,7 +540,7 @@ def test_data_that_was_never_prepared_is_refused_with_the_two_commands(
     [
         (lambda t, o, w: ["--weights", w], "w: expected a checkpoint, found no such folder", 1),
         (lambda t, o, w: ["--weights", "mistral-7b"], "get it with: hf download mistralai/", 1),
-        (lambda t, o, w: ["--weights", t.data], "config.json: expected a file with JSON", 1),
+        (lambda t, o, w: ["--weights", t.data], "found none; give the folder that holds the", 1),
         (lambda t, o, w: ["--weights", t.data / "meta.json"], "found no such folder", 1),
         (lambda t, o, w: ["--weights", o.weights], "prepare the data again with this token", 1),
         (lambda t, o, w: ["--data", o.data], "expected the shards' tokenizer", 1),
@@ -570,13 +570,13 @@ def test_a_wrong_folder_is_refused_and_left_as_it_was(
 DAMAGES = {
     "other tokenizer": (
         lambda w, o: shutil.copy(o.tokenizer / "tokenizer.model", w),
-        "the model has 300 text tokens, its tokenizer.model 290; take both from the same",
+        "prepare the data again with this token",
     ),
     "no tokenizer": (
         lambda w, o: (w / "tokenizer.model").unlink(),
         "expected tokenizer.model or tokenizer.json",
     ),
-    "no tensors": (lambda w, o: (w / "model.safetensors").unlink(), "found none; get the check"),
+    "no tensors": (lambda w, o: (w / "model.safetensors").unlink(), "found none; give the folder"),
     "cut tensors": (
         lambda w, o: (w / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}"),
         "model.safetensors: expected a safetensors file, found",

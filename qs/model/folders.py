@@ -10,7 +10,7 @@ from qs.files import read_object, saved_steps
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARDS, CONSOLIDATED = "model-*.safetensors", "consolidated*.safetensors"
 ADAPTER = "adapter_config.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 DOWNLOADS = {
     "mistral-7b": "mistralai/Mistral-7B-v0.1 --local-dir weights/mistral-7b "
     "--include '*.json' --include tokenizer.model --include 'model-*.safetensors'",
