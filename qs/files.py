@@ -8,6 +8,7 @@ then one line a step), `step_*/` (checkpoints) and `results.json`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -191,16 +192,12 @@ def _line(record: dict[str, Any]) -> bytes:
 def new_run(out: str | Path, name: str, config: Config) -> Path:
     """Make `out/name` (or `name-2`, `name-3`, ...) and write its `config.json`."""
     Path(out).mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        run = Path(out) / (name if number == 1 else f"{name}-{number}")
-        try:
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    for run in (Path(out) / each for each in names):
+        with contextlib.suppress(FileExistsError):
             run.mkdir()
-            break
-        except FileExistsError:
-            number += 1
-    write_json(run / CONFIG, config.to_json())
-    return run
+            write_json(run / CONFIG, config.to_json())
+            return run
 
 
 def read_config(run: Path) -> Config:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qs.data.completions import encoded
 from qs.data.prompts import direct_answer, direct_prompt
 from qs.data.question_sets import BenchmarkQuestion
 from qs.inference.loglikelihood import ScoredText, TextScore
@@ -84,11 +85,8 @@ def item(question: BenchmarkQuestion, tokenizer: Tokenizer) -> Item:
     among = options or dict.fromkeys(_token_of(digit, tokenizer, at) for digit, at in places)
     after = f"\nA: {question.labels[0] if options else 4}"
     allowed = (*among, _token_of("\n", tokenizer, after))
-    prompt = tokenizer.encode(direct_prompt(question), bos=True)
-    ids = tokenizer.encode(direct_prompt(question) + direct_answer(question), bos=True)
-    # where the answer begins, even if its tokens hold the end of the prompt
-    pairs = enumerate(zip(prompt, ids, strict=False))
-    start = next((i for i, (one, other) in pairs if one != other), len(prompt))
+    example = encoded(tokenizer, direct_prompt(question), direct_answer(question))
+    ids, start = tuple(example.ids[:-1]), example.prompt  # without the end of the text
     scored = tuple(i - 1 for i in range(start, len(ids)) if ids[i] in allowed)
     parts = 1 if options else sum(char in "0123456789" for char in question.written)
     if len(scored) != parts + 1:
@@ -97,7 +95,7 @@ def item(question: BenchmarkQuestion, tokenizer: Tokenizer) -> Item:
             f"expected a token for each digit of {question.written!r} and one for the newline, "
             f"found {found}: the paper's measure needs a tokenizer that keeps digits apart"
         )
-    return Item(question, ScoredText(tuple(ids), scored, allowed), tuple(ids[:start]), options)
+    return Item(question, ScoredText(ids, scored, allowed), ids[:start], options)
 
 
 def _token_of(text: str, tokenizer: Tokenizer, before: str = "\nA: ") -> int:

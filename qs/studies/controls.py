@@ -23,6 +23,7 @@ from qs.evaluation.statistics import Estimate, mean_estimate, paired, ratio_esti
 from qs.evaluation.tokens import Change, TextRows
 from qs.files import write_text
 from qs.quietstar.algorithm import PAUSE, QuietStar
+from qs.quietstar.sampler import allowed_ids
 from qs.tables import Table
 
 LENGTHS = (0, 1, 2, 4, 8, 12)  # n that is trained
@@ -49,9 +50,8 @@ def random_tokens(
 ) -> Tensor:
     """Tokens drawn evenly from all that a thought may hold."""
     config = quiet.model.config
-    allowed = torch.tensor(sorted(set(range(config.vocab_size)) - set(config.forbidden)))
-    drawn = torch.randint(len(allowed), thoughts.shape, generator=generator)
-    return allowed[drawn].to(thoughts.device)
+    allowed = allowed_ids(config.vocab_size, set(config.forbidden), thoughts.device)
+    return allowed[torch.randint(len(allowed), thoughts.shape, generator=generator)]
 
 
 def repeated_start(
