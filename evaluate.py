@@ -13,8 +13,6 @@ A model is a run, a folder in the layout of Hugging Face, Mistral or Quiet-STaR,
 weights/; `python evaluate.py MODEL` is short for `score MODEL`. Each command has its own --help.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import inspect

@@ -5,8 +5,6 @@ renamed. A run is a folder with `config.json`, `log.jsonl` (first line: commit, 
 then one line a step), `step_*/` (checkpoints) and `results.json`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Tables that are printed on a terminal and written as Markdown: one content, two looks."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

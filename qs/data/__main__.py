@@ -9,8 +9,6 @@ SOURCE is a file or a folder of .jsonl, .json (both JSON lines), either with .gz
 a file) or .parquet. synthetic and arithmetic write train.jsonl and heldout.jsonl.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import signal

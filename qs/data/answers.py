@@ -5,8 +5,6 @@ is read. Numbers have one canonical form: no sign but "-", no leading zeros, no 
 decimal, no "-0".
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

@@ -18,8 +18,6 @@ d; in the paper lines show only the next pair of digits, which differs from thre
 Source: STaR (arXiv:2203.14465), section 4.1 and figure 3; after Nye et al. 2021 (arXiv:2112.00114).
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Iterator

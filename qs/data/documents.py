@@ -1,7 +1,5 @@
 """Files and folders of documents -> texts, streamed: JSON lines, plain text, parquet."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import sys

@@ -4,8 +4,6 @@
 files do not depend on the number of processes.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import shutil

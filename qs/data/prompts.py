@@ -11,8 +11,6 @@ Few-shot prompts are STaR's: questions with rationales. Hints give only the answ
 Source: STaR (arXiv:2203.14465), section 3; its code has a number in brackets behind the question.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import replace

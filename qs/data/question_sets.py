@@ -1,7 +1,5 @@
 """Benchmarks: GSM8K and CommonsenseQA from their published files, and held-out sums."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass

@@ -14,8 +14,6 @@ written again: if nothing but the answer followed one, a thought could not be mi
 question without denying the mark its probability.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Iterator, Sequence

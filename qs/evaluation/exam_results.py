@@ -1,7 +1,5 @@
 """What the answers to a question set come to: means with intervals, and differences, paired."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Source: Quiet-STaR (arXiv:2403.09629), section 5.1; ezelikman/quiet-star, eval_helpers.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Hard tokens: what thinking does by difficulty, where it is worth it, and examples of it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace

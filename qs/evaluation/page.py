@@ -5,8 +5,6 @@ without its script only keys are lost. Text is data: between tags, never in an a
 script.
 """
 
-from __future__ import annotations
-
 import html
 import math
 from base64 import b64encode

@@ -5,8 +5,6 @@ sampled ones, and the answers that are decoded go on from that reading. With vot
 thought are drawn instead, and the majority of their numbers is the answer.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -3,8 +3,6 @@
 A unit is a question, a document or a row of text: tokens of one text are no independent draws.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

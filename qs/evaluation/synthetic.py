@@ -5,8 +5,6 @@ whose working is left out: its answer is one token that can be known only by rea
 else, written documents and their answers included, counts among the other tokens.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ Text is data: what does not show becomes a visible mark (`visible`), so that not
 a terminal.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import unicodedata

@@ -4,8 +4,6 @@ What is told of text is read off this table: its score, deciles of difficulty, w
 which tokens it helped most.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """What decoding is asked for, the numbers that it draws by, and what it gives."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

@@ -16,8 +16,6 @@ what it is batched with, and its numbers do not depend on who thinks, or how lon
 Source: Quiet-STaR (arXiv:2403.09629), section 4.3; thinking only where it may pay is ours.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 The text is read once, in one plain causal pass, and shared by all that is thought about it.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -11,8 +11,6 @@ made a batch of problems at a time, and problems draw by numbers of their own.
 Source: STaR (arXiv:2203.14465), algorithm 1.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields

@@ -13,8 +13,6 @@ makes the same examples. Training of a round begins anew.
 Source: STaR (arXiv:2203.14465), algorithm 1 and section 4.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shutil

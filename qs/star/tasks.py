@@ -9,8 +9,6 @@ Every task gives the same records, so that a round (`qs/star/round.py`) knows no
 Source: STaR (arXiv:2203.14465), section 3 and 4.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

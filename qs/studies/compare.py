@@ -5,8 +5,6 @@ and for a working that ends in the answer. On the bundled kind of text an answer
 is told by its probability among the possible ones; sums are decoded and right or wrong.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple

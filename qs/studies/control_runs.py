@@ -1,7 +1,5 @@
 """Train what a run is compared with, each in a folder of its own under it, and measure them all."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import subprocess

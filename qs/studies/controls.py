@@ -5,8 +5,6 @@ data, order of rows, number of steps and seed, something else is trained (`basel
 measured on the same held-out text and questions.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Needs matplotlib (pip install -e '.[plot]'), which is imported only when somethi
 picture is written as PNG and as SVG; the same numbers give the same bytes.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Runs of STaR side by side: accuracy by group and round, one arm for runs that differ in seed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
