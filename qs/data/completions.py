@@ -26,14 +26,14 @@ class CompletionBatch(NamedTuple):
 class EncodedExample(NamedTuple):
     """A prompt with its completion."""
 
-    ids: list[int]  # BOS and EOS included
+    ids: list[int]  # BOS and, if asked for, EOS included
     prompt: int  # how many of them are the prompt's, and no targets
 
 
-def encoded(tokenizer: Tokenizer, prompt: str, completion: str) -> EncodedExample:
+def encoded(tokenizer: Tokenizer, prompt: str, completion: str, eos: bool = True) -> EncodedExample:
     """Encode an example whole, as it will be read; a token across the border is a target."""
     alone = tokenizer.encode(prompt, bos=True)
-    ids = tokenizer.encode(prompt + completion, bos=True, eos=True)
+    ids = tokenizer.encode(prompt + completion, bos=True, eos=eos)
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(alone, ids, strict=False))
     return EncodedExample(ids, len(list(same)))
 

@@ -83,8 +83,8 @@ def item(question: BenchmarkQuestion, tokenizer: Tokenizer) -> Item:
     among = options or dict.fromkeys(_token_of(digit, tokenizer, at) for digit, at in places)
     after = f"\nA: {question.labels[0] if options else 4}"
     allowed = (*among, _token_of("\n", tokenizer, after))
-    example = encoded(tokenizer, direct_prompt(question), direct_answer(question))
-    ids, start = tuple(example.ids[:-1]), example.prompt  # without the end of the text
+    example = encoded(tokenizer, direct_prompt(question), direct_answer(question), eos=False)
+    ids, start = tuple(example.ids), example.prompt
     scored = tuple(i - 1 for i in range(start, len(ids)) if ids[i] in allowed)
     parts = 1 if options else sum(char in "0123456789" for char in question.written)
     if len(scored) != parts + 1:

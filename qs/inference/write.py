@@ -1,7 +1,5 @@
 """Texts that a model writes after prompts, up to where a stop string says that they end."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
