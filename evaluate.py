@@ -28,11 +28,11 @@ from qs import cli, files
 from qs.cli import Parser, add_settings, chosen
 from qs.config import RunConfig, ThoughtConfig, check_limits, setting, thought_lengths
 from qs.data.question_sets import ARITHMETIC, QUESTION_SETS, read_questions
-from qs.evaluation import question_sets
+from qs.evaluation import exam_results, question_sets
+from qs.evaluation.exam_results import Exam
 from qs.evaluation.hard_tokens import by_decile, measure_hard_tokens, token_table
 from qs.evaluation.heldout import heldout_data, heldout_score, score_table
 from qs.evaluation.page import PAGE_ROWS, write_thoughts
-from qs.evaluation.question_sets import Exam
 from qs.evaluation.thoughts import read_thoughts
 from qs.inference.decoding import Decoding, token_line
 from qs.inference.generate import Stream
@@ -115,12 +115,12 @@ def tasks(args: argparse.Namespace) -> None:
     own = {"model": str(opened.folder), "weights": digest, "thoughts": n, "seed": run.seed}
     exams = [Exam(task, **chosen(args, Exam) | own) for task in args.tasks]
     folder = args.against and Path(args.against)
-    others = [folder and question_sets.answers_of(exam.kind, folder) for exam in exams]
+    others = [folder and exam_results.answers_of(exam.kind, folder) for exam in exams]
     out, environment = begin_results(args, opened)
     tables: list[Table] = []
     for exam, asked, other in zip(exams, questions, others, strict=True):
         summary = question_sets.run(exam, opened.quiet, opened.tokenizer, asked, out)
-        facts, made = question_sets.exam_report(exam, summary, out, other)
+        facts, made = exam_results.exam_report(exam, summary, out, other)
         facts["environment"] = environment
         before = files.read_results(out).get("exams", {})
         files.add_results(out, {"exams": before | {exam.file: facts}})

@@ -1,5 +1,8 @@
-"""What the answers to a question set come to: means with intervals, and differences, paired."""
+"""How a question set is run, and what its answers come to: means, intervals, paired differences."""
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from qs.config import check_limits, setting
 from qs.evaluation.statistics import Estimate, mean_estimate, paired, wilson
 from qs.files import JsonLines
 from qs.tables import Table, between, number
@@ -15,6 +19,57 @@ GOLD, EXACT = "gold answer probability", "exact match of the decoded answer"
 OPTION, SINGLE = "likeliest option is right", "one chain is right"
 CHANCE, PLAIN = "by chance", "without thoughts"
 GREEDY, SAMPLED = "greedy thoughts", "sampled thoughts"
+
+
+@dataclass(frozen=True)
+class Exam:
+    """How a question set is run."""
+
+    task: str  # of `question_sets.QUESTION_SETS`, or ARITHMETIC
+    model: str  # the checkpoint's folder
+    weights: str  # its `weights.digest`
+    thoughts: int  # n; 0: without thoughts only
+    samples: int = setting(4, "sampled thoughts to average, beside the greedy one", least=1)
+    votes: int = setting(0, "chains of thought to vote; 0: direct answers are scored", least=0)
+    temperature: float = setting(0.9, "temperature of chains of thought", least=0)
+    batch: int = setting(8, "questions at a time", least=1)
+    seed: int = 0  # of thoughts and chains
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+
+    @property
+    def file(self) -> str:
+        """Name of the file of its answers: the same wherever nothing that matters differs."""
+        idle = {"model", "batch", *(("samples",) if self.votes else ("votes", "temperature"))}
+        kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in idle}
+        settings = json.dumps(kept, sort_keys=True).encode()
+        return f"{self.kind}-{hashlib.sha256(settings).hexdigest()[:8]}.jsonl"
+
+    @property
+    def kind(self) -> str:
+        """Of the answers: what can be compared."""
+        return f"{self.task}-maj{self.votes}" if self.votes else f"{self.task}-direct"
+
+    @property
+    def ways(self) -> dict[str, str]:
+        """When each way of answering thinks."""
+        return {"base": "never"} | ({"mix": "always"} if self.thoughts else {})
+
+
+def answers_of(kind: str, folder: Path) -> Path:
+    """The newest file with answers of one kind.
+
+    Raises:
+        ValueError: there is none.
+    """
+    files = sorted(folder.glob(f"{kind}-*.jsonl"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        raise ValueError(
+            f"{folder}: expected answers of {kind} to compare with, found none; "
+            "ask that model the same questions first"
+        )
+    return files[-1]
 
 
 class Measure(NamedTuple):
@@ -124,3 +179,52 @@ def against_table(difference: Summary) -> Table:
         rows.append((what, how, number(result.mean, "+"), between(*result.ends, "+")))
     title = f"minus {facts['file']}, {facts['questions']:,} questions, paired"
     return Table(title, ("measure", "how", "difference", "95 % interval"), rows)
+
+
+def exam_table(exam: Exam, summary: Summary) -> Table:
+    """A question set's rates with 95 % intervals, and differences paired by question."""
+    facts, rows = summary.facts, []
+    for name, result in summary.results.items():
+        (what, how, _), change = MEASURES[name], ("", "")
+        if result.change:
+            change = number(result.change.mean, "+"), between(*result.change.ends, "+")
+        interval = "" if how == CHANCE else between(*result.ends)
+        rows.append((what, how, number(result.mean), interval, *change))
+    how = f"greedy and {exam.samples} sampled" if exam.thoughts else "none"
+    if exam.votes:
+        how = f"majority of {exam.votes} chains, temperature {exam.temperature}, thoughts greedy"
+    notes = [f"thoughts of n {exam.thoughts}: {how}; seed {exam.seed}; {exam.batch} at a time"]
+    notes.append(f"too long for the model and left out: {len(facts['too_long'])}")
+    if facts["too_long"]:
+        notes[-1] += f" ({', '.join(facts['too_long'])})"
+    if "slots" in facts:
+        tokens, slots, everywhere = (facts[name] for name in TOTALS)
+        notes.append(
+            f"{slots:,} slots of greedy thoughts after {tokens:,} tokens; "
+            f"thinking at every one has {everywhere:,}, {everywhere / slots:.1f} times as many"
+        )
+    if answered := facts["answered"]:
+        took = facts["seconds"]
+        notes.append(f"{took:.0f} s for {answered:,}, {1000 * took / answered:.0f} s for 1,000")
+    heads = ("measure", "how", "mean", "95 % interval", "change", "95 % interval, paired")
+    title = f"{exam.task}: {facts['scored']:,} of {facts['questions']:,} questions"
+    return Table(title, heads if rows else (), rows, notes)
+
+
+def exam_report(
+    exam: Exam, summary: Summary, out: Path, other: Path | None
+) -> tuple[dict[str, Any], list[Table]]:
+    """Facts to keep and tables to show.
+
+    `out` is the folder of the answers, `other` a file with those of a model to compare with.
+
+    Raises:
+        ValueError: they have no question in common.
+    """
+    facts = {"exam": dataclasses.asdict(exam)} | summary.to_json()
+    tables = [exam_table(exam, summary)]
+    if other is not None:
+        difference = against(out / exam.file, other)
+        facts["against"] = difference.to_json()
+        tables.append(against_table(difference))
+    return facts, tables

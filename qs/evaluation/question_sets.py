@@ -5,32 +5,17 @@ sampled ones, and the answers that are decoded go on from that reading. With vot
 thought are drawn instead, and the majority of their numbers is the answer.
 """
 
-import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from qs.config import check_limits, setting
 from qs.data.answers import final_number, majority
 from qs.data.prompts import COT_STOPS, cot_final_prompt, cot_prompt, cut
 from qs.data.question_sets import BenchmarkQuestion, parse_direct
-from qs.evaluation.exam_results import (
-    CHANCE,
-    MEASURES,
-    TOTALS,
-    Line,
-    Summary,
-    against,
-    against_table,
-    summary,
-)
+from qs.evaluation.exam_results import Exam, Line, Summary, summary
 from qs.evaluation.gold_probability import Item, item
 from qs.files import JsonLines
 from qs.inference.cache import read_texts
@@ -39,61 +24,9 @@ from qs.inference.loglikelihood import Thinking, score, seed_of
 from qs.inference.write import write
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
-from qs.tables import Table, between, number
 
 ANSWER_TOKENS = 16  # of a direct answer, at most
 CHAIN_TOKENS, NUMBER_TOKENS = 384, 12  # of a chain of thought and of the number after it
-
-
-@dataclass(frozen=True)
-class Exam:
-    """How a question set is run."""
-
-    task: str  # of `question_sets.QUESTION_SETS`, or ARITHMETIC
-    model: str  # the checkpoint's folder
-    weights: str  # its `weights.digest`
-    thoughts: int  # n; 0: without thoughts only
-    samples: int = setting(4, "sampled thoughts to average, beside the greedy one", least=1)
-    votes: int = setting(0, "chains of thought to vote; 0: direct answers are scored", least=0)
-    temperature: float = setting(0.9, "temperature of chains of thought", least=0)
-    batch: int = setting(8, "questions at a time", least=1)
-    seed: int = 0  # of thoughts and chains
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-
-    @property
-    def file(self) -> str:
-        """Name of the file of its answers: the same wherever nothing that matters differs."""
-        idle = {"model", "batch", *(("samples",) if self.votes else ("votes", "temperature"))}
-        kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in idle}
-        settings = json.dumps(kept, sort_keys=True).encode()
-        return f"{self.kind}-{hashlib.sha256(settings).hexdigest()[:8]}.jsonl"
-
-    @property
-    def kind(self) -> str:
-        """Of the answers: what can be compared."""
-        return f"{self.task}-maj{self.votes}" if self.votes else f"{self.task}-direct"
-
-    @property
-    def ways(self) -> dict[str, str]:
-        """When each way of answering thinks."""
-        return {"base": "never"} | ({"mix": "always"} if self.thoughts else {})
-
-
-def answers_of(kind: str, folder: Path) -> Path:
-    """The newest file with answers of one kind.
-
-    Raises:
-        ValueError: there is none.
-    """
-    files = sorted(folder.glob(f"{kind}-*.jsonl"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        raise ValueError(
-            f"{folder}: expected answers of {kind} to compare with, found none; "
-            "ask that model the same questions first"
-        )
-    return files[-1]
 
 
 def run(
@@ -220,52 +153,3 @@ def _continue(
 def _asking(tokenizer: Tokenizer) -> int:
     """Tokens that follow a chain of thought: the words that ask for its number, and the number."""
     return len(tokenizer.encode(cot_final_prompt(""))) + NUMBER_TOKENS
-
-
-def exam_table(exam: Exam, summary: Summary) -> Table:
-    """A question set's rates with 95 % intervals, and differences paired by question."""
-    facts, rows = summary.facts, []
-    for name, result in summary.results.items():
-        (what, how, _), change = MEASURES[name], ("", "")
-        if result.change:
-            change = number(result.change.mean, "+"), between(*result.change.ends, "+")
-        interval = "" if how == CHANCE else between(*result.ends)
-        rows.append((what, how, number(result.mean), interval, *change))
-    how = f"greedy and {exam.samples} sampled" if exam.thoughts else "none"
-    if exam.votes:
-        how = f"majority of {exam.votes} chains, temperature {exam.temperature}, thoughts greedy"
-    notes = [f"thoughts of n {exam.thoughts}: {how}; seed {exam.seed}; {exam.batch} at a time"]
-    notes.append(f"too long for the model and left out: {len(facts['too_long'])}")
-    if facts["too_long"]:
-        notes[-1] += f" ({', '.join(facts['too_long'])})"
-    if "slots" in facts:
-        tokens, slots, everywhere = (facts[name] for name in TOTALS)
-        notes.append(
-            f"{slots:,} slots of greedy thoughts after {tokens:,} tokens; "
-            f"thinking at every one has {everywhere:,}, {everywhere / slots:.1f} times as many"
-        )
-    if answered := facts["answered"]:
-        took = facts["seconds"]
-        notes.append(f"{took:.0f} s for {answered:,}, {1000 * took / answered:.0f} s for 1,000")
-    heads = ("measure", "how", "mean", "95 % interval", "change", "95 % interval, paired")
-    title = f"{exam.task}: {facts['scored']:,} of {facts['questions']:,} questions"
-    return Table(title, heads if rows else (), rows, notes)
-
-
-def exam_report(
-    exam: Exam, summary: Summary, out: Path, other: Path | None
-) -> tuple[dict[str, Any], list[Table]]:
-    """Facts to keep and tables to show.
-
-    `out` is the folder of the answers, `other` a file with those of a model to compare with.
-
-    Raises:
-        ValueError: they have no question in common.
-    """
-    facts = {"exam": dataclasses.asdict(exam)} | summary.to_json()
-    tables = [exam_table(exam, summary)]
-    if other is not None:
-        difference = against(out / exam.file, other)
-        facts["against"] = difference.to_json()
-        tables.append(against_table(difference))
-    return facts, tables

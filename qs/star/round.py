@@ -70,15 +70,9 @@ def generate_rationales(
     for first in range(done, len(problems), size):
         batch = problems[first : first + size]
         prompts = [problem.hinted if hint else problem.prompt for problem in batch]
-        written = write(
-            quiet,
-            tokenizer,
-            [tokenizer.prompt(prompt) for prompt in prompts],
-            decoding,
-            seed,
-            task.stops,
-            numbers=range(first, first + len(batch)),
-        )
+        ids = [tokenizer.prompt(prompt) for prompt in prompts]
+        numbers = range(first, first + len(batch))
+        written = write(quiet, tokenizer, ids, decoding, seed, task.stops, numbers=numbers)
         yield [
             judge(task, problem, hint, prompt, text)
             for problem, prompt, text in zip(batch, prompts, written, strict=True)

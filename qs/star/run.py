@@ -204,16 +204,10 @@ class StarRun:
             )
         if path.is_file():
             lines.rewrite([dataclasses.asdict(a) for a in made])
+        model, seed = (quiet, self.tokenizer), self.config.run.seed * 1000 + number
+        decoding = Decoding(star.rationale_tokens, temperature, think_when="never")
         rest = generate_rationales(
-            quiet,
-            self.tokenizer,
-            self.task,
-            problems,
-            Decoding(star.rationale_tokens, temperature, think_when="never"),
-            self.config.run.seed * 1000 + number,
-            hint,
-            size,
-            done=len(made),
+            *model, self.task, problems, decoding, seed, hint, size, done=len(made)
         )
         label = f"round {number}, {path.stem}"
         with tqdm(total=len(problems), desc=label, unit=" problems", leave=False) as bar:

@@ -12,9 +12,9 @@ import qs.evaluation.question_sets
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.data.prompts import cot_final_prompt, direct_answer, direct_prompt
 from qs.data.question_sets import BenchmarkQuestion
-from qs.evaluation.exam_results import against, summary
+from qs.evaluation.exam_results import Exam, against, answers_of, exam_table, summary
 from qs.evaluation.gold_probability import item
-from qs.evaluation.question_sets import NUMBER_TOKENS, Exam, answers_of, exam_table, run
+from qs.evaluation.question_sets import NUMBER_TOKENS, run
 from qs.evaluation.statistics import wilson
 from qs.files import JsonLines
 from qs.model.tokenizer import train_tokenizer
