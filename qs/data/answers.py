@@ -24,7 +24,7 @@ NOT_UNIT = re.compile(  # words that change the number, or may give a second one
 )
 SENTENCE = r"[ \t]*((?:[^\n.]|\.(?=\S))*)"  # up to a full stop before a space, or the line's end
 SAID = re.compile(rf"(?m)^[ \t]*####{SENTENCE}|\banswer(?:\s+is\b:?|:){SENTENCE}", re.IGNORECASE)
-WORDS = r"(?:(?!\b(?:not|no|never|either|neither|n?or|than|except|is|isn't|wrong)\b)[^()\n])*"
+CLAUSE = r"(?:(?!\b(?:not|no|never|either|neither|n?or|than|except|is|isn't|wrong)\b)[^()\n])*"
 
 
 def _canonical(whole: str, decimals: str = "", negative: bool = False) -> str:
@@ -89,14 +89,14 @@ def parse_choice(text: str, labels: Sequence[str]) -> str | None:
     - one or more statements among other words, if they agree: `answer is`, `answer:` or `####`,
       then up to the sentence's end one of the above, or words and `(B)`: "The answer is tea (b)."
 
-    Words hold no brackets, and none of those that WORDS refuses; the last statement must choose.
+    Words hold no brackets, and none of those that CLAUSE refuses; the last statement must choose.
     So "a dog", "(A) or (B)", "The answer is a dog." choose nothing.
     """
     as_written = {label.upper(): label for label in labels}
     label = f"({'|'.join(map(re.escape, as_written))})"
     alone = rf"(?:\({label}\)|{label}\)?)[.:]?"
-    with_words_behind = rf"(?:\({label}\)|{label}\)) {WORDS}"
-    with_words_before = rf"{WORDS}\({label}\)"  # only in a statement
+    with_words_behind = rf"(?:\({label}\)|{label}\)) {CLAUSE}"
+    with_words_before = rf"{CLAUSE}\({label}\)"  # only in a statement
 
     def chosen(part: str, *forms: str) -> str | None:
         match = re.fullmatch("|".join(forms), part.strip(), re.IGNORECASE | re.ASCII)

@@ -35,12 +35,12 @@ OPERATIONS = {  # digits of a column and the carry from its right -> carry and d
     "_": lambda a, b, carry: (0, min(a, b)),
     "-": lambda a, b, carry: (int(a < b), abs(a - b)),
 }
-OPEN, CLOSE = "<scratch>", "</scratch>"
-HELDOUT = 0.1  # share of all sums that are never trained on
+BEGIN, END = "<scratch>", "</scratch>"
+HELDOUT_SHARE = 0.1  # share of all sums that are never trained on
 # What a tokenizer should keep whole, with sentencepiece's mark for a space: then a sum has a token
 # for every word and for every newline.
 WORDS = (*(f" {sign}" for sign in OPERATIONS), " ,", ",", " C:", *(f" {d}" for d in range(10)))
-SYMBOLS = ("Input:", "Target:", OPEN, CLOSE, *(word.replace(" ", "\u2581") for word in WORDS))
+SYMBOLS = ("Input:", "Target:", BEGIN, END, *(word.replace(" ", "\u2581") for word in WORDS))
 LONGEST = 5  # digits of what is asked
 KNOWN = 2  # digits of sums in `operation_texts`, at most
 SHARES = {"sums": 0.4, "hinted sums": 0.2, "other operations": 0.4}
@@ -72,7 +72,7 @@ class Sum:
 def split_of(problem: Sum) -> Split:
     """The only split that a sum is ever drawn for: a hash of its numbers, in either order."""
     low, high = sorted((problem.a, problem.b))
-    return split_by_hash(f"addition {low} {high}".encode(), HELDOUT)
+    return split_by_hash(f"addition {low} {high}".encode(), HELDOUT_SHARE)
 
 
 def sums(seed: int | str, split: Split, digits: int) -> Iterator[Sum]:
@@ -133,7 +133,7 @@ def parse_answer(text: str, steps: bool = True) -> str | None:
     digits, spaced, without leading zeros, its newline there or not; what is before is not judged.
     """
     if steps:
-        text = text.partition(f"\n{CLOSE}\n")[2]
+        text = text.partition(f"\n{END}\n")[2]
     match = re.fullmatch(r"([0-9]|[1-9](?: [0-9])+)\n?", text)
     return match[1].replace(" ", "") if match else None
 
@@ -144,13 +144,13 @@ def worked(a: str, b: str, operation: str) -> tuple[str, str]:
     Both numbers have as many digits; zeros may lead.
     """
     result, carry = "", 0
-    lines = [OPEN, f"{' '.join(a)} {operation} {' '.join(b)} , C: 0"]
+    lines = [BEGIN, f"{' '.join(a)} {operation} {' '.join(b)} , C: 0"]
     while a:
         carry, digit = OPERATIONS[operation](int(a[-1]), int(b[-1]), carry)
         a, b, result = a[:-1], b[:-1], f"{digit}{result}"
         left = f"{' '.join(a)} {operation} {' '.join(b)} " if a else ""
         lines.append(f"{left}, {' '.join(result)} C: {carry}")
-    lines += [f"{carry} {' '.join(result)}", CLOSE]
+    lines += [f"{carry} {' '.join(result)}", END]
     answer = f"{carry}{result}".lstrip("0") or "0"
     return "".join(f"{line}\n" for line in lines), f"{' '.join(answer)}\n"
 

@@ -25,10 +25,10 @@ if TYPE_CHECKING:  # torch is imported where a batch is made: tokenizing workers
 
 FORMAT = 1
 META = "meta.json"
-DTYPES = {"uint16": np.uint16, "uint32": np.uint32}
+TOKEN_DTYPES = {"uint16": np.uint16, "uint32": np.uint32}
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-DOWNLOADS = {  # of the paper's data
+DATA_DOWNLOADS = {  # of the paper's data
     "owm": "hf download open-web-math/open-web-math --repo-type dataset --include 'data/*'",
     "c4": "hf download allenai/c4 --repo-type dataset --include 'en/c4-train.0000*.json.gz'",
 }
@@ -75,7 +75,7 @@ class TokenDataset:
                 Shard(str(entry["name"]), int(entry["documents"]), int(entry["tokens"]))
                 for entry in self.meta["splits"][split]["shards"]
             ]
-            dtype = DTYPES[self.meta["dtype"]]
+            dtype = TOKEN_DTYPES[self.meta["dtype"]]
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(f"no usable entry {error}") from None
         self._tokens = [self._map(f"{x.name}.bin", dtype, x.tokens) for x in shards]
@@ -229,9 +229,9 @@ def resolve_data(name_or_folder: str) -> Path:
         if (folder / META).is_file():
             return folder
     name, source, download = Path(name_or_folder).name, "SOURCE", ""
-    if name in DOWNLOADS:
+    if name in DATA_DOWNLOADS:
         source = f"data/raw/{name}"
-        download = f"{DOWNLOADS[name]} --local-dir {source}\n"
+        download = f"{DATA_DOWNLOADS[name]} --local-dir {source}\n"
     raise ValueError(
         f"--data {name_or_folder}: expected a prepared dataset, found no {META} in "
         f"{name_or_folder} or data/{name_or_folder}; run\n{download}python -m qs.data prepare "

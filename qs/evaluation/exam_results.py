@@ -16,8 +16,8 @@ from qs.files import JsonLines
 from qs.tables import Table, between, number
 
 GOLD, EXACT = "gold answer probability", "exact match of the decoded answer"
-OPTION, SINGLE = "likeliest option is right", "one chain is right"
-CHANCE, PLAIN = "by chance", "without thoughts"
+OPTION, ONE_CHAIN = "likeliest option is right", "one chain is right"
+CHANCE, WITHOUT = "by chance", "without thoughts"
 GREEDY, SAMPLED = "greedy thoughts", "sampled thoughts"
 
 
@@ -82,17 +82,17 @@ class Measure(NamedTuple):
 
 MEASURES = {  # in lines of answers and in results.json, in the order of the table
     "gold_chance": Measure(GOLD, CHANCE),
-    "gold_base": Measure(GOLD, PLAIN),
+    "gold_base": Measure(GOLD, WITHOUT),
     "gold_greedy": Measure(GOLD, GREEDY, "gold_base"),
     "gold_sampled": Measure(GOLD, SAMPLED, "gold_base"),
-    "exact_base": Measure(EXACT, PLAIN),
+    "exact_base": Measure(EXACT, WITHOUT),
     "exact_mix": Measure(EXACT, GREEDY, "exact_base"),
     "option_chance": Measure(OPTION, CHANCE),
-    "option_base": Measure(OPTION, PLAIN),
+    "option_base": Measure(OPTION, WITHOUT),
     "option_greedy": Measure(OPTION, GREEDY, "option_base"),
     "option_sampled": Measure(OPTION, SAMPLED, "option_base"),
-    "single_base": Measure(SINGLE, PLAIN),
-    "single_mix": Measure(SINGLE, GREEDY, "single_base"),
+    "single_base": Measure(ONE_CHAIN, WITHOUT),
+    "single_mix": Measure(ONE_CHAIN, GREEDY, "single_base"),
 }
 TOTALS = ("tokens", "slots", "slots_everywhere")  # of the text, of greedy thoughts, at every token
 Line = dict[str, Any]  # of a file of answers: "id", MEASURES, TOTALS, and what was said

@@ -16,7 +16,7 @@ from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import Opened
 from qs.tables import Table
 
-EXAMPLES = 20  # of tokens that were helped most, and of those hurt most
+EXAMPLE_TOKENS = 20  # of tokens that were helped most, and of those hurt most
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def measure_hard_tokens(opened: Opened) -> tuple[dict[str, Any], list[Table]]:
     if text.questions is not None:  # other rows than those of the table: documents are whole
         answers = measure_heldout(opened.quiet, text, opened.config).answers
         points = [replace(point, gold=answers.gold_above(point.above)) for point in points]
-    best, worst = most_helped(table, EXAMPLES)
+    best, worst = most_helped(table, EXAMPLE_TOKENS)
     named = {"deciles": deciles, "frontier": points, "helped": best, "hurt": worst}
     facts: dict[str, Any] = {name: [asdict(x) for x in lines] for name, lines in named.items()}
     facts |= {"data": str(data.folder), "tokens": int(table.scored.sum()), "seed": run.seed}

@@ -47,7 +47,7 @@ from qs.quietstar.load import open_model
 
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 DECODING = ("until", "do_sample", "temperature", "top_p", *LIMITS)
-MISSING = "expected lm-evaluation-harness, found none; run pip install -e '.[harness]'"
+NO_HARNESS = "expected lm-evaluation-harness, found none; run pip install -e '.[harness]'"
 log = logging.getLogger("lm_eval.qs")  # shown as the harness shows its own lines
 
 
@@ -295,7 +295,7 @@ def harness_model() -> type:
         from lm_eval.api.model import TemplateLM
         from lm_eval.api.registry import register_model
     except ImportError:
-        raise ValueError(MISSING) from None
+        raise ValueError(NO_HARNESS) from None
 
     @register_model("qs")
     class QuietLM(Adapter, TemplateLM):

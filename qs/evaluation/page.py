@@ -29,7 +29,7 @@ from qs.evaluation.thoughts import (
 from qs.files import write_text
 
 PAGE, PAGE_ROWS = "thoughts.html", 12  # of a run, and rows of held-out text on it
-CONTEXT = 16  # characters before a token in the table under a passage
+LEADING = 16  # characters before a token in the table under a passage
 HEADS = ("token", "gain", "NLL", "thought", "reward", "weight")
 
 
@@ -131,7 +131,7 @@ def _most(passage: Passage) -> str:
         if left := thoughts[FEW:]:
             rows.append(f'<td class="c" colspan="3">and {len(left)} with less |reward|</td>')
         before = "".join(x.text for x in passage.tokens[:place])
-        start = "…" * (len(before) > CONTEXT) + _text(before[-CONTEXT:]) if before else ""
+        start = "…" * (len(before) > LEADING) + _text(before[-LEADING:]) if before else ""
         tall = f'rowspan="{len(rows)}"'
         rows[0] = (
             f'<th scope="rowgroup" {tall}><span class="c">{start}</span>'

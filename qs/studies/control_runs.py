@@ -22,7 +22,7 @@ from qs.model import folders
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import ROWS, choose_placement, load
 from qs.studies import controls
-from qs.studies.controls import BEFORE, OWN, UNREWARDED, BaselineRun, Control, ControlRow
+from qs.studies.controls import OWN, UNREWARDED, UNTRAINED, BaselineRun, Control, ControlRow
 from qs.tables import results_page, words
 
 FOLDER, CONTROLS, CONTROLS_PAGE = "controls", "controls.json", "controls.md"  # of the run
@@ -186,14 +186,14 @@ def measure_controls(
             quiet, _ = load(folder, config, choose_placement(config.run))
             by_seed.append(measure_heldout(quiet, text, config, "", change, fixed_weight))
     references = {control.name: measured[control] for control in tables[controls.TRAINED]}
-    before, unrewarded = references[BEFORE], references.get(UNREWARDED, ())
+    before, unrewarded = references[UNTRAINED], references.get(UNREWARDED, ())
 
     def row(control: Control) -> ControlRow:
         line = controls.control_row(
             control,
             measured[control],
-            before=() if control.name == BEFORE else before,
-            unrewarded=() if control.name in (BEFORE, UNREWARDED) else unrewarded,
+            before=() if control.name == UNTRAINED else before,
+            unrewarded=() if control.name in (UNTRAINED, UNREWARDED) else unrewarded,
         )
         if not control.trained:
             return line

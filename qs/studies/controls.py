@@ -27,7 +27,7 @@ from qs.tables import Table
 LENGTHS = (0, 1, 2, 4, 8, 12)  # n that is trained
 EVALUATED = (0, 1, 2, 3, 4, 6, 7, 8, 10, 12, 14)  # n in evaluation only; the run's own is added
 # names of rows and titles of tables that others refer to
-OWN, BEFORE = "Quiet-STaR", "before training"
+OWN, UNTRAINED = "Quiet-STaR", "before training"
 PLAIN, PAUSES, UNREWARDED = "plain training", "pause tokens", "without REINFORCE (beta = 0)"
 SAME = "Same weights, other thoughts"
 LENGTH = "Same weights, another thought length at evaluation"
@@ -137,7 +137,7 @@ def control_tables(before: Path, trained: Mapping[BaselineRun, Path]) -> dict[st
     return {
         SAME: [own, *(Control(each.name, steps, seeds, each) for each in INTERVENTIONS[1:])],
         LENGTH: [Control(name, steps, configs) for name, configs in lengths.items()],
-        TRAINED: [Control(BEFORE, (before,) * len(seeds), seeds), *rows.values()],
+        TRAINED: [Control(UNTRAINED, (before,) * len(seeds), seeds), *rows.values()],
     }
 
 
@@ -241,7 +241,7 @@ each taken as its mean over seeds; in brackets the smallest and the largest seed
 probability is renormalised over possible answers, on questions whose working is left out, one
 thought sampled {how} before every token. "minus" is the paired difference on the same
 questions or rows of text: from the model before training, without thoughts, and from the row
-`{UNREWARDED}`. The row `{BEFORE}` thinks with the start and end
+`{UNREWARDED}`. The row `{UNTRAINED}` thinks with the start and end
 vectors that training begins from. A thought earns a reward only if its m tokens are left in the
 document: where a row says that answers earn none, REINFORCE never saw their thoughts, and the row
 is no fair comparison.

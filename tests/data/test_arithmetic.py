@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qs.data.__main__ import main
 from qs.data.arithmetic import (
-    HELDOUT,
+    HELDOUT_SHARE,
     KNOWN,
     LONGEST,
     OPERATIONS,
@@ -165,7 +165,7 @@ def test_of_the_hundred_sums_of_one_digit_ten_are_held_out_and_all_are_drawn():
 def test_the_held_out_share_of_longer_sums_is_as_declared():
     every = [Sum(a, b) for a in range(10, 100) for b in range(10, 100)]
     share = sum(split_of(p) == "heldout" for p in every) / len(every)
-    assert abs(share - HELDOUT) < 0.01
+    assert abs(share - HELDOUT_SHARE) < 0.01
 
 
 def test_numbers_of_different_lengths_and_unknown_splits_are_refused():

@@ -70,7 +70,7 @@ def test_a_batch_in_chunks_is_each_token_alone(texts, ways, budgets, again):
     reading = read_texts(QUIET.model, [text.ids for text in texts], 20) if again else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loglikelihood, "SLOTS_AT_ONCE", budgets[0])
-        patch.setattr(loglikelihood, "LOGITS_AT_ONCE", budgets[1])
+        patch.setattr(loglikelihood, "SCORED_AT_ONCE", budgets[1])
         results = score(QUIET, texts, ways, reading)
     for thinking, scores in zip(ways, results, strict=True):
         for text, result in zip(texts, scores, strict=True):

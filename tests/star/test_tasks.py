@@ -164,7 +164,7 @@ def test_shots_are_counted_and_answers_alone_show_answers_alone(task, learn, dat
             assert p.prompt.count(mark) == p.hinted.count(mark) == expected
             assert p.prompt.endswith(p.question)
             assert p.hinted.endswith(p.hint)
-    assert (arithmetic.OPEN in p.prompt) == (task == "arithmetic" and learn == "rationales")
+    assert (arithmetic.BEGIN in p.prompt) == (task == "arithmetic" and learn == "rationales")
     if task != "arithmetic":
         block = p.prompt.split("\n\n")[0]
         sentences = block.rpartition("\nA: ")[2].split(". ")

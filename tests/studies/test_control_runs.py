@@ -19,13 +19,13 @@ from qs.studies.control_runs import (
     training_jobs,
 )
 from qs.studies.controls import (
-    BEFORE,
     INTERVENTIONS,
     LENGTH,
     OWN,
     SAME,
     TRAINED,
     UNREWARDED,
+    UNTRAINED,
     BaselineRun,
     baselines,
 )
@@ -74,19 +74,19 @@ def test_controls_train_what_is_missing_and_write_the_tables(trained, tmp_path, 
     tables = written["tables"]
     assert [line["name"] for line in tables[SAME]] == [i.name for i in INTERVENTIONS]
     assert [line["name"] for line in tables[LENGTH]] == ["n = 0", "n = 2", "n = 3"]
-    assert [line["name"] for line in tables[TRAINED]] == [BEFORE, OWN, *kept]
+    assert [line["name"] for line in tables[TRAINED]] == [UNTRAINED, OWN, *kept]
     assert tables[SAME][0]["gold"] != tables[SAME][1]["gold"]
     rows = {line["name"]: line for line in tables[TRAINED]}
     assert rows["plain training"]["useful"] is None
     agrees_with_the_runs_own_table(trained, rows)
     for name, line in rows.items():  # differences are those of the means
         mean, half = line["gold_change"] or (None, 0)
-        if name != BEFORE:
-            assert mean == pytest.approx(line["gold"][0] - rows[BEFORE]["gold"][0])
+        if name != UNTRAINED:
+            assert mean == pytest.approx(line["gold"][0] - rows[UNTRAINED]["gold"][0])
             assert 0 < half < 2
-            change = line["other"][0] - rows[BEFORE]["other"][0]
+            change = line["other"][0] - rows[UNTRAINED]["other"][0]
             assert line["other_change"][0] == pytest.approx(change)
-        if name not in (BEFORE, UNREWARDED):
+        if name not in (UNTRAINED, UNREWARDED):
             change = line["gold"][0] - rows[UNREWARDED]["gold"][0]
             assert line["gold_unrewarded"][0] == pytest.approx(change)
     assert (rows[OWN]["rewarded"], rows["m = 4"]["rewarded"]) == (1, 0)
@@ -101,7 +101,7 @@ def test_controls_train_what_is_missing_and_write_the_tables(trained, tmp_path, 
 def agrees_with_the_runs_own_table(trained, rows):
     """Every figure that the controls and train.py both tell is the same to the last digit."""
     results = json.loads((trained / "results.json").read_text())
-    for name, when in ((BEFORE, "before"), (OWN, "after")):
+    for name, when in ((UNTRAINED, "before"), (OWN, "after")):
         answers, row = results[when]["answers"][-1], rows[name]
         assert row["gold"][0] == pytest.approx(answers["gold_mix"], rel=1e-9), name
         for ours, theirs in (("nll", "nll_mix"), ("weight", "weight")):

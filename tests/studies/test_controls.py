@@ -19,7 +19,6 @@ from qs.evaluation.tokens import Question, RowSums, TextRows
 from qs.presets import PRESETS
 from qs.quietstar.algorithm import PAUSE
 from qs.studies.controls import (
-    BEFORE,
     COMMENTS,
     EVALUATED,
     INTERVENTIONS,
@@ -28,6 +27,7 @@ from qs.studies.controls import (
     OWN,
     SAME,
     TRAINED,
+    UNTRAINED,
     BaselineRun,
     Control,
     Intervention,
@@ -86,7 +86,7 @@ def test_the_tables_measure_every_seed_as_it_was_trained():
     own = [Path(f"{OWN} 0"), Path(f"{OWN} 1")]
     tables = control_tables(Path("before"), trained)
     assert [control.name for control in tables[SAME]] == [i.name for i in INTERVENTIONS]
-    names = [BEFORE, OWN, *(baseline.name for baseline in baselines(TINY))]
+    names = [UNTRAINED, OWN, *(baseline.name for baseline in baselines(TINY))]
     assert [control.name for control in tables[TRAINED]] == names
     assert tables[TRAINED][0].checkpoints == (Path("before"),) * 2
     for control in tables[SAME] + tables[LENGTH]:
