@@ -5,6 +5,7 @@
     python train.py --objective plain --data NAME --weights weights/NAME    next-token training
     python train.py --objective star                   STaR: sums with scratchpads, on a laptop
     python train.py --resume runs/NAME                 go on from its last checkpoint
+    python train.py --data owm --plan 80GB,128GB       memory and time on such a machine, not run
 
 --data is a folder made by `python -m qs.data prepare`, --weights a folder in the layout of Hugging
 Face, Mistral or Quiet-STaR, or a run. Everything a run makes is in its folder under runs/: settings
@@ -27,6 +28,7 @@ from typing import Any
 from tqdm import tqdm
 
 from qs import cli, files
+from qs.bench.plan import plan_table
 from qs.cli import Parser, parse
 from qs.config import Config, thought_lengths
 from qs.data.dataset import resolve_data
@@ -44,7 +46,10 @@ RESUME = "go on with: python train.py --resume"
 
 def train(argv: list[str]) -> int:
     """Load, measure, train, measure, report. Returns the exit status."""
-    config, folder = settings(argv)
+    config, folder, sizes = settings(argv)
+    if sizes is not None:
+        print(terminal(plan_table(config, sizes)))
+        return 0
     if config.run.bootstraps:
         return bootstrap(config, folder)
 
@@ -77,22 +82,30 @@ def train(argv: list[str]) -> int:
 BEFORE = "before.json"  # the score before training, for the table after a resume
 
 
-def settings(argv: list[str]) -> tuple[Config, Path | None]:
-    """The command line: settings, and the run folder if one is resumed.
+def settings(argv: list[str]) -> tuple[Config, Path | None, str | None]:
+    """The command line: settings, the run folder if one is resumed, and what --plan is given.
 
     Raises:
         ValueError: a setting is unknown, out of range, or given beside --resume.
     """
     parser = Parser("train.py", __doc__)
     parser.add_argument("--resume", metavar="RUN", help="run folder to go on with, as it was set")
+    parser.add_argument(
+        "--plan",
+        nargs="?",
+        const="",
+        metavar="SIZES",
+        help="say how much memory and time the run would take, on this machine or on one with a "
+        "GPU of such sizes of device and host memory: 80GB,128GB",
+    )
     if any(arg == "--resume" or arg.startswith("--resume=") for arg in argv):
         args, others = parser.parse_known_args(argv)
         if others:
             raise ValueError(
                 f"--resume takes every setting from {args.resume}/config.json; drop {others[0]}"
             )
-        return files.read_config(Path(args.resume)), Path(args.resume)
-    return parse(argv, parser), None
+        return files.read_config(Path(args.resume)), Path(args.resume), args.plan
+    return parse(argv, parser), None, parser.parse_args(argv).plan
 
 
 def load(config: Config, folder: Path | None) -> Trainer:

@@ -144,13 +144,10 @@ class RunConfig:
     weights: str = setting("mistral-7b", "folder of a checkpoint or a run, or its name in weights/")
     seq: int = setting(256, "T: tokens in a row", least=2)
     batch: int = setting(8, "rows in one optimiser step", least=1)
-    micro_batch: int = setting(
-        0, "rows computed at a time (0: all); changes memory, not results", least=0
-    )
+    micro_batch: int = setting(0, "rows that think at a time (0: all); changes no results", least=0)
     activations: int | None = setting(
         None,
-        "MiB of activations kept at a time, about (0: no bound); by default 128 on a CPU, what the "
-        "device has left on CUDA; changes memory, not results",
+        "MiB of activations at a time (0: all); by default 128 on a CPU, what is left on CUDA",
         least=0,
         later=True,
     )
@@ -158,26 +155,18 @@ class RunConfig:
     seed: int = setting(0, "seed of data order, thoughts and new parameters", least=0)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "arithmetic; auto: bfloat16 on CUDA, float32 on CPU. Weights are kept in float32"
+        "auto", "arithmetic; auto: bfloat16 on CUDA, float32 on CPU; what is trained stays float32"
     )
     compile: bool | None = setting(None, "torch.compile every layer; by default on CUDA only")
     recompute: bool | None = setting(
-        None,
-        "recompute layers in the backward pass to save memory; by default where a small part of a "
-        "row does not fit otherwise",
+        None, "recompute layers in the backward pass; by default where they do not fit otherwise"
     )
     offload: bool | None = setting(
-        None,
-        "keep what the optimiser holds in host memory; by default where it does not fit on the "
-        "device",
-        later=True,
+        None, "keep the optimiser in host memory; by default where the device is full", later=True
     )
     save_every: int = setting(0, "steps between checkpoints (0: only at the end)", least=0)
     grad_norms_every: int = setting(
-        20,
-        "steps between measurements of each loss term's gradient norm, which take about one step "
-        "and a half (0: never)",
-        least=0,
+        20, "steps between gradient norms by loss term, 1.5 steps' work each (0: never)", least=0
     )
     eval_rows: int = setting(32, "held-out rows evaluated before and after (0: none)", least=0)
     out: str = setting("runs", "folder that run folders are made in")

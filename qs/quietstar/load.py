@@ -73,13 +73,17 @@ class Placement:
         return dataclasses.replace(self, masters="host" if offload else "device")
 
 
-def choose_placement(config: RunConfig) -> Placement:
+def choose_placement(config: RunConfig, there: bool | None = None) -> Placement:
     """Decide device, dtype and kernels; the caller prints the choice.
+
+    Args:
+        config: what is asked for.
+        there: whether there is a CUDA device; None: whether PyTorch sees one.
 
     Raises:
         ValueError: CUDA asked for where there is none.
     """
-    there = torch.cuda.is_available()
+    there = torch.cuda.is_available() if there is None else there
     if config.device == "cuda" and not there:
         raise ValueError(
             f"--device cuda: this machine shows no CUDA device to PyTorch {torch.__version__}; "
@@ -187,7 +191,7 @@ def allocate(shape: ModelConfig, settings: Config, placement: Placement) -> Quie
         torch.manual_seed(run.seed % 2**64)  # what PyTorch takes
         quiet = QuietStar(model, settings.thinking, placement.attention, run.pauses)
         quiet.to(placement.device)
-    quiet.masters = _masters(quiet, placement)
+    quiet.masters = make_masters(quiet, placement)
     if placement.device.type == "cuda" and placement.dtype == torch.bfloat16:
         torch.set_float32_matmul_precision("high")  # see `kernels.product`
     if placement.compile:
@@ -200,7 +204,7 @@ def allocate(shape: ModelConfig, settings: Config, placement: Placement) -> Quie
     return quiet
 
 
-def _masters(quiet: QuietStar, placement: Placement) -> dict[str, Tensor]:
+def make_masters(quiet: QuietStar, placement: Placement) -> dict[str, Tensor]:
     """Room for the float32 values of parameters, by name."""
     if placement.masters is None:
         return {}

@@ -20,7 +20,7 @@ from qs.quietstar.anchors import draw
 from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import Step, Targets, Terms, count_terms, targets_of
 from qs.training.distributed import ALONE, Ranks, gathered, total, whole
-from qs.training.plan import ACTIVATIONS, split
+from qs.training.memory import ACTIVATIONS, split
 
 
 def schedule(step: int, steps: int, config: OptimConfig) -> float:

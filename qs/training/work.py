@@ -6,7 +6,9 @@ from qs.config import Config
 from qs.model.config import ModelConfig
 
 
-def operations(config: Config, shape: ModelConfig, recompute: bool = False) -> dict[str, float]:
+def operations(
+    config: Config, shape: ModelConfig, recompute: bool = False, parts: int = 1
+) -> dict[str, float]:
     """Operations of a step: 2 a parameter and slot, 6 with gradient, 8 where layers are recomputed.
 
     Attention counts a product for every slot and the text that it could see, causal or not.
@@ -15,6 +17,7 @@ def operations(config: Config, shape: ModelConfig, recompute: bool = False) -> d
         config: rows, thoughts and objective.
         shape: of the model.
         recompute: whether the backward pass computes every layer once more.
+        parts: of a row's anchors; the text is read with each.
     """
     thought, T, rows = config.thinking, config.run.seq, config.run.batch
     c, m, n = shape, thought.ahead, thought.thoughts
@@ -27,7 +30,8 @@ def operations(config: Config, shape: ModelConfig, recompute: bool = False) -> d
     counted = {
         "prefill": (2 * P * T + attend * T * T) * config.sampled,
         "sample": sampled * (2 * (P + head) + attend * (T + n)),
-        "score": passes * (2 * P * (T + slots) + attend * (T * T + slots * (T + n + m + 1))),
-        "losses": 6 * head * (T + branches * (n + m)),
+        "score": passes
+        * (2 * P * (parts * T + slots) + attend * (parts * T * T + slots * (T + n + m + 1))),
+        "losses": 6 * head * (parts * T + branches * (n + m)),
     }
     return {phase: rows * count for phase, count in counted.items()}

@@ -1,0 +1,189 @@
+"""How much memory a step takes, by a formula: parameters, a part's activations, caches, logits.
+
+Thoughts are sampled before there are gradients, and scored in parts of some rows and some of their
+anchors, so that what is kept for the backward pass of one part is all that `--activations` bounds.
+Tests hold the formula to what a step was measured to take.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from qs.config import Config
+from qs.model.config import ModelConfig
+from qs.model.mistral import Mistral
+from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.load import Placement
+from qs.quietstar.losses import LOGITS_AT_ONCE
+
+MIB, GIB = 2**20, 2**30
+ACTIVATIONS = 128  # MiB, on a CPU: what its caches cannot hold costs more than reading text again
+
+
+class Memory(NamedTuple):
+    """Bytes, by kind, that one process holds.
+
+    Attributes:
+        weights: that the passes read.
+        gradients: of all parameters.
+        optimizer: moments, and float32 master weights where the layers' are narrower.
+        activations: what one part keeps for its backward pass; where layers are recomputed with
+            all of one of them, in whose place logits were before.
+        caches: while thoughts are sampled: keys and values, and logits of the next tokens.
+        logits: pieces of them while a part is scored, and the head's gradients.
+    """
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    caches: int = 0
+    logits: int = 0
+
+    @property
+    def total(self) -> int:
+        """At the peak: gradients and activations are not there while thoughts are sampled."""
+        scoring = self.gradients + self.activations + self.logits
+        return self.weights + self.optimizer + max(scoring, self.caches)
+
+
+class Sizes(NamedTuple):
+    """Numbers of a model: in the matrices of its layers, in all, and in the largest tensor."""
+
+    matrices: int
+    all: int
+    largest: int
+
+    @staticmethod
+    def of(config: Config, shape: ModelConfig) -> Sizes:
+        """Those of the module that a run trains; nothing is allocated."""
+        with torch.device("meta"):
+            quiet = QuietStar(Mistral(shape), config.thinking)
+        sizes = {name: p.numel() for name, p in quiet.named_parameters()}
+        matrices = (p.numel() for p in quiet.model.layers.parameters() if p.ndim >= 2)
+        return Sizes(sum(matrices), sum(sizes.values()), max(sizes.values()))
+
+
+def activation_bytes(
+    config: Config,
+    shape: ModelConfig,
+    width: int,
+    recompute: bool,
+    rows: int,
+    anchors: int,
+    compiled: bool = False,
+) -> int:
+    """What scoring some rows with the thoughts of some anchors keeps for the backward pass.
+
+    Args:
+        config: rows and thoughts.
+        shape: of the model.
+        width: bytes of a number of the arithmetic.
+        recompute: whether of each layer only the input is kept, and all of one at a time.
+        rows, anchors: of the part.
+        compiled: whether layers are.
+    """
+    thought, T = config.thinking, config.run.seq
+    n, m = thought.thoughts, thought.ahead
+    branches = anchors * thought.samples if config.run.thinks else 0
+    inputs = rows * (T + branches * (n + m + 1)) * shape.dim * width
+    # float32 inputs of the mixing head and of the losses
+    ends = 4 * rows * (T + branches * (5 * m + n)) * shape.dim
+    layer = layer_bytes(config, shape, width, rows, anchors, compiled)
+    layers = shape.layers * inputs + layer if recompute else shape.layers * layer
+    return layers + 2 * inputs + ends
+
+
+def layer_bytes(
+    config: Config, shape: ModelConfig, width: int, rows: int, anchors: int, compiled: bool
+) -> int:
+    """What one layer keeps; arguments as of `activation_bytes`."""
+    D, T, L = shape.dim, config.run.seq, config.thinking.thoughts + config.thinking.ahead + 1
+    branches = anchors * config.thinking.samples if config.run.thinks else 0
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    # numbers of a slot: inputs of the layer and of its products, queries, keys and values, what
+    # they attended to, the inner width
+    numbers = 3 * D + 3 * queries + 2 * keys + 3 * shape.hidden_dim
+    if not compiled:  # the compiler computes the middle of a layer again
+        numbers += D + queries
+    if not compiled and width >= 4:  # by kernels: scores over the thought itself
+        numbers += shape.heads * L
+    elif not compiled:  # written out: float32 norms, queries, scores over text and thought
+        numbers += 6 * D + shape.hidden_dim + 2 * queries + keys + 3 * shape.heads * (T + L)
+    return rows * (T + branches * L) * numbers * width
+
+
+def split(
+    config: Config,
+    shape: ModelConfig,
+    width: int,
+    recompute: bool,
+    mebibytes: int,
+    rows: int,
+    compiled: bool = False,
+) -> tuple[int, int]:
+    """Rows and anchors of a part: as many of `rows` as fit `mebibytes` (0: all), then anchors.
+
+    One row with one anchor is the least, whether it fits or not.
+    """
+    A = config.thinking.anchor_count(config.run.seq) if config.run.thinks else 0
+    bound = mebibytes * MIB
+
+    def fits(rows: int, anchors: int) -> bool:
+        kept = activation_bytes(config, shape, width, recompute, rows, anchors, compiled)
+        return kept <= bound
+
+    if not bound or fits(rows, A):
+        return rows, A
+    for count in range(2, rows + 1):
+        if fits(some := math.ceil(rows / count), A):
+            return _even(rows, some), A
+    if config.thinking.base_weight == 1 and config.thinking.beta == 0:
+        return 1, A  # parts after the first would have nothing to train
+    for count in range(2, A + 1):
+        if fits(1, some := math.ceil(A / count)):
+            return 1, _even(A, some)
+    return 1, min(1, A)
+
+
+def _even(total: int, most: int) -> int:
+    """The largest size up to `most` that divides a total: each further size is compiled anew.
+
+    If that is less than half of `most`, as many sizes as it takes.
+    """
+    sizes = (size for size in range(most, most // 2, -1) if total % size == 0)
+    return next(sizes, most)
+
+
+def cache_bytes(config: Config, shape: ModelConfig, width: int, rows: int) -> int:
+    """Keys and values of some rows and their thoughts, in every layer, while they are sampled."""
+    thought, T = config.thinking, config.run.seq
+    if not config.sampled:
+        return 0
+    slots = T + thought.anchor_count(T) * thought.samples * thought.thoughts
+    return 2 * shape.layers * rows * slots * shape.kv_heads * shape.head_dim * width
+
+
+def logit_bytes(
+    config: Config, shape: ModelConfig, placement: Placement, rows: int, anchors: int
+) -> int:
+    """Pieces of the logits in float32 while a part is scored, and gradients of the head."""
+    thought, V = config.thinking, shape.vocab_size
+    most = rows * max(
+        config.run.seq, anchors * thought.samples * max(thought.thoughts, thought.ahead)
+    )
+    piece = min(most, LOGITS_AT_ONCE // V // (16 if placement.device.type == "cpu" else 1))
+    head = V * shape.dim
+    # on CUDA a float32 product is one of halves in bfloat16, of which copies are made
+    halves = 10 * head if placement.device.type == "cuda" and placement.dtype.itemsize < 4 else 0
+    return 2 * 4 * piece * V + 2 * 4 * head + halves
+
+
+def draw_bytes(config: Config, shape: ModelConfig, rows: int) -> int:
+    """Logits of a token of every thought, and what is made of them to draw it."""
+    branches = config.thinking.anchor_count(config.run.seq) * config.thinking.samples
+    numbers = min(LOGITS_AT_ONCE, rows * branches * shape.vocab_size)
+    return 4 * 4 * numbers if config.sampled else 0
