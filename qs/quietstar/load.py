@@ -192,8 +192,9 @@ def allocate(shape: ModelConfig, settings: Config, placement: Placement) -> Quie
         quiet = QuietStar(model, settings.thinking, placement.attention, run.pauses)
         quiet.to(placement.device)
     quiet.masters = make_masters(quiet, placement)
-    if placement.device.type == "cuda" and placement.dtype == torch.bfloat16:
-        torch.set_float32_matmul_precision("high")  # see `kernels.product`
+    if placement.device.type == "cuda":  # of products of float32 numbers: see `kernels.product`
+        bf16 = placement.dtype == torch.bfloat16
+        torch.set_float32_matmul_precision("high" if bf16 else "highest")
     if placement.compile:
         # one graph for each pass (text, sampling, packed) and shape; never on without one
         torch._dynamo.config.recompile_limit = 64
