@@ -75,6 +75,23 @@ def test_a_step_in_several_parts_takes_the_memory_that_was_foretold(shape, chang
     assert foretold == pytest.approx(live.peak, rel=0.1)
 
 
+@pytest.mark.parametrize("shape", [SMALL, TINY])
+def test_a_part_keeps_for_its_backward_pass_what_was_foretold(shape):
+    config = Config().changed(device="cpu", seq=32, thoughts=6, batch=2, activations=0)
+    quiet = allocate(shape, config, CPU)
+    text, generator = random_text(shape, config), torch.Generator().manual_seed(0)
+    with Live() as live, torch.no_grad():
+        for parameter in quiet.parameters():
+            parameter.normal_(0, 0.02)
+        (part,) = think(quiet, *text, config, generator)
+        with torch.enable_grad():
+            before = live.now
+            scored = part.scored(quiet, part.counts)
+            kept = live.now - before
+    del scored
+    assert activation_bytes(config, shape, 4, False, 2, 32) == pytest.approx(kept, rel=0.1)
+
+
 @pytest.mark.parametrize(("recompute", "offload"), [(False, False), (True, True)])
 def test_a_7b_step_of_fake_tensors_has_the_dtypes_and_bytes_that_were_foretold(
     recompute, offload, monkeypatch
