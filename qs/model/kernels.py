@@ -15,7 +15,7 @@ from torch import Tensor
 def serves(x: Tensor) -> bool:
     """Whether these forms are the faster ones for an input."""
     wide = x.dtype in (torch.float32, torch.float64)
-    return wide and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return wide and x.is_cpu and not torch.compiler.is_compiling()
 
 
 def normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
