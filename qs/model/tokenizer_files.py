@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import sentencepiece
 
 from qs.files import read_object
+from qs.model.config import THOUGHT_MARKS
 
 MODEL_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"
 MISSING = "needs the package tokenizers; run pip install -e '.[hf]'"
@@ -166,8 +167,10 @@ class HuggingFace:
         unknown = self._model.token_to_id(unknown) if isinstance(unknown, str) else None
         self._special: dict[int, str] = {}
         for token, added in self._model.get_added_tokens_decoder().items():
-            if added.special and token != unknown:
+            if token != unknown and added.special:
                 self._never_from_text(token, added.content)
+            elif _is_thought_mark(added.content):
+                self.special(added.content)
         self._beside = self.encode("a")
         self._bytes: dict[int, int] = {}  # tokens for the bytes that text falls back on
         if values["model"].get("byte_fallback"):
@@ -246,16 +249,21 @@ class HuggingFace:
 
 
 def _size(values: dict[str, Any], path: Path) -> int:
-    """The largest id of a `tokenizer.json`, and one."""
+    """The largest id of a `tokenizer.json`, and one; marks of thoughts are no part of text."""
     try:
         vocab = values["model"]["vocab"]
         ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
-        ids += [token["id"] for token in values.get("added_tokens") or ()]
+        added = values.get("added_tokens") or ()
+        ids += [token["id"] for token in added if not _is_thought_mark(token["content"])]
         return max(ids) + 1
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ValueError(
             f"{path}: expected a vocabulary in it, found none; get the file again"
         ) from None
+
+
+def _is_thought_mark(name: str) -> bool:
+    return any(mark in name for mark in THOUGHT_MARKS)
 
 
 def _readable(raw: bytes) -> str:

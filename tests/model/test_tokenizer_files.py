@@ -206,6 +206,17 @@ def test_truncation_and_padding_in_the_file_are_not_obeyed(tmp_path, folders):
         assert Tokenizer(tmp_path).encode(text) == same.encode(text)
 
 
+def test_marks_of_thoughts_are_no_tokens_of_text(tmp_path, folders, of_kind):
+    path = folders / "byte_level" / "tokenizer.json"
+    marked = tokenizers.Tokenizer.from_file(str(path))
+    marked.add_tokens(["<|startthought|>", "<|endthought|>"])  # as in the released model
+    marked.save(str(tmp_path / "tokenizer.json"))
+    tokenizer, plain = Tokenizer(tmp_path), of_kind["byte_level"]
+    assert tokenizer.vocab_size == plain.vocab_size
+    for text in ("<|startthought|>", "a <|endthought|> b"):
+        assert tokenizer.encode(text) == plain.encode(text)
+
+
 @pytest.mark.parametrize("size", [300, 290])
 def test_of_both_files_the_model_is_used_only_if_it_has_as_many_tokens(tmp_path, size):
     made.byte_level(tmp_path)
