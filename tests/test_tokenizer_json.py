@@ -66,19 +66,31 @@ def test_a_run_is_saved_resumed_opened_and_exported_with_its_tokenizer(checkpoin
 
 
 def test_what_is_printed_is_the_prompt_and_the_text_of_the_ids(checkpoint, tmp_path, capsys):
-    decoding = ["--max-tokens=12", "--temperature=1", "--think-when=never", "--device=cpu"]
+    decoding = ["--temperature=1", "--think-when=never", "--device=cpu"]
+    texts = []
     weights = str(checkpoint / "weights")
-    for prompt in ("Then  7 TIMES", ""):
-        assert evaluate.main(["generate", weights, prompt, *decoding]) == 0
+    for prompt, most in [("Then  7 TIMES", 12), *(("", most) for most in range(2, 14))]:
+        asked = ["generate", weights, prompt, *decoding, f"--max-tokens={most}"]
+        assert evaluate.main(asked) == 0
         printed = capsys.readouterr()
         opened = open_model(weights, device="cpu", seq=8, thoughts=1)
         ids = opened.tokenizer.prompt(prompt)
-        settings = Decoding(max_tokens=12, temperature=1.0, think_when="never")
+        settings = Decoding(max_tokens=most, temperature=1.0, think_when="never")
         (said,) = Stream(opened.quiet, [ids], settings, opened.config.run.seed).finish()
         text = opened.tokenizer.continuation(ids, said.text_ids)
-        assert printed.out.startswith(f"{prompt}{text}\n[12 tokens")
+        assert printed.out.startswith(f"{prompt}{text}\n[{most} tokens")
+        texts.append(text)
         changed = "two  spaces' comes back as 'two spaces'" in printed.err
         assert changed == (checkpoint.name.startswith("normalising"))
+    assert any(text.endswith("\ufffd") for text in texts)  # what was held back comes at the end
+
+
+def test_text_ends_with_what_prepared_documents_end_with(checkpoint, tmp_path):
+    weights = shutil.copytree(checkpoint / "weights", tmp_path / "weights")
+    config = json.loads((weights / "config.json").read_text())
+    (weights / "config.json").write_text(json.dumps(config | {"eos_token_id": 0}))
+    opened = open_model(str(weights), device="cpu", seq=8, thoughts=1)
+    assert opened.quiet.model.config.eos_id == opened.tokenizer.eos_id == 2
 
 
 def test_question_sets_are_answered_or_refused_in_one_line(checkpoint, tmp_path, capsys):

@@ -17,6 +17,7 @@ from qs.evaluation.gold_probability import item
 from qs.evaluation.question_sets import NUMBER_TOKENS, run
 from qs.evaluation.statistics import wilson
 from qs.files import JsonLines
+from qs.inference.write import Written
 from qs.model.tokenizer import train_tokenizer
 from qs.quietstar.load import choose_placement, load
 
@@ -155,6 +156,13 @@ def test_chains_are_counted_by_their_majority(opened, tmp_path, monkeypatch):
     assert not lines["n1"]["exact_mix"]
     assert found["single_base"].mean == pytest.approx((2 / 3 + 1 / 3) / 2)
     assert found["exact_mix"].change.mean == -1
+
+
+def test_a_chain_keeps_the_space_that_it_begins_with(opened, monkeypatch):
+    said = [Written(" First 3.", ()), None]
+    monkeypatch.setattr(qs.evaluation.question_sets, "write", lambda *arguments: said)
+    texts = qs.evaluation.question_sets._continue(EXAM, *opened, ["a", "b"], "never", 4, [0, 1])
+    assert texts == [" First 3.", ""]
 
 
 def test_chains_are_really_generated_and_do_not_depend_on_the_batch_before(opened, tmp_path):
