@@ -22,7 +22,8 @@ from typing import Any
 from qs.config import Config
 
 CONFIG, LOG, RESULTS = "config.json", "log.jsonl", "results.json"  # of a run
-TRAINER, OPTIMIZER = "trainer.json", "optimizer.safetensors"  # of a checkpoint
+TRAINER = "trainer.json"  # of a checkpoint
+OPTIMIZER = "optimizer"  # of a checkpoint: what names of files with its state begin with
 
 
 def flush(path: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import ROOT, contents, init_weights, log, make, only, run, same_checkpoint, spawn, train
 
-import qs.training.checkpoint
+import qs.model.shards
 import qs.training.step
 import qs.training.trainer
 from qs import files
@@ -763,13 +763,13 @@ def test_an_error_of_our_own_is_not_hidden(tiny, tmp_path, monkeypatch):
 def test_a_disk_that_refuses_a_save_loses_no_checkpoint(
     stopped, straight, monkeypatch, capsys, error
 ):
-    def full(*arguments):
+    def full(*_, **__):
         raise error
 
     saved = {n: contents(stopped / n) for n in ("step_000002", "step_000004")}
     with monkeypatch.context() as patch:
-        patch.setattr(qs.training.checkpoint, "save_file", full)
-        refused(capsys, ["--resume", stopped], "No space left|optimizer.safetensors: cannot be")
+        patch.setattr(qs.model.shards, "save_file", full)
+        refused(capsys, ["--resume", stopped], "No space left|model.safetensors: cannot be")
     assert [*files.saved_steps(stopped)] == [2, 4]
     assert {n: contents(stopped / n) for n in saved} == saved
     assert train.main(["--resume", str(stopped)]) == 0

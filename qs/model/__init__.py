@@ -1,7 +1,7 @@
 """A language model from safetensors, which knows nothing of thoughts or runs.
 
-Read config, mistral, weights, folders, tokenizer. What needs torch (`mistral`, `weights`) is
-imported from its own file: tokenizing workers start without it.
+Read config, mistral, weights, shards, folders, tokenizer. What needs torch (`mistral`, `weights`,
+`shards`) is imported from its own file: tokenizing workers start without it.
 """
 
 from qs.model.config import ModelConfig, read_model_config, read_settings

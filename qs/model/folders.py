@@ -7,7 +7,8 @@ from typing import Literal
 
 from qs.files import read_object, saved_steps
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MODEL = "model"  # what names of files with weights begin with
+SINGLE, INDEX = f"{MODEL}.safetensors", f"{MODEL}.safetensors.index.json"
 SHARDS, CONSOLIDATED = "model-*.safetensors", "consolidated*.safetensors"
 ADAPTER = "adapter_config.json"
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")

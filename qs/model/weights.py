@@ -3,26 +3,25 @@
 Read: Hugging Face (`config.json` with `model.safetensors`, or with shards and their index), the
 same with the extra tensors of the released Quiet-STaR, and Mistral's own (`params.json` with
 `consolidated*.safetensors`). A folder that holds both is read as Hugging Face. The first two are
-written, in one file. Inside, names are Mistral's, and queries and keys use Hugging Face's
-rotate-half convention.
+written. Inside, names are Mistral's, and queries and keys use Hugging Face's rotate-half
+convention.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from qs.files import OPTIMIZER, flush, read_object
+from qs.files import OPTIMIZER
+from qs.model import shards
 from qs.model.config import ModelConfig, read_model_config, write_model_config
-from qs.model.folders import CONSOLIDATED, INDEX, SINGLE, layout_of, what_is_wrong
+from qs.model.folders import CONSOLIDATED, MODEL, layout_of, what_is_wrong
 from qs.model.mistral import Mistral
 from qs.model.tokenizer import TOKENIZER_FILES
 
@@ -57,7 +56,6 @@ QUIET_NAMES = {  # ours -> the released Quiet-STaR's
 VECTORS = ("start", "end")  # stored as row 0 of [2, D]; row 1 was never used
 INTERLEAVED = ("attention.wq.weight", "attention.wk.weight")  # in Mistral's own layout
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # a buffer of old files; follows from rope_theta
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def meta_parameters(config: ModelConfig) -> dict[str, Tensor]:
@@ -104,15 +102,7 @@ def _check(where: str, found: Shapes, expected: Shapes) -> None:
 # Reading
 
 
-class Stored(NamedTuple):
-    """A tensor in a file: where, and what its header says."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-def stored_tensors(folder: str | Path) -> dict[str, Stored]:
+def stored_tensors(folder: str | Path) -> dict[str, shards.Stored]:
     """Every tensor of a checkpoint by its name in the file; reads headers only.
 
     Where an index names the file of a tensor, copies of it in other files do not count.
@@ -121,56 +111,14 @@ def stored_tensors(folder: str | Path) -> dict[str, Stored]:
         ValueError: if files are missing, damaged, or hold a tensor twice or of another type.
     """
     folder = Path(folder)
-    listed: dict[str, str] = {}
     if layout_of(folder) == "mistral":
-        files = sorted(folder.glob(CONSOLIDATED))
-    elif (folder / SINGLE).is_file():
-        files = [folder / SINGLE]
+        files, listed = sorted(folder.glob(CONSOLIDATED)), {}
     else:
-        listed = _index(folder / INDEX) if (folder / INDEX).is_file() else {}
-        files = [folder / name for name in sorted(set(listed.values()))]
+        files, listed = shards.files_of(folder, MODEL)
     if not files:
         raise ValueError(what_is_wrong(folder))
-    stored: dict[str, Stored] = {}
-    for file in files:
-        with _open(file) as handle:
-            for name in list(handle.keys()):
-                if listed.get(name, file.name) != file.name or IGNORED.search(name):
-                    continue
-                if name in stored:
-                    other = stored[name].file.name
-                    raise ValueError(f"{file}: {name} is also in {other}; keep one")
-                part = handle.get_slice(name)
-                if (dtype := part.get_dtype()) not in DTYPES:
-                    raise ValueError(
-                        f"{file}: expected {name} to be {', '.join(DTYPES)}, found {dtype}; get a "
-                        "checkpoint that is not quantised"
-                    )
-                stored[name] = Stored(file, tuple(part.get_shape()), DTYPES[dtype])
-    return stored
-
-
-def _index(path: Path) -> dict[str, str]:
-    """Which file beside the index holds each tensor."""
-    listed = read_object(path).get("weight_map")
-    if isinstance(listed, dict):
-        names = listed.values()
-        if all(isinstance(name, str) and Path(name).name == name for name in names):
-            return listed
-    raise ValueError(
-        f"{path}: expected a weight_map from tensors to names of files beside it, found "
-        "something else; get the file again"
-    )
-
-
-def _open(file: Path) -> Any:
-    """A memory-mapped safetensors file; `with` closes it."""
-    try:
-        return safe_open(file, "pt")
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{file}: expected a safetensors file, found: {error}; get the file again"
-        ) from None
+    stored = shards.headers(files, listed)
+    return {name: tensor for name, tensor in stored.items() if not IGNORED.search(name)}
 
 
 def load_into(
@@ -207,7 +155,7 @@ def load_into(
     _check(str(folder), {theirs: stored[theirs].shape for theirs in stored}, expected)
     head_dim = read_model_config(folder).head_dim if layout == "mistral" else 0
     for file in sorted({stored[theirs].file for theirs in names}):
-        with _open(file) as handle, torch.no_grad():
+        with shards.open_file(file) as handle, torch.no_grad():
             for theirs, name in names.items():
                 if stored[theirs].file == file:
                     source = handle.get_tensor(theirs)
@@ -216,20 +164,19 @@ def load_into(
     return quiet
 
 
-def _tie(stored: dict[str, Stored], names: dict[str, str], layout: str) -> None:
+def _tie(stored: dict[str, shards.Stored], names: dict[str, str], layout: str) -> None:
     """Read the head where it stands for the embedding; leave out one that repeats it."""
     head = stored_name("output.weight", layout)
     embedding = stored_name("tok_embeddings.weight", layout)
     if head in stored and embedding not in stored:
         names[head] = names.pop(embedding)
     elif head in stored:
-        with _open(stored[head].file) as one, _open(stored[embedding].file) as other:
-            if not torch.equal(one.get_tensor(head), other.get_tensor(embedding)):
-                raise ValueError(
-                    f"{stored[head].file}: expected no {head} or one equal to {embedding}, as the "
-                    "head is tied, found another; to use both, set tie_word_embeddings to false "
-                    "in the config file"
-                )
+        if not torch.equal(stored[head].read(head), stored[embedding].read(embedding)):
+            raise ValueError(
+                f"{stored[head].file}: expected no {head} or one equal to {embedding}, as the "
+                "head is tied, found another; to use both, set tie_word_embeddings to false "
+                "in the config file"
+            )
         del stored[head]
 
 
@@ -245,56 +192,58 @@ def _copy(destination: Tensor, source: Tensor, half: int) -> None:
 
 
 def save(
-    folder: str | Path,
+    folder: str | Path | None,
     config: ModelConfig,
     parameters: Mapping[str, Tensor],
     extras: Mapping[str, Tensor] | None = None,
     settings: dict[str, Any] | None = None,
+    whole: Callable[[Tensor], Tensor] = Tensor.detach,
 ) -> None:
-    """Write a checkpoint, flushed to disk; `config.json` comes last.
+    """Write a checkpoint, flushed to disk, in files of 2 GiB at most; `config.json` comes last.
 
     Args:
-        folder: made if missing; must hold no other weights.
+        folder: made if missing; must hold no other weights. None: another process writes, and this
+            one takes part in `whole`.
         config: shape of the model.
         parameters: our name -> tensor, as of `meta_parameters`; each keeps its dtype.
         extras: our name -> tensor, as of `QUIET_NAMES`, the vectors at their stored scale; None
             writes a plain language model.
         settings: plain values that `read_settings` gives back.
+        whole: makes one tensor of one that is spread over processes.
 
     Raises:
         ValueError: if tensors are missing, unexpected or mis-shaped, or the folder holds weights.
         OSError: if the disk refuses.
     """
-    folder = Path(folder)
-    if any(folder.glob("model*.safetensors*")) or any(folder.glob(CONSOLIDATED)):
+    folder = None if folder is None else Path(folder)
+    if folder and (any(folder.glob("model*.safetensors*")) or any(folder.glob(CONSOLIDATED))):
         raise ValueError(f"{folder}: holds weights already; save into another folder")
     ours = {**parameters, **(extras or {})}
     expected = {name: parameter.shape for name, parameter in meta_parameters(config).items()}
     if extras is not None:
         expected |= dict.fromkeys(QUIET_NAMES) | dict.fromkeys(VECTORS, (config.dim,))
     _check(str(folder), {name: tensor.shape for name, tensor in ours.items()}, expected)
-    tensors = {}
-    for name, tensor in ours.items():
-        tensor = tensor.detach().cpu()
-        if name in VECTORS:
+    names = {stored_name(name, "hf"): name for name in ours}
+
+    def stored(theirs: str) -> Tensor:
+        tensor = whole(ours[names[theirs]])
+        if names[theirs] in VECTORS:
             tensor = torch.stack([tensor, torch.zeros_like(tensor)])
-        tensors[stored_name(name, "hf")] = tensor.contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{folder / SINGLE}: cannot be written: {error}") from None
-    (folder / SINGLE).chmod(0o644)  # safetensors makes files that only their owner can read
-    flush(folder / SINGLE)
-    dtype = str(parameters["tok_embeddings.weight"].dtype).removeprefix("torch.")
-    write_model_config(folder, config, dtype, extras is not None, settings)
+        return tensor
+
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    shards.write(folder, MODEL, {theirs: ours[name] for theirs, name in names.items()}, stored)
+    if folder:
+        dtype = str(parameters["tok_embeddings.weight"].dtype).removeprefix("torch.")
+        write_model_config(folder, config, dtype, extras is not None, settings)
 
 
 def digest(folder: Path) -> str:
     """A short name for what a checkpoint says: the same for the same files, wherever they are."""
     of_all = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        weights = path.suffix == ".safetensors" and path.name != OPTIMIZER
+        weights = path.suffix == ".safetensors" and not path.name.startswith(OPTIMIZER)
         if weights or path.name in ("config.json", "params.json", *TOKENIZER_FILES):
             with path.open("rb") as file:
                 of_file = hashlib.file_digest(file, "sha256").hexdigest()

@@ -153,7 +153,7 @@ class StarRun:
             )
         quiet = self._load(self.start, trains=True)
         record |= self._train(quiet, examples, number)
-        parameters = checkpoint.gathered(exact_parameters(quiet))
+        parameters = exact_parameters(quiet)
         with files.new_folder(done) as folder:
             checkpoint.save_model(folder, quiet.model.config, parameters, self.config, self.start)
             files.write_json(folder / files.TRAINER, record)

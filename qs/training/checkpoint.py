@@ -1,40 +1,63 @@
 """Runs on disk: a folder with `config.json`, `log.jsonl`, `step_*/` and results.
 
 A `step_*` folder is a checkpoint in the layout of `qs/model/weights.py` (float32 weights,
-tokenizer) plus `optimizer.safetensors` and `trainer.json`. Everything is written aside, flushed and
-renamed, so that what bears its final name is complete. safetensors and JSON only.
+tokenizer) plus `optimizer.safetensors` (or its shards and index) and `trainer.json`. Everything is
+written aside, flushed and renamed, so that what bears its final name is complete. safetensors and
+JSON only.
+
+Tensors are gathered, written and let go file by file, and read one by one to where they belong.
+Where there are several processes the first one writes; the others take part with `folder=None`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from qs import files
 from qs.config import Config, check_names
 from qs.files import OPTIMIZER
-from qs.model import weights
+from qs.model import shards, weights
 from qs.model.config import ModelConfig
 from qs.model.tokenizer import copy_tokenizer
 from qs.quietstar.load import STORED
-from qs.training.distributed import like, whole
+from qs.training.distributed import anywhere, fill, whole
 
 
-def gathered(tensors: dict[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
-    """Whole tensors on the CPU; every process takes part, one by one, and some keep nothing."""
-    kept = {}
-    for name, tensor in tensors.items():
-        full = whole(tensor.detach())
-        if keep:
-            kept[name] = full.cpu().contiguous()
-    return kept
+def save_step(run: Path, step: int, fill: Callable[[Path | None], None], first: bool) -> None:
+    """`files.save_step` by the first process, while the others take part in `fill(None)`.
+
+    Raises:
+        OSError: the disk refuses; on every process, so that none waits for another.
+    """
+    try:
+        if first:
+            files.save_step(run, step, fill)
+        else:
+            fill(None)
+    except OSError:
+        if first:
+            _go_on(failed=True)
+        raise
+    _go_on()
+
+
+def _go_on(failed: bool = False) -> None:
+    """Before each tensor, and at the end: whether the process that writes has failed."""
+    if anywhere(failed) and not failed:
+        raise OSError("the first process could not write a checkpoint")
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    _go_on()
+    return whole(tensor.detach())
 
 
 def save_model(
-    folder: Path,
+    folder: Path | None,
     shape: ModelConfig,
     parameters: dict[str, Tensor],
     config: Config,
@@ -43,9 +66,9 @@ def save_model(
     """Write weights and tokenizer, in the layout of Quiet-STaR if the model thinks.
 
     Args:
-        folder: to write into.
+        folder: to write into; None: the first process writes.
         shape: of the model.
-        parameters: of `QuietStar`, whole (see `gathered`).
+        parameters: of `QuietStar`, wherever they are.
         config: settings of the run.
         source: folder that holds the tokenizer.
     """
@@ -54,68 +77,66 @@ def save_model(
         thought = {n: x for n, x in parameters.items() if not n.startswith("model.")}
         stored = {name: getattr(config.thought, name) for name in (*STORED, "thoughts", "ahead")}
         stored["objective"] = config.run.objective
-        weights.save(folder, shape, model, thought, stored)
+        weights.save(folder, shape, model, thought, stored, _whole)
     else:
-        weights.save(folder, shape, model)
-    copy_tokenizer(source, folder)
+        weights.save(folder, shape, model, whole=_whole)
+    if folder:
+        copy_tokenizer(source, folder)
 
 
 def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: dict[Tensor, str], keep: bool = True
+    optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
 ) -> dict[str, Tensor]:
-    """The optimiser's state as whole named tensors: `exp_avg/NAME`, `step/NAME`, ...
+    """The optimiser's state as named tensors, wherever they are: `exp_avg/NAME`, `step/NAME`, ...
 
-    `names` maps each parameter to its name. Every process must take part.
+    `names` maps each parameter to its name.
     """
-    named = {
+    return {
         f"{key}/{names[parameter]}": value
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
-    return gathered(named, keep)
 
 
-def save_optimizer(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Write `optimizer.safetensors` from `optimizer_tensors`.
+def save_optimizer(folder: Path | None, tensors: dict[str, Tensor]) -> None:
+    """Write `optimizer.safetensors`, or its shards, from `optimizer_tensors`.
 
     Raises:
         OSError: the disk refuses.
     """
-    try:
-        save_file(tensors, folder / OPTIMIZER)
-    except SafetensorError as error:
-        raise OSError(f"{folder / OPTIMIZER}: cannot be written: {error}") from None
+    shards.write(folder, OPTIMIZER, tensors, lambda name: _whole(tensors[name]))
 
 
 def load_optimizer(
     folder: Path, optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
 ) -> None:
-    """Read `optimizer.safetensors` back into an optimiser that has not stepped yet.
+    """Read what `save_optimizer` wrote into an optimiser that has not stepped yet.
 
-    A parameter that the loss never reached (the mixing head in plain training) has no state.
+    Each rank reads its own part of a tensor. A parameter that the loss never reached (the mixing
+    head in plain training) has no state.
 
     Raises:
-        ValueError: the file is missing or damaged, or its tensors do not fit the parameters.
+        ValueError: files are missing or damaged, or their tensors do not fit the parameters.
     """
-    path = folder / OPTIMIZER
-    if not path.is_file():
+    path = folder / f"{OPTIMIZER}.safetensors"
+    found, listed = shards.files_of(folder, OPTIMIZER)
+    if not found:
         raise ValueError(f"{path}: no such file; resume needs a checkpoint written by train.py")
-    try:
-        stored = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: expected a safetensors file, found: {error}") from None
+    stored = shards.headers(found, listed)
     keys = ("step", "exp_avg", "exp_avg_sq")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     stepped = [p for p in parameters if any(f"{key}/{names[p]}" in stored for key in keys)]
     check_names(str(path), stored, {f"{key}/{names[p]}" for p in stepped for key in keys})
     for parameter in stepped:
-        state = {key: stored[f"{key}/{names[parameter]}"] for key in keys}
-        state["step"] = state["step"].to(parameter.device)
-        for key in keys[1:]:
-            if state[key].shape != parameter.shape:
+        name = names[parameter]
+        for key, shape in zip(keys, ((), parameter.shape, parameter.shape), strict=True):
+            if (other := stored[f"{key}/{name}"].shape) != shape:
                 raise ValueError(
-                    f"{path}: expected {key}/{names[parameter]} of shape {list(parameter.shape)}, "
-                    f"found {list(state[key].shape)}"
+                    f"{path}: expected {key}/{name} of shape {list(shape)}, found {list(other)}"
                 )
-            state[key] = like(state[key], parameter)
+        step = torch.empty((), dtype=torch.float32, device=parameter.device)
+        moments = (torch.empty_like(parameter, requires_grad=False) for _ in keys[1:])
+        state = dict(zip(keys, (step, *moments), strict=True))
+        for key, tensor in state.items():
+            fill(tensor, stored[f"{key}/{name}"].read(f"{key}/{name}"))
         optimizer.state[parameter] = state

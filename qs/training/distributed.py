@@ -36,7 +36,8 @@ class Ranks:
 
 
 ALONE = Ranks()
-PATIENCE = datetime.timedelta(hours=1)  # the others wait while the first rank saves
+# The longest wait is that for the first rank to write one file of a checkpoint, 2 GiB or a tensor.
+PATIENCE = datetime.timedelta(hours=1)
 
 
 def start(device: torch.device) -> Ranks:
@@ -118,6 +119,25 @@ def total(x: Tensor) -> Tensor:
     return x
 
 
+def anywhere(holds: bool) -> bool:
+    """Whether something holds on any rank; all ranks must ask, and are told the same."""
+    if not dist.is_initialized():
+        return holds
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return bool(total(torch.tensor(int(holds), device=device)))
+
+
+def from_first(text: str) -> str:
+    """The text of the first rank, of which 4 KiB are told."""
+    if not dist.is_initialized():
+        return text
+    letters = text.encode()[:4096].ljust(4096, b"\0")
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    told = torch.frombuffer(bytearray(letters), dtype=torch.uint8).to(device)
+    dist.broadcast(told, 0)
+    return bytes(told.tolist()).rstrip(b"\0").decode(errors="ignore")
+
+
 def whole(x: Tensor) -> Tensor:
     """A parameter, gradient norm or optimiser state in full; every rank must take part."""
     return x.full_tensor() if is_split(x) else x
@@ -128,13 +148,13 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if is_split(x) else x
 
 
-def like(x: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, split as `parameter` is."""
-    if is_split(parameter):
+def fill(x: Tensor, values: Tensor) -> None:
+    """Copy a whole tensor into one that may be spread over ranks: of each rank its own part."""
+    if is_split(x):
         from torch.distributed.tensor import distribute_tensor
 
-        return distribute_tensor(x, parameter.device_mesh, parameter.placements)
-    return x.to(parameter.device)
+        values = distribute_tensor(values, x.device_mesh, x.placements, src_data_rank=None)
+    local(x).copy_(local(values))
 
 
 def is_split(x: Tensor) -> bool:

@@ -81,7 +81,6 @@ class Trainer:
         self.optimizer = make_optimizer(self.quiet, config.optim, plan.offload)
         self.names = {p: name for name, p in exact_parameters(self.quiet).items()}
         self.state = State()
-        self.saved: int | None = None  # step of the last checkpoint: all processes must agree
         self.stop: signal.Signals | None = None
         self.say(f"model   {start}: {size:,} parameters")
         self.say(f"data    {data}: {self.train.tokens:,} tokens, {self.heldout.tokens:,} held out")
@@ -126,7 +125,6 @@ class Trainer:
             raise ValueError(f"{path}: expected counters by name, found {str(stored)[:60]}")
         check_names(str(path), stored, vars(self.state))
         self.state = State(**stored)
-        self.saved = self.state.step
         if self.ranks.first:  # what a resumed run logs equals what an uninterrupted one does
             records = files.read_log(self.folder)
             self.log.rewrite([r for r in records if r.get("step", 0) <= self.state.step])
@@ -140,8 +138,7 @@ class Trainer:
     @property
     def asked_to_stop(self) -> bool:
         """Whether any process was sent a signal; all of them then stop after the same step."""
-        asked = torch.tensor(int(self.stop is not None), device=self.placement.device)
-        return bool(distributed.total(asked))
+        return distributed.anywhere(self.stop is not None)
 
     def step(self) -> dict[str, float]:
         """One optimiser step, logged.
@@ -176,10 +173,11 @@ class Trainer:
         if self.ranks.first:
             self.log.append([record], flushed=False)
         if state.skipped_in_a_row >= SKIPS_ALLOWED:
-            raise ValueError(
+            problem = (
                 f"{SKIPS_ALLOWED} steps in a row had a loss or gradient that is not finite (last: "
                 f"step {state.step}); {self._last_good()}; lower --lr or use --dtype float32"
             )
+            raise ValueError(distributed.from_first(problem))
         return record
 
     def _rates(self, seconds: float) -> dict[str, float]:
@@ -198,30 +196,30 @@ class Trainer:
             ValueError: parameters are not finite.
             OSError: the disk refuses.
         """
-        if self.saved == self.state.step:
+        step, first = self.state.step, self.ranks.first
+        if distributed.anywhere(first and step in files.saved_steps(self.folder)):
             return
-        parameters = checkpoint.gathered({n: p for p, n in self.names.items()}, self.ranks.first)
-        moments = checkpoint.optimizer_tensors(self.optimizer, self.names, self.ranks.first)
         if not self._finite():
-            raise ValueError(
-                f"step {self.state.step} left parameters that are not finite, which are not saved; "
+            problem = (
+                f"step {step} left parameters that are not finite, which are not saved; "
                 f"{self._last_good()}; lower --lr"
             )
+            raise ValueError(distributed.from_first(problem))
 
-        def fill(folder: Path) -> None:
-            shape = self.quiet.model.config
+        def fill(folder: Path | None) -> None:
+            shape, parameters = self.quiet.model.config, {n: p for p, n in self.names.items()}
             checkpoint.save_model(folder, shape, parameters, self.config, self.start)
+            moments = checkpoint.optimizer_tensors(self.optimizer, self.names)
             checkpoint.save_optimizer(folder, moments)
-            files.write_json(folder / files.TRAINER, dataclasses.asdict(self.state))
+            if folder:
+                files.write_json(folder / files.TRAINER, dataclasses.asdict(self.state))
 
-        if self.ranks.first:
-            files.save_step(self.folder, self.state.step, fill)
-        self.saved = self.state.step
+        checkpoint.save_step(self.folder, step, fill, first)
 
     def _finite(self) -> bool:
         """Whether every parameter is finite, on all ranks: they must go the same way."""
-        wrong = sum(int(not distributed.local(p).isfinite().all()) for p in self.names)
-        return not distributed.total(torch.tensor(wrong, device=self.placement.device))
+        wrong = any(not distributed.local(p).isfinite().all() for p in self.names)
+        return not distributed.anywhere(wrong)
 
     def _last_good(self) -> str:
         """Where to go on after steps that were not finite, in words."""

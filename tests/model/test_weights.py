@@ -24,11 +24,12 @@ from checkpoints import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qs.config import ThoughtConfig
-from qs.model import weights
+from qs.model import shards
 from qs.model.config import (
     FAMILIES,
     ModelConfig,
@@ -204,9 +205,9 @@ def test_save_refuses_what_could_not_be_read_back(folder, tmp_path):
 
 def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
     def full(*_, **__):
-        raise weights.SafetensorError("No space left on device")
+        raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr(weights, "save_file", full)
+    monkeypatch.setattr(shards, "save_file", full)
     with pytest.raises(OSError, match="model.safetensors: cannot be written: No space left"):
         save(tmp_path, SMALL, filled(SMALL, 0))
     assert not (tmp_path / "config.json").exists()

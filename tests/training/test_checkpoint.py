@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from tiny import batch, module, same_bits
 
 from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
-from qs.training import checkpoint
+from qs.model import shards
 from qs.training.checkpoint import load_optimizer, optimizer_tensors, save_optimizer
 from qs.training.optimizer import make_optimizer
 from qs.training.step import train_step
@@ -27,7 +27,9 @@ def stepped(config=QUIET, steps=2):
     return quiet, optimizer
 
 
-def test_an_optimiser_read_back_goes_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("largest", [shards.LARGEST, 500])
+def test_an_optimiser_read_back_goes_on_bit_for_bit(tmp_path, monkeypatch, largest):
+    monkeypatch.setattr(shards, "LARGEST", largest)
     quiet, optimizer = stepped()
     save_optimizer(tmp_path, optimizer_tensors(optimizer, names_of(quiet)))
     other = module(QUIET.thought)
@@ -42,6 +44,8 @@ def test_an_optimiser_read_back_goes_on_bit_for_bit(tmp_path):
     ]
     same_bits(*states)
     assert len(states[0]) == 3 * len([*quiet.parameters()])
+    single = [path.name for path in tmp_path.iterdir()] == ["optimizer.safetensors"]
+    assert single == (largest > 500)
 
 
 @pytest.mark.parametrize("steps", [0, 2])
@@ -92,11 +96,23 @@ def test_a_missing_or_damaged_optimiser_is_refused(tmp_path, left):
         load_optimizer(tmp_path, optimizer, names_of(quiet))
 
 
+def test_an_optimiser_without_one_of_its_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "LARGEST", 500)
+    quiet, optimizer = stepped()
+    save_optimizer(tmp_path, optimizer_tensors(optimizer, names_of(quiet)))
+    (file := min(tmp_path.glob("optimizer-00002-of-*"))).unlink()
+    with pytest.raises(ValueError, match=f"{file.name}: expected a safetensors file, found: No"):
+        load_optimizer(tmp_path, optimizer, names_of(quiet))
+    (tmp_path / "optimizer.safetensors.index.json").unlink()
+    with pytest.raises(ValueError, match="no such file; resume needs"):
+        load_optimizer(tmp_path, optimizer, names_of(quiet))
+
+
 def test_a_disk_that_refuses_the_optimiser_is_an_os_error(tmp_path, monkeypatch):
-    def full(*arguments):
+    def full(*_, **__):
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(shards, "save_file", full)
     quiet, optimizer = stepped()
     with pytest.raises(OSError, match="optimizer.safetensors: cannot be written: No space left"):
         save_optimizer(tmp_path, optimizer_tensors(optimizer, names_of(quiet)))
