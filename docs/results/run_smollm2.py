@@ -182,13 +182,11 @@ class Study:
                 (count, _), _, (own, foreign), _ = both
                 own_gain = ratio_estimate(foreign - own, count)
                 found["own_over_shuffled"] = list(own_gain)
-            places = range(20, T, 28)
-            found["said"] = {
-                self.tokenizer.decode(
-                    table.tokens[0, max(0, t - 15) : t + 1].tolist()
-                ): thought_text(self.tokenizer, [], table.thoughts[0, t].tolist())
-                for t in places
-            }
+            found["said"] = []
+            for t in range(20, T, 28):
+                before = self.tokenizer.decode(table.tokens[0, t - 15 : t + 1].tolist())
+                thought = thought_text(self.tokenizer, [], table.thoughts[0, t].tolist())
+                found["said"].append((before, thought))
         return found
 
     def asked(self, name: str) -> dict:
@@ -206,7 +204,7 @@ class Study:
                 questions = read_questions(task, "heldout", QUESTIONS, ASKED)
                 out = OUT / "answers" / name
                 summed = question_sets.run(exam, self.reader, self.tokenizer, questions, out)
-                found[task] = json.loads(json.dumps(dataclasses.asdict(summed), default=str))
+                found[task] = json.loads(json.dumps(summed, default=str))
         return found
 
 
