@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What only a GPU can show, in one call of at most nine minutes, from a checkout:
-#   bash docs/results/run-gpu.sh [SECONDS] [--rehearse]     results in $OUT (build/gpu): gpu.json, gpu.log
+#   bash docs/results/run-gpu.sh [SECONDS] [--rehearse] [--only=JOB,..]    results in $OUT (build/gpu): gpu.json, gpu.log
 # Fast paths against float64 on the CPU, the precision of logits, the whole 7B step of
 # `train.py --data owm --thoughts 16` with random weights, phases, rates and peaks, and train.py itself.
 set -u -o pipefail

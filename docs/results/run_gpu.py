@@ -1,7 +1,7 @@
 """What run-gpu.sh runs: jobs in order of weight, each skipped when too little time is left.
 
 Results are written after each job. `--rehearse` runs the same on a CPU with tiny shapes; the
-backward pass of FlexAttention cannot be rehearsed there.
+backward pass of FlexAttention cannot be rehearsed there. `--only=JOB,JOB` names jobs.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ BEGAN = time.perf_counter()
 REHEARSE = "--rehearse" in sys.argv
 SECONDS, OUT = float(sys.argv[1]), Path(sys.argv[2])
 DEVICE = torch.device("cpu" if REHEARSE else "cuda")
+ONLY = next((a.partition("=")[2].split(",") for a in sys.argv if a.startswith("--only=")), None)
 FOUND: dict[str, Any] = {}
 
 CHECK = ModelConfig(
@@ -40,6 +41,8 @@ THOUGHT = ThoughtConfig(thoughts=N, ahead=M, samples=K)
 
 def job(name: str, seconds: float, work: Callable[..., dict], *arguments: Any) -> None:
     """Do one thing, if there is time, and write down what came of it."""
+    if ONLY and name not in ONLY:
+        return
     left = SECONDS - (time.perf_counter() - BEGAN)
     began = time.perf_counter()
     if left < seconds and not REHEARSE:

@@ -265,14 +265,14 @@ def main() -> None:
     note("as it is", shown(before))
     K = 2 if REHEARSE else 8
     starts = [("---", False), ("\n", False), (" so", False), ("---", True), ("\n", True)]
-    for text, again in starts:
+    for text, again in starts[3:4] if REHEARSE else starts:
         for kind in ("own", "shuffled", "pauses"):
             name = f"room, from {text!r}, {kind}" + ", anchor's token at the end" * again
             note(name, study.room(kind, text, again, K))
     study.reset()
 
     rates = {}
-    for lr in (3e-6, 3e-5):
+    for lr in (3e-5,) if REHEARSE else (3e-6, 3e-5):
         for head in (1e-4, 1e-3):
             optim = OptimConfig(lr=lr, mixer_lr=head, thought_lr=head, warmup=5)
             records, seconds = timed(lambda optim=optim: study.trained(optim, RATE_STEPS))
@@ -305,9 +305,8 @@ def main() -> None:
             found["with_thoughts_against_plain"] = compared(plain, measures, "nll_mix")
             found["without_thoughts_against_plain"] = compared(plain, measures, "nll_base")
         note(name, found)
-        (OUT / f"log-{name.replace(', ', '-').replace(' ', '-')}.json").write_text(
-            json.dumps(records)
-        )
+        logs[name] = records
+        (OUT / "logs.json").write_text(json.dumps(logs))
         if name == "quiet, seed 0" and left() > 60:
             note(f"questions, {name}", study.asked("quiet"))
     if left() > 40 or REHEARSE:
