@@ -95,7 +95,7 @@ def read_thoughts(
     passages: list[Passage] = []
     kinds: list[str] = []
     for row, (tokens, documents) in enumerate(zip(text.tokens, text.documents, strict=True)):
-        with quiet.with_settings(anchors="all", anchor_share=1.0):
+        with quiet.with_settings(anchors="all", anchor_share=1.0), quiet.eager():
             step = quiet(tokens[None].to(device), documents[None].to(device), generator=generator)
         for number in documents[documents != PADDING].unique().tolist():
             title, kind = f"document {len(passages) + 1}", ""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -122,7 +123,11 @@ def measure_tokens(
     parts: list[TokenTable] = []
     for first in tqdm(range(0, len(text.tokens), size), label, leave=False, disable=not label):
         rows = slice(first, first + size)
-        x, inside = text.tokens[rows].to(device), text.documents[rows].to(device)
+        x, inside = text.tokens[rows], text.documents[rows]
+        if quiet.model.compiled:  # for one size: the last rows are filled up
+            x = F.pad(x, (0, 0, 0, size - len(x)))
+            inside = F.pad(inside, (0, 0, 0, size - len(inside)), value=PADDING)
+        x, inside = x.to(device), inside.to(device)
         anchors, thoughts = x[:, :0], x[:, :0, None, None]  # nobody thinks
         with quiet.with_settings(**ONE_THOUGHT):
             if run.thinks:
@@ -147,7 +152,7 @@ def measure_tokens(
             )
         )
     columns = ([getattr(part, f.name) for part in parts] for f in fields(TokenTable))
-    return TokenTable(*(torch.cat(column).cpu() for column in columns))
+    return TokenTable(*(torch.cat(column)[: len(text.tokens)].cpu() for column in columns))
 
 
 @dataclass(frozen=True)

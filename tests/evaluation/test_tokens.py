@@ -187,3 +187,22 @@ def test_windows_are_rows_of_the_stream_whose_documents_keep_their_numbers(tmp_p
     assert inside[:-1].all()
     assert rows.questions is None
     assert np.array_equal(windows(data, 48, 2).tokens, rows.tokens[:2])
+
+
+def test_rows_of_compiled_layers_are_filled_up_to_one_size_and_cut_again(monkeypatch):
+    quiet, text = module(ThoughtConfig(thoughts=2, ahead=1)), TextRows(*batch(3, rows=3))
+    sizes, forward = [], type(quiet).forward
+
+    def counted(self, tokens, *arguments, **options):
+        sizes.append(len(tokens))
+        return forward(self, tokens, *arguments, **options)
+
+    monkeypatch.setattr(type(quiet), "forward", counted)
+    run, greedy = RunConfig(batch=2), {"sample_temperature": 0.0, "beta": 0.0}
+    with quiet.with_settings(**greedy):
+        expected = measure_tokens(quiet, text, run)
+        monkeypatch.setattr(quiet.model, "compiled", True)
+        found = measure_tokens(quiet, text, run)
+    assert sizes == [2, 1, 2, 2]
+    for field in dataclasses.fields(expected):
+        torch.testing.assert_close(getattr(found, field.name), getattr(expected, field.name))

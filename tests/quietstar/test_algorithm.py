@@ -611,3 +611,26 @@ def test_predictions_of_every_token_hold_the_nll_of_the_true_ones(case: Case):
     first = there[..., 0]
     plain = step.nll_base.gather(1, case.anchors)[:, :, None].expand(first.shape)
     close(-base.gather(-1, targets)[..., 0, 0][first], plain[first])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_pass_that_comes_once_is_not_compiled():
+    quiet = random_module(SHAPE, ThoughtConfig(thoughts=2, ahead=2), 0)
+    tokens, calls = torch.arange(5)[None], []
+
+    def backend(graph, inputs):
+        calls.append(1)
+        return graph.forward
+
+    for layer in quiet.model.layers:
+        layer.compile(backend=backend)
+    quiet.model.compiled, quiet.attention = True, "flex"
+    with torch.no_grad():
+        with quiet.eager():
+            assert quiet.attention == "structured"
+            expected = quiet(tokens, generator=seeded(0)).nll_mix
+        assert not calls
+        assert quiet.model.compiled
+        quiet.attention = "structured"
+        torch.testing.assert_close(quiet(tokens, generator=seeded(0)).nll_mix, expected)
+    assert calls
