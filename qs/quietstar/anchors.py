@@ -55,6 +55,12 @@ def choose_anchors(
 ) -> Tensor:
     """(B, A) rising positions that think; padding only where all else does.
 
+    Given the thoughts, a random share has on average the gradient of all positions, before it is
+    clipped, if the rows have as many targets each and every choice leaves a term some. Rows of
+    unequal counts may weigh a little more or less than their share (the mean is a ratio of sums
+    whose count is drawn too), and padded ones more. Uncertain positions have a gradient of their
+    own: nothing is learned elsewhere.
+
     Args:
         kind: "all", "random", or "uncertain": where the base model is least sure.
         documents: (B, T).
