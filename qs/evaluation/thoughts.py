@@ -21,6 +21,7 @@ from qs.evaluation.synthetic import heldout_text
 from qs.inference.decoding import thought_text
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.load import eager
 from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import Step
 
@@ -95,7 +96,7 @@ def read_thoughts(
     passages: list[Passage] = []
     kinds: list[str] = []
     for row, (tokens, documents) in enumerate(zip(text.tokens, text.documents, strict=True)):
-        with quiet.with_settings(anchors="all", anchor_share=1.0), quiet.eager():
+        with quiet.with_settings(anchors="all", anchor_share=1.0), eager(quiet):
             step = quiet(tokens[None].to(device), documents[None].to(device), generator=generator)
         for number in documents[documents != PADDING].unique().tolist():
             title, kind = f"document {len(passages) + 1}", ""

@@ -334,20 +334,6 @@ class QuietStar(nn.Module):
         finally:
             self.config = before
 
-    @contextlib.contextmanager
-    def eager(self) -> Iterator[None]:
-        """Without compiled layers, for passes whose shape comes once: compiling takes longer."""
-        compiled, attention = self.model.compiled, self.attention
-        if not compiled:
-            yield
-            return
-        self.model.compiled, self.attention = False, "structured"
-        try:
-            with torch.compiler.set_stance("force_eager"):
-                yield
-        finally:
-            self.model.compiled, self.attention = compiled, attention
-
     def predict(
         self, tokens: Tensor, documents: Tensor, anchors: Tensor, thoughts: Tensor, **fixed: float
     ) -> tuple[Tensor, Tensor, Tensor]:

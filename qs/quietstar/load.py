@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -203,6 +205,21 @@ def allocate(shape: ModelConfig, settings: Config, placement: Placement) -> Quie
         for layer in model.layers:
             layer.compile(dynamic=False)
     return quiet
+
+
+@contextlib.contextmanager
+def eager(quiet: QuietStar) -> Iterator[None]:
+    """Without compiled layers, for passes whose shape comes once: compiling takes longer."""
+    compiled, attention = quiet.model.compiled, quiet.attention
+    if not compiled:
+        yield
+        return
+    quiet.model.compiled, quiet.attention = False, "structured"
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        quiet.model.compiled, quiet.attention = compiled, attention
 
 
 def make_masters(quiet: QuietStar, placement: Placement) -> dict[str, Tensor]:

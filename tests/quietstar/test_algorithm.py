@@ -33,6 +33,7 @@ from qs.config import Config, RunConfig, ThoughtConfig
 from qs.model.config import ModelConfig
 from qs.model.mistral import Mistral
 from qs.quietstar.algorithm import PAUSE, QuietStar
+from qs.quietstar.load import eager
 from qs.quietstar.losses import linear_nll
 from qs.quietstar.terms import Step, Terms, loss_terms, targets_ahead, term_weights
 
@@ -626,7 +627,7 @@ def test_a_pass_that_comes_once_is_not_compiled():
         layer.compile(backend=backend)
     quiet.model.compiled, quiet.attention = True, "flex"
     with torch.no_grad():
-        with quiet.eager():
+        with eager(quiet):
             assert quiet.attention == "structured"
             expected = quiet(tokens, generator=seeded(0)).nll_mix
         assert not calls
