@@ -16,6 +16,7 @@ weights/; `python evaluate.py MODEL` is short for `score MODEL`. Each command ha
 import argparse
 import dataclasses
 import inspect
+import io
 import os
 import shlex
 import sys
@@ -245,9 +246,9 @@ def write_page(args: argparse.Namespace, page: str) -> None:
 def prompts_of(prompt: str) -> Iterable[str]:
     """A text; or the lines of a file or of standard input, as they come."""
     if prompt == "-":
-        return (line.removesuffix("\n") for line in sys.stdin)
+        return files.text_lines(sys.stdin.buffer, "standard input")
     if os.path.isfile(prompt):  # Path.is_file raises where a text is too long for a name
-        return Path(prompt).read_text(encoding="utf-8").splitlines()
+        return list(files.text_lines(io.BytesIO(files.read_plain(Path(prompt))), prompt))
     return [prompt]
 
 

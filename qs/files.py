@@ -6,6 +6,7 @@ then one line a step), `step_*/` (checkpoints) and `results.json`.
 """
 
 import contextlib
+import errno
 import itertools
 import json
 import math
@@ -15,7 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,53 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
 
 
+DIGITS = 300  # of an integer at most: more is beyond what a float can hold
+
+
+def parse_json(raw: bytes) -> Any:
+    """The value of a JSON text in UTF-8, a byte-order mark in front of it or not.
+
+    Raises:
+        ValueError: it is damaged, nested too deeply, or holds an integer of more than DIGITS.
+    """
+    try:
+        return json.loads(raw.decode("utf-8-sig"), parse_int=_integer)
+    except RecursionError:
+        raise ValueError("brackets nested too deeply") from None
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise ValueError(f"an integer of {len(digits):,} digits")
+    return int(digits)
+
+
+def text_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    r"""Lines of UTF-8 text without their ends or a byte-order mark; only \n parts two of them.
+
+    Raises:
+        ValueError: a line is no UTF-8; it is told by its number and `name`, what they are of.
+    """
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            found = f"expected text in UTF-8, found {line[error.start : error.start + 1]!r}"
+            raise ValueError(f"{name}, line {number}: {found}; save it in UTF-8") from None
+        yield text.removesuffix("\n").removesuffix("\r")
+
+
+def read_plain(path: Path) -> bytes:
+    """The content of a plain file.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or device: reading one might never end.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "no plain file", str(path))
+    return path.read_bytes()
+
+
 def read_json(path: Path, advice: str = "get the file again") -> Any:
     """Read a JSON file; `advice` says what to do where that cannot be done.
 
@@ -78,12 +126,12 @@ def read_json(path: Path, advice: str = "get the file again") -> Any:
         ValueError: it is missing or damaged.
     """
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(read_plain(path))
     except OSError as error:
         raise ValueError(
             f"{path}: expected a file with JSON, found: {error.strerror}; {advice}"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: expected JSON, found: {error}; {advice}") from None
 
 
@@ -147,8 +195,8 @@ class JsonLines:
         records = []
         for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
+                record = parse_json(line)
+            except ValueError:
                 record = None
             if isinstance(record, dict):  # a number cut short is a number still
                 records.append(record)

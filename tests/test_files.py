@@ -1,7 +1,9 @@
 """files: what bears its final name is complete, and reads back as it was written."""
 
+import io
 import json
 import math
+import os
 
 import pytest
 from cases import examples
@@ -54,6 +56,49 @@ def test_what_is_whole_is_kept_and_the_rest_can_be_added_again(
     again.append((some + more)[len(left[:keep]) :])
     assert list(again.records()) == some + more
     assert [x.name for x in path.parent.iterdir()] == ["x.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[" * 100_000, "brackets nested too deeply"),
+        (b'{"a": ' * 100_000, "brackets nested too deeply"),
+        (b'{"step": -' + b"9" * 400 + b"}", "an integer of 401 digits"),
+        (b'{"a": "\xff"}', "can't decode byte 0xff"),
+        (b"", "Expecting value"),
+    ],
+)
+def test_json_that_cannot_be_is_refused_with_the_name_of_its_file(tmp_path, content, reason):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.json: expected JSON, found: .*{reason}.*; again"):
+        read_json(path, "again")
+    path.write_bytes(b'{"a": 1}\n' + content.replace(b"\n", b"") + b"\n")
+    if content:
+        with pytest.raises(ValueError, match=r"x\.json, line 2: expected a JSON object"):
+            JsonLines(path).records()
+
+
+def test_json_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(b'\xef\xbb\xbf{"model_max_length": 1000000000000000019884624838656}')
+    assert read_json(path) == {"model_max_length": 1000000000000000019884624838656}
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe: expected a file with JSON, found: no plain file"):
+        read_json(tmp_path / "pipe")
+
+
+def test_lines_of_text_are_parted_by_newlines_alone():
+    raw = "\ufeffone\u2028prompt\x0cwith\x85separators\r\n\n\ufefftwo\rthree".encode()
+    expected = ["one\u2028prompt\x0cwith\x85separators", "", "\ufefftwo\rthree"]
+    assert list(files.text_lines(io.BytesIO(raw), "x")) == expected
+    with pytest.raises(
+        ValueError, match=r"^x, line 2: expected text in UTF-8, found b'\\xe9'; save"
+    ):
+        list(files.text_lines([b"one\n", b"caf\xe9\n"], "x"))
 
 
 @pytest.mark.parametrize("line", ["nonsense", "7", "[]", '{"a": 1'])

@@ -23,7 +23,13 @@ ROOMS = {  # each room: the rooms it may import, besides the modules everybody m
 }
 EVERYBODY = {"config", "presets", "cli", "files", "tables"}
 RUNTIME = {"torch", "numpy", "sentencepiece", "safetensors", "tqdm"} | set(sys.stdlib_module_names)
-EXTRAS = {"pyarrow", "matplotlib", "lm_eval", "tokenizers"}  # inside functions only: optional
+EXTRAS = {
+    "pyarrow",
+    "matplotlib",
+    "lm_eval",
+    "tokenizers",
+    "zstandard",
+}  # inside functions only: optional
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"eval", "exec", "torch.load", "torch.save"}
 

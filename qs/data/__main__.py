@@ -5,8 +5,8 @@
     python -m qs.data synthetic  --out data/raw/NAME --documents 200000
     python -m qs.data arithmetic --out data/raw/NAME --documents 200000
 
-SOURCE is a file or a folder of .jsonl, .json (both JSON lines), either with .gz, .txt (one document
-a file) or .parquet. synthetic and arithmetic write train.jsonl and heldout.jsonl.
+SOURCE is a file or a folder of .jsonl, .json (both JSON lines), either with .gz or .zst, .txt (one
+document a file) or .parquet. synthetic and arithmetic write train.jsonl and heldout.jsonl.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from qs import cli
 from qs.data import arithmetic, synthetic
 from qs.data.dataset import Split
-from qs.data.documents import DocumentReader
+from qs.data.documents import MAX_DOCUMENT, DocumentReader
 from qs.data.prepare import prepare_dataset
 from qs.files import new_folder, write_json
 from qs.model.tokenizer import train_tokenizer
@@ -59,6 +59,8 @@ def _parser() -> cli.Parser:
         flag("--out", required=True, help="folder to make")
         texts = "field with the text [text]; a+b joins two; repeat for alternatives"
         flag("--field", dest="fields", metavar="FIELD", help=texts, **several)
+        bound = f"bytes of a document at most; longer ones are left out [{MAX_DOCUMENT}]"
+        flag("--max-document", type=int, default=MAX_DOCUMENT, help=bound)
 
     world = commands.add_parser("synthetic", help="write text whose reasoning is often left out")
     world.set_defaults(run=_write_synthetic)
@@ -86,10 +88,16 @@ def _parser() -> cli.Parser:
 
 
 def _train_tokenizer(
-    sources: list[str], out: str, fields: list[str], vocab: int, symbol: list[str]
+    sources: list[str],
+    out: str,
+    fields: list[str],
+    max_document: int,
+    vocab: int,
+    symbol: list[str],
 ) -> None:
-    model = train_tokenizer(DocumentReader(sources, fields), out, vocab, symbols=symbol)
-    print(f"{model.vocab_size:,} tokens\n{out}")
+    reader = DocumentReader(sources, fields, max_document)
+    model = train_tokenizer(reader, out, vocab, symbols=symbol)
+    print(f"{model.vocab_size:,} tokens\n{reader.sources.report()}\n{out}")
 
 
 def _write_synthetic(out: Path, documents: int, tests: int, seed: int, **settings: float) -> None:

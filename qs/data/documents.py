@@ -1,34 +1,20 @@
 """Files and folders of documents -> texts, streamed: JSON lines, plain text, parquet."""
 
+import codecs
 import gzip
-import json
+import io
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-# C4 calls its JSON lines .json.gz
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt", ".parquet")
+from qs.data.sources import find_files
+from qs.files import parse_json
 
-
-def _files(sources: Iterable[str | Path]) -> list[Path]:
-    """Files to read, in the order given; a folder stands for all it holds, sorted."""
-    files: list[Path] = []
-    for source in map(Path, sources):
-        held = sorted(source.rglob("*")) if source.is_dir() else [source]
-        held = [path for path in held if path.name.endswith(SUFFIXES) and path.is_file()]
-        # Hidden folders hold the download client's own records.
-        inner = [(path, path.relative_to(source).parts) for path in held]
-        held = [path for path, parts in inner if not any(part[0] == "." for part in parts)]
-        if not held:
-            what = "a folder without any" if source.is_dir() else "a file of another kind"
-            message = f"{', '.join(SUFFIXES)}, found {what if source.exists() else 'nothing'}"
-            raise ValueError(f"{source}: expected {message}; give files or folders of these kinds")
-        files += held
-    return list(dict.fromkeys(files))
+MAX_DOCUMENT = 10**8  # bytes
 
 
 class DocumentReader:
@@ -37,20 +23,31 @@ class DocumentReader:
     A malformed record has no text; the first few are named on stderr.
 
     Args:
-        sources: .jsonl, .json (both JSON lines), either with .gz, .txt (one document a file),
-            .parquet, or folders of them.
+        sources: .jsonl, .json (both JSON lines), either with .gz or .zst, .txt (one document a
+            file), .parquet, or folders of them, as `find_files` reads them.
         fields: where a record has its text ("text"), the first that fits; `a+b` joins two with a
             newline.
+        max_document: bytes of a record; a longer one is malformed, and never held whole.
 
-    Attributes: `files`, bytes of them that have been `read`, `documents` and `malformed` so far.
+    Attributes: `sources`, their `files`, bytes of them that have been `read`, `documents` and
+        `malformed` so far.
 
     Raises:
-        ValueError: if a source cannot be read (at once where there is none of these kinds), or
-            more than 1 % of the records are malformed.
+        ValueError: if a source cannot be read (at once where there is none of these kinds), more
+            than 1 % of the records are malformed, or a setting is out of range.
     """
 
-    def __init__(self, sources: Iterable[str | Path], fields: Sequence[str] | None = None) -> None:
-        self.files, self.fields = _files(sources), fields or ["text"]
+    def __init__(
+        self,
+        sources: Iterable[str | Path],
+        fields: Sequence[str] | None = None,
+        max_document: int = MAX_DOCUMENT,
+    ) -> None:
+        if max_document < 1:
+            raise ValueError(f"expected documents of at least 1 byte at most, found {max_document}")
+        self.sources, self.fields = find_files(sources), fields or ["text"]
+        self.files = [path for files in self.sources.files.values() for path in files]
+        self.max_document = max_document
         self.read = self.documents = self.malformed = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -60,9 +57,10 @@ class DocumentReader:
                 try:
                     text = self._text(record, path)
                 except UnicodeDecodeError as error:
-                    number += record.count(b"\n", 0, error.start)  # a text file has many lines
+                    if isinstance(record, bytes):  # a text file has many lines
+                        number += record.count(b"\n", 0, error.start)
                     self._leave_out(f"{path}:{number}: invalid UTF-8 at byte {error.start}")
-                except (ValueError, RecursionError) as error:
+                except ValueError as error:
                     self._leave_out(f"{path}:{number}: {error}")
                 else:
                     if text is not None:
@@ -74,41 +72,61 @@ class DocumentReader:
             raise ValueError("expected documents, found only empty sources; give others")
 
     def _records(self, path: Path) -> Iterator[bytes | dict[str, Any]]:
-        """Undecoded lines, the whole of an undecoded text file, or rows of a table."""
-        if path.name.endswith(".txt"):
-            yield path.read_bytes()
-        elif path.name.endswith(".parquet"):
+        """Undecoded lines, the whole of an undecoded text file, or rows of a table.
+
+        Of what is longer than a document may be there is one byte too many, and no more.
+        """
+        name = path.name.lower()
+        if name.endswith(".parquet"):
             yield from _rows(path, self.fields)
-        else:
-            before = self.read
-            with path.open("rb") as raw:
-                lines = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
-                try:
-                    for line in lines:
-                        self.read = before + raw.tell()
-                        yield line
-                except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                    damage = f"expected a whole gzip file, found a damaged one ({error})"
-                    raise ValueError(f"{path}: {damage}; get it again") from None
+            return
+        before = self.read
+        with path.open("rb") as raw:
+            if name.endswith(".txt"):
+                yield raw.read(self.max_document + 1)
+                return
+            lines, begun = _unpacked(raw, path), False
+            try:
+                while line := lines.readline(self.max_document + 1):
+                    self.read = before + raw.tell()
+                    if not begun:
+                        line = line.removeprefix(codecs.BOM_UTF8)
+                        if line.lstrip()[:1] == b"[":
+                            found = "expected JSON lines, found a JSON array"
+                            raise ValueError(f"{path}: {found}; put each of its objects on a line")
+                        begun = bool(line.strip())
+                    yield line
+                    if len(line) > self.max_document:
+                        while line and not line.endswith(b"\n"):
+                            line = lines.readline(1 << 20)
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                damage = f"expected a whole packed file, found a damaged one ({error})"
+                raise ValueError(f"{path}: {damage}; get it again") from None
 
     def _text(self, record: bytes | dict[str, Any], path: Path) -> str | None:
         """The text of a record; None for an empty line."""
         if isinstance(record, bytes):
-            text = record.decode("utf-8-sig")
-            if path.name.endswith(".txt"):
-                return text
-            if not text.strip():
+            if path.name.lower().endswith(".txt"):
+                self._check_size(len(record))
+                return record.decode("utf-8-sig")
+            self._check_size(len(record) - record.endswith(b"\n"))
+            if not record.strip():
                 return None
-            record = json.loads(text)
+            record = parse_json(record)
         if not isinstance(record, dict):
             raise ValueError(f"expected a JSON object, found {type(record).__name__}")
         for field in self.fields:
             parts = [record.get(name) for name in field.split("+")]
+            parts = [part.decode() if isinstance(part, bytes) else part for part in parts]
             if all(isinstance(part, str) for part in parts):
                 text = "\n".join(parts)
-                text.encode()  # JSON can spell half a surrogate pair, which is no text
+                self._check_size(len(text.encode()))  # half a surrogate pair is no text: ValueError
                 return text
         raise ValueError(f"expected a string in field {' or '.join(self.fields)}, found none")
+
+    def _check_size(self, size: int) -> None:
+        if size > self.max_document:
+            raise ValueError(f"longer than --max-document {self.max_document:,} bytes")
 
     def _leave_out(self, complaint: str) -> None:
         self.malformed += 1
@@ -125,13 +143,68 @@ class DocumentReader:
             raise ValueError(f"expected {message}; {advice}")
 
 
+def _unpacked(raw: BinaryIO, path: Path) -> BinaryIO:
+    """A file's bytes without gzip or zstandard."""
+    name = path.name.lower()
+    if name.endswith(".zst"):
+        return io.BufferedReader(_Zstandard(raw, path))
+    return gzip.GzipFile(fileobj=raw) if name.endswith(".gz") else raw
+
+
+class _Zstandard(io.RawIOBase):
+    """The frames of a file, one after the other.
+
+    The package's own reader takes a file that was cut short for a whole one.
+    """
+
+    def __init__(self, raw: BinaryIO, path: Path) -> None:
+        try:
+            import zstandard
+        except ImportError:
+            message = "expected zstandard to read .zst, found none; run pip install -e '.[zstd]'"
+            raise ValueError(f"{path}: {message}") from None
+        self._raw, self._damage = raw, zstandard.ZstdError
+        # as much as `zstd --long=31` asks for
+        self._new_frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
+        self._frame, self._packed, self._ready = None, b"", io.BytesIO()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not (size := self._ready.readinto(buffer)):
+            packed = self._packed or self._raw.read(1 << 10)  # may be 2^15 times that unpacked
+            if not packed:
+                if self._frame:
+                    raise EOFError("it ends within a frame")
+                return 0
+            self._frame = self._frame or self._new_frame()
+            try:
+                self._ready = io.BytesIO(self._frame.decompress(packed))
+            except self._damage as error:
+                raise EOFError(error) from None
+            self._packed = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        return size
+
+
 def _rows(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows of a table, text undecoded: one that is no UTF-8 is only its own row's matter."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         message = "expected pyarrow to read parquet, found none; run pip install -e '.[parquet]'"
         raise ValueError(f"{path}: {message}") from None
+
+    def undecoded(column: pyarrow.Array) -> list[Any]:
+        kind = getattr(column.type, "value_type", column.type)  # of a dictionary
+        if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
+            column = column.cast(kind).cast(pyarrow.large_binary())
+        return column.to_pylist()
+
+    row = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             columns = set(table.schema_arrow.names)
@@ -140,6 +213,9 @@ def _rows(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
                 message = f"column {' or '.join(fields)}, found {', '.join(sorted(columns))}"
                 raise ValueError(f"{path}: expected a {message}; name one with --field")
             for batch in table.iter_batches(256, columns=names):
-                yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: expected a parquet file, found: {error}; get it again") from None
+                row += len(batch)
+                values = zip(*map(undecoded, batch.columns), strict=True)
+                yield from (dict(zip(names, each, strict=True)) for each in values)
+    except (pyarrow.ArrowException, OSError) as error:
+        message = f"expected a parquet file, found after row {row:,}: {error}; get it again"
+        raise ValueError(f"{path}: {message}") from None

@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from qs.data.dataset import FORMAT, META, SPLITS, Shard, Split, split_by_hash
-from qs.data.documents import DocumentReader
+from qs.data.documents import MAX_DOCUMENT, DocumentReader
 from qs.files import new_folder, write_json
 from qs.model.tokenizer import Tokenizer
 
@@ -96,11 +96,12 @@ def prepare_dataset(
     seed: int = 0,
     overwrite: bool = False,
     heldout_sources: Sequence[str | Path] = (),
+    max_document: int = MAX_DOCUMENT,
 ) -> dict[str, Any]:
     """Tokenize sources into a dataset folder, which appears whole or not at all.
 
     Args:
-        sources, fields: as `DocumentReader` takes them.
+        sources, fields, max_document: as `DocumentReader` takes them.
         out, tokenizer: folder to make, and folder with a tokenizer.
         heldout: fraction of documents, drawn by their text and `seed`, that form the split
             `heldout`; at least one unless 0, and not all unless 1, if there are two or more.
@@ -126,9 +127,9 @@ def prepare_dataset(
     model = Tokenizer(tokenizer)
     if changes := model.changes():
         print(f"warning: {changes}", file=sys.stderr)
-    jobs = [(DocumentReader(sources, fields), 0.0 if heldout_sources else heldout)]
+    jobs = [(DocumentReader(sources, fields, max_document), 0.0 if heldout_sources else heldout)]
     if heldout_sources:
-        jobs.append((DocumentReader(heldout_sources, fields), 1.0))
+        jobs.append((DocumentReader(heldout_sources, fields, max_document), 1.0))
     meta: dict[str, Any] = {
         "format": FORMAT,
         "tokenizer": str(tokenizer),
@@ -169,7 +170,10 @@ def prepare_dataset(
         share = f"{meta['unknown']:,} tokens ({meta['unknown'] / tokens:.1%}) are unknown"
         print(f"{share}: {tokenizer} has none for some characters of this text")
     rate = f"{tokens / seconds:,.0f} tokens and {size / 1e6 / seconds:.2f} MB of text a second"
-    print(f"{meta['malformed']:,} malformed records left out; {rate}\n{out}")
+    print(f"{meta['malformed']:,} malformed records left out; {rate}")
+    for reader, _ in jobs:
+        print(reader.sources.report())
+    print(out)
     return meta
 
 

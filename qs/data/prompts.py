@@ -11,6 +11,7 @@ Few-shot prompts are STaR's: questions with rationales. Hints give only the answ
 Source: STaR (arXiv:2203.14465), section 3; its code has a number in brackets behind the question.
 """
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from qs.data import question_sets
 from qs.data.question_sets import BenchmarkQuestion, QuestionSet
+from qs.files import read_plain, text_lines
 
 PROMPTS = Path(__file__).with_name("few_shot")
 CHOICE_HINT = " (CORRECT)"  # behind the right choice
@@ -106,10 +108,9 @@ def few_shot(name: QuestionSet, folder: Path = PROMPTS) -> list[BenchmarkQuestio
     question_sets.check_question_set(name)
     path = folder / f"{name}.txt"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "bytes that are no UTF-8"
-        raise ValueError(f"{path}: expected worked examples, found: {why}") from None
+        lines = list(text_lines(io.BytesIO(read_plain(path)), str(path)))
+    except OSError as error:
+        raise ValueError(f"{path}: expected worked examples, found: {error.strerror}") from None
     text = "\n".join(line.rstrip() for line in lines if not line.startswith("#"))
     examples, form = [], "Q:, choices if any, A: and a closing statement"
     for number, block in enumerate(filter(None, re.split(r"\n\n+", text.strip("\n"))), 1):

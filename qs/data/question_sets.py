@@ -1,6 +1,5 @@
 """Benchmarks: GSM8K and CommonsenseQA from their published files, and held-out sums."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Literal, get_args
 from qs.data.answers import parse_choice, parse_number, stated_number
 from qs.data.arithmetic import different_sums
 from qs.data.dataset import Split, check_split
+from qs.files import parse_json, read_plain
 
 QuestionSet = Literal["gsm8k", "commonsense_qa"]
 QUESTION_SETS: tuple[QuestionSet, ...] = get_args(QuestionSet)
@@ -97,7 +97,7 @@ def read_questions(
     parse = _gsm8k if name == "gsm8k" else _commonsense_qa
     path = Path(data) / name / FILES[name][split]
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_plain(path).split(b"\n")
     except OSError as error:
         places = " and ".join(str(path.with_name(file)) for file in FILES[name].values())
         message = f"{path}: expected questions of {name}, found: {error.strerror}"
@@ -109,8 +109,8 @@ def read_questions(
         if not line.strip():
             continue
         try:
-            questions.append(parse(json.loads(line.decode()), f"{path.stem}-{number}"))
-        except (ValueError, RecursionError) as error:
+            questions.append(parse(parse_json(line), f"{path.stem}-{number}"))
+        except ValueError as error:
             message = f"expected a question of {name}, found: {error}"
             advice = "get the file again, or mend the line"
             raise ValueError(f"{path}, line {number}: {message}; {advice}") from None

@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+import tracemalloc
 
 import pytest
 
@@ -68,7 +69,9 @@ BROKEN = [
     (b'{"text": 5}\n', "expected a string in field text, found none"),
     (b'{"text": "\xff"}\n', "invalid UTF-8 at byte 10"),
     (b'{"text": "\\ud800"}\n', "surrogates not allowed"),
-    (b"[" * 100_000 + b"\n", "recursion"),
+    (b"[" * 100_000 + b"\n", "nested too deeply"),
+    (b'{"text": "x", "id": ' + b"1" * 400 + b"}\n", "an integer of 400 digits"),
+    (b'{"text": "' + b"x" * 2_000 + b'"}\n', "longer than --max-document 1,000 bytes"),
 ]
 
 
@@ -77,7 +80,8 @@ def test_a_malformed_line_is_reported_by_file_and_line_and_left_out(tmp_path, ca
     good = [json.dumps({"text": f"a{i}"}).encode() + b"\n" for i in range(198)]
     source = tmp_path / "in.jsonl"
     source.write_bytes(b"".join([*good[:6], b"\n", line, *good[6:], line]))
-    assert list(DocumentReader([source])) == [f"a{i}" for i in range(198)]
+    limit = 10**6 if line.startswith(b"[[") else 1_000
+    assert list(DocumentReader([source], max_document=limit)) == [f"a{i}" for i in range(198)]
     told = capsys.readouterr().err
     for number in (8, 201):
         assert f"malformed: {source}:{number}: " in told
@@ -113,8 +117,93 @@ def test_a_damaged_gzip_is_refused(tmp_path):
     whole = write(tmp_path / "a.jsonl.gz", ["a" * 9, "b"] * 999).read_bytes()
     for content in (whole[:-9], b"no gzip"):
         (tmp_path / "a.jsonl.gz").write_bytes(content)
-        with pytest.raises(ValueError, match=r"a\.jsonl\.gz: expected a whole gzip file.*again$"):
+        with pytest.raises(ValueError, match=r"a\.jsonl\.gz: expected a whole packed file.*again$"):
             list(DocumentReader([tmp_path]))
+
+
+def test_zstandard_is_read_frame_by_frame_and_one_cut_short_is_refused(tmp_path, monkeypatch):
+    zstandard = pytest.importorskip("zstandard")
+    texts = [f"document {i}" * (i % 50) for i in range(2_000)]
+    raw = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    frames = b"".join(zstandard.compress(part) for part in (raw[:9_999], raw[9_999:], b""))
+    path = tmp_path / "a.JSONL.ZST"
+    path.write_bytes(frames)
+    assert list(DocumentReader([tmp_path])) == texts
+    for content, damage in ((frames[:-20], "ends within a frame"), (b"none" * 9, "descriptor")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"a\.JSONL\.ZST: .* damaged one .*{damage}.*again$"):
+            list(DocumentReader([path]))
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(ValueError, match=r"a\.JSONL\.ZST: .* found none; run pip .*\[zstd\]'$"):
+        list(DocumentReader([path]))
+
+
+def test_a_document_of_the_longest_size_is_read_and_a_bomb_is_never_held_whole(tmp_path):
+    line = json.dumps({"text": "a" * 80}).encode()
+    for name, end in (("a", b"\n"), ("b", b"\r\n"), ("c", b"")):
+        (tmp_path / f"{name}.jsonl").write_bytes(line + end)
+    assert len(list(DocumentReader([tmp_path], max_document=len(line) + 1))) == 3
+    bomb = gzip.compress(b'{"text": "' + b"a" * 60_000_000 + b'"}\n' + line, 1)
+    (tmp_path / "bomb.jsonl.gz").write_bytes(bomb)
+    reader = DocumentReader([tmp_path / "bomb.jsonl.gz"], max_document=10**6)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="at most 1 % malformed records, found 1 of 2"):
+            list(reader)
+        assert tracemalloc.get_traced_memory()[1] < 12e6
+    finally:
+        tracemalloc.stop()
+    (tmp_path / "long.txt").write_text("word " * 30)
+    with pytest.raises(ValueError, match="at most 1 % malformed"):
+        list(DocumentReader([tmp_path / "long.txt"], max_document=149))
+    with pytest.raises(ValueError, match="at least 1 byte at most, found 0"):
+        DocumentReader([tmp_path], max_document=0)
+
+
+@pytest.mark.parametrize("start", ["[", "\ufeff\n [{"])
+def test_a_json_array_is_told_to_be_one(tmp_path, start):
+    (tmp_path / "a.json").write_text(f'{start}\n{{"text": "a"}}\n]', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.json: expected JSON lines, found a JSON array"):
+        list(DocumentReader([tmp_path]))
+
+
+def test_only_the_end_of_a_line_parts_documents(tmp_path):
+    text = "one\u2028two\x0cthree\x85four\x1cfive"
+    line = json.dumps({"text": text}, ensure_ascii=False).replace("\\f", "\\u000c")
+    (tmp_path / "a.jsonl").write_text(line + "\n", encoding="utf-8")
+    assert list(DocumentReader([tmp_path])) == [text]
+
+
+def parquet_of(path, raw, kind, **options):
+    """A table whose text is bytes, whether they are UTF-8 or not."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    values = pyarrow.array(raw, pyarrow.binary())
+    array = pyarrow.StringArray.from_buffers(len(raw), *values.buffers()[1:])
+    array = array.dictionary_encode() if kind == "dictionary" else array.cast(kind)
+    parquet.write_table(pyarrow.table({"text": array, "n": range(len(raw))}), path, **options)
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "dictionary"])
+def test_a_value_that_is_no_text_is_told_by_its_row_and_left_out(tmp_path, capsys, kind):
+    raw = [b"good %d" % i for i in range(300)]
+    raw[150] = b"bad \xff byte" if kind == "string" else b"good"
+    parquet_of(tmp_path / "a.parquet", raw, kind)
+    found = list(DocumentReader([tmp_path]))
+    assert found == [x.decode() for x in raw if b"bad" not in x]
+    line = f"malformed: {tmp_path / 'a.parquet'}:151: invalid UTF-8 at byte 4"
+    assert (line in capsys.readouterr().err) == (kind == "string")
+
+
+def test_a_damaged_page_of_a_table_is_told_by_its_file_and_row(tmp_path):
+    path = tmp_path / "a.parquet"
+    raw = [b"document %d" % (i * i) for i in range(4_000)]
+    options = {"row_group_size": 1_000, "use_dictionary": False, "compression": "gzip"}
+    parquet_of(path, raw, "string", **options)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 99] = bytes(99)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.parquet: .*found after row [12],\d\d\d: .*again$"):
+        list(DocumentReader([path]))
 
 
 @pytest.mark.parametrize(

@@ -327,7 +327,8 @@ def test_the_two_commands_work_one_after_the_other(tmp_path, capsys):
     assert main(["prepare", *common, "--out", str(out), "--tokenizer", str(tokenizer)]) == 0
     last = capsys.readouterr().out.splitlines()
     assert last[-1] == str(out)
-    assert "documents" in last[-3]
+    assert "documents" in last[-4]
+    assert last[-2] == f"{source}: 1 file(s) read"
     TokenDataset(out).check_tokenizer(Tokenizer(tokenizer))
 
 

@@ -193,7 +193,7 @@ def test_a_file_of_another_form_is_refused_in_one_line(tmp_path, name):
 
 def test_unreadable_files_and_unknown_tasks_are_refused(tmp_path):
     (tmp_path / "gsm8k.txt").write_bytes(b"Q: \xff")
-    with pytest.raises(ValueError, match="gsm8k.txt: expected worked examples, found: bytes"):
+    with pytest.raises(ValueError, match="gsm8k.txt, line 1: expected text in UTF-8, found"):
         few_shot("gsm8k", tmp_path)
     with pytest.raises(
         ValueError, match="none/gsm8k.txt: expected worked examples, found: No such file"

@@ -81,12 +81,23 @@ def test_empty_lines_count_and_hold_nothing_and_the_limit_is_kept(tmp_path):
         assert [q.id for q in read_questions("gsm8k", "heldout", tmp_path, limit)] == names
 
 
+def test_a_byte_order_mark_is_no_part_of_a_question_and_a_pipe_is_refused(tmp_path):
+    write(tmp_path, "gsm8k", json.dumps(gsm8k()).encode())
+    plain = read_questions("gsm8k", "heldout", tmp_path)
+    write(tmp_path, "gsm8k", b"\xef\xbb\xbf" + json.dumps(gsm8k()).encode())
+    assert read_questions("gsm8k", "heldout", tmp_path) == plain
+    (tmp_path / "gsm8k/test.jsonl").unlink()
+    os.mkfifo(tmp_path / "gsm8k/test.jsonl")
+    with pytest.raises(ValueError, match="expected questions of gsm8k, found: no plain file"):
+        read_questions("gsm8k", "heldout", tmp_path)
+
+
 UNEQUAL = {"question": "x", "choices": {"label": ["A", "B"], "text": ["x"]}}
 DAMAGED = {
     "cut short": ("gsm8k", '{"question": "How', "Unterminated string"),
     "no UTF-8": ("gsm8k", b"\xff", "can't decode byte 0xff"),
     "a list": ("gsm8k", "[1]", "no str 'question'"),
-    "deep": ("gsm8k", "[" * 100_000, "recursion"),
+    "deep": ("gsm8k", "[" * 100_000, "nested too deeply"),
     "no question": ("gsm8k", json.dumps(gsm8k(question="")), "no str 'question'"),
     "no mark": ("gsm8k", json.dumps(gsm8k("4")), "no '#### number'"),
     "no number": ("gsm8k", json.dumps(gsm8k("#### four")), "no '#### number'"),

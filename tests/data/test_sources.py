@@ -1,0 +1,77 @@
+"""sources: every file with documents is read once, and all others are named with the reason."""
+
+import os
+
+import pytest
+
+from qs.data.sources import find_files
+
+
+def put(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+
+
+def read(found):
+    return [path for files in found.files.values() for path in files]
+
+
+def test_links_are_followed_and_a_loop_ends(tmp_path):
+    put(tmp_path / "big/deep/one.jsonl", tmp_path / "links/two.jsonl", tmp_path / "blob")
+    links = tmp_path / "links"
+    (links / "sub").symlink_to("../big")
+    (links / "loop").symlink_to("../links")
+    (links / "self.jsonl").symlink_to("self.jsonl")
+    (links / "gone.jsonl").symlink_to("nowhere")
+    (links / "store.jsonl").symlink_to("../blob")  # as a download client stores files
+    found = find_files([links])
+    assert read(found) == [
+        links / name for name in ("store.jsonl", "sub/deep/one.jsonl", "two.jsonl")
+    ]
+    assert found.passed_over == {
+        "a link to nothing": [links / "gone.jsonl", links / "self.jsonl"],
+        "read already": [links / "loop"],
+    }
+
+
+def test_kinds_are_told_by_their_suffix_in_either_case_and_all_others_are_named(tmp_path):
+    documents = ["A.JSONL", "b.Json.GZ", "c.jsonl.zst", "d.TXT", "e.parquet", "readme.jsonl"]
+    about = ["README.txt", "dataset_info.json", "dataset_infos.json", "requirements.txt"]
+    hidden = [".cache/x.jsonl", ".x.txt"]
+    put(*(tmp_path / name for name in (*documents, *about, *hidden, "notes.md")))
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    found = find_files([tmp_path])
+    assert read(found) == [tmp_path / name for name in documents]
+    assert found.passed_over == {
+        "hidden": [tmp_path / ".cache", tmp_path / ".x.txt"],
+        "about the data, by its name": [tmp_path / name for name in about],
+        "of another kind": [tmp_path / "notes.md"],
+        "no plain file": [tmp_path / "pipe.jsonl"],
+    }
+    report = found.report().splitlines()
+    assert report[0] == f"{tmp_path}: 6 file(s) read"
+    assert f"1 passed over (no plain file): {tmp_path / 'pipe.jsonl'}" in report
+    assert read(find_files([tmp_path / "README.txt"])) == [tmp_path / "README.txt"]
+
+
+def test_what_is_given_twice_is_read_once_and_many_are_counted(tmp_path):
+    put(
+        *(tmp_path / f"{i:02}.txt" for i in range(30)),
+        *(tmp_path / f"{i:02}.md" for i in range(12)),
+    )
+    found = find_files([tmp_path / "07.txt", tmp_path, tmp_path])
+    assert len(read(found)) == len(set(read(found))) == 30
+    assert read(found)[0] == tmp_path / "07.txt"
+    assert "12 passed over (of another kind): " in found.report()
+    assert found.report().endswith(", ...") or ", ...\n" in found.report()
+    assert "and 21 more sources" in find_files(read(found)).report()
+
+
+@pytest.mark.parametrize("name", ["pipe.jsonl", "folder", "notes.md", "missing"])
+def test_a_source_without_documents_is_refused_at_once(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    put(tmp_path / "notes.md", tmp_path / "folder/README.txt")
+    kinds = {"folder": "a folder without any", "missing": "nothing", "notes.md": "of another kind"}
+    with pytest.raises(ValueError, match=f"found {kinds.get(name, 'no plain file')}; give files"):
+        find_files([tmp_path / name])
