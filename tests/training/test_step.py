@@ -1,12 +1,17 @@
 """training: a step is one mean over the whole batch, however it is split or measured."""
 
+import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import batch, module
+from tiny import ROOT, batch, module
 
 import qs.quietstar.algorithm
 import qs.training.step
@@ -364,3 +369,28 @@ def test_counting_everything_is_counting_nothing_apart(seed, objective, rows):
     assert record == other
     assert found.keys() == same.keys()
     assert all(torch.equal(found[name], same[name]) for name in found)
+
+
+compiler = shutil.which("g++") or shutil.which("clang++")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compiler is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_compiled_layers_step_as_eager_ones_with_norms_after_without_and_from_a_cache(tmp_path):
+    def told(*norms):
+        done = subprocess.run(
+            [sys.executable, "tests/compiled.py", *norms],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=600,  # where other work shares the cores
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    first, second = told("0", "1"), told("1")
+    graphs = 4  # text, a token of a thought, text with thoughts, and for a term's norm text alone
+    assert (first["miss"], first["hit"]) == (graphs, 0)
+    assert (second["miss"], second["hit"]) == (0, graphs)
+    assert max(first["worst"], second["worst"]) <= 1e-5
