@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qs import cli, files
+from qs import cli, files, output
 from qs.cli import Parser, add_settings, chosen
 from qs.config import RunConfig, ThoughtConfig, check_limits, setting, thought_lengths
 from qs.data.question_sets import ARITHMETIC, QUESTION_SETS, read_questions
@@ -64,8 +64,8 @@ class Flags:
     out: str | None = setting(None, "folder of results.json; else the run, or runs/MODEL")
     markdown: str | None = setting(None, "file that the tables are written to as well")
     show_thoughts: bool = setting(False, "a line for each token, with the thought before it")
-    seeds: int = setting(1, "how many to train and measure with", least=1)
-    jobs: int = setting(1, "trainings at once", least=1)
+    seeds: int = setting(1, "how many to train and measure with", least=1, most=1000)
+    jobs: int = setting(1, "trainings at once", least=1, most=1000)
     on: Comparable = setting("world", "whose problems")
     problems: int = setting(200, "how many; sums: of each length", least=2)
 
@@ -160,7 +160,7 @@ def generate(args: argparse.Namespace) -> None:
         tokenizer = opened.tokenizer
         ids = tokenizer.prompt(prompt)
         stream = Stream(opened.quiet, [ids], decoding, opened.config.run.seed)
-        print(prompt, end="\n" if args.show_thoughts else "", flush=True)
+        print(output.harmless(prompt), end="\n" if args.show_thoughts else "", flush=True)
         shown = said = ""
         for ((_, token),) in stream:
             if args.show_thoughts:
@@ -168,9 +168,9 @@ def generate(args: argparse.Namespace) -> None:
                 print(token_line(token, tokenizer, before), flush=True)
                 continue
             said = tokenizer.continuation(ids, stream.results()[0].text_ids)
-            print(settled(said)[len(shown) :], end="", flush=True)
+            print(output.harmless(settled(said)[len(shown) :]), end="", flush=True)
             shown = settled(said)
-        print(said[len(shown) :], end="")
+        print(output.harmless(said[len(shown) :]), end="")
         counts = stream.counts
         print(
             f"\n[{counts.tokens} tokens, {counts.thoughts} thoughts, "
@@ -256,7 +256,8 @@ def task_list(names: str) -> list[str]:
     """Names of question sets, split at commas, each once."""
     tasks = list(dict.fromkeys(names.split(",")))
     if unknown := [name for name in tasks if name not in SETS.split(",")]:
-        raise argparse.ArgumentTypeError(f"expected some of {SETS}; got {unknown[0]!r}")
+        near = output.nearest(unknown[0], SETS.split(","))
+        raise argparse.ArgumentTypeError(f"expected some of {SETS}; got {unknown[0]!r}{near}")
     return tasks
 
 
@@ -318,7 +319,8 @@ def evaluate(argv: list[str]) -> None:
         try:
             folders.resolve(argv[0])
         except ValueError as error:
-            raise ValueError(f"{error}; or a command: {', '.join(commands)}") from None
+            near = output.nearest(argv[0], commands)
+            raise ValueError(f"{error}; or a command: {', '.join(commands)}{near}") from None
         argv = ["score", *argv]
     if argv and argv[0] in commands:  # its own parser complains in its own name
         args = commands[argv[0]].parse_args(argv[1:])

@@ -21,13 +21,10 @@ import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from qs import cli, files
+from qs import cli, files, output
 from qs.bench.plan import plan_table
 from qs.cli import Parser, parse
 from qs.config import Config, thought_lengths
@@ -42,6 +39,7 @@ from qs.training import distributed
 from qs.training.trainer import Trainer, bar_text
 
 RESUME = "go on with: python train.py --resume"
+STOPPING = "finishing this step, then saving; again to quit without saving"
 
 
 def train(argv: list[str]) -> int:
@@ -61,10 +59,10 @@ def train(argv: list[str]) -> int:
             files.write_json(trainer.folder / BEFORE, before and dataclasses.asdict(before))
     trainer.say(f"run     {trainer.folder}")
 
-    with stopping(trainer), progress(trainer) as bar:
+    with stopping(trainer, trainer.ranks.first), bar_of(trainer) as bar:
         while not trainer.finished and not trainer.asked_to_stop:
             record = trainer.step()
-            bar.set_postfix_str(bar_text(record))
+            bar.set_postfix_str(bar_text(record), refresh=False)
             bar.update()
             if config.run.save_every and trainer.state.step % config.run.save_every == 0:
                 trainer.save()
@@ -136,32 +134,31 @@ def measure(trainer: Trainer, label: str) -> HeldoutScore | None:
     )
 
 
-def progress(trainer: Trainer) -> tqdm:
+def bar_of(trainer: Trainer) -> Any:
     """The progress bar."""
-    return tqdm(
-        total=trainer.config.run.steps,
+    return output.progress(
+        None,
+        "training",
+        trainer.config.run.steps,
+        unit=" steps",
         initial=trainer.state.step,
-        unit="step",
-        desc="training",
-        disable=not trainer.ranks.first,
+        shown=trainer.ranks.first,
     )
 
 
-@contextlib.contextmanager
-def stopping(run: Trainer | StarRun) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the run to stop after its step; a second one ends it at once."""
+def stopping(run: Trainer | StarRun, first: bool = True) -> contextlib.AbstractContextManager:
+    """A signal asks the run to stop after its step; a second one ends it at once.
+
+    `first`: whether this process says so, of several that are sent it together.
+    """
 
     def ask_to_stop(number: int, frame: Any) -> None:
         run.stop = signal.Signals(number)
         signal.signal(number, signal.SIG_DFL)
+        if first:
+            output.tell(f"\n{run.stop.name}: {STOPPING}")
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, ask_to_stop) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+    return cli.on_signals(ask_to_stop)
 
 
 def report(trainer: Trainer, before: HeldoutScore | None, after: HeldoutScore | None) -> None:
@@ -212,7 +209,7 @@ def bootstrap(config: Config, folder: Path | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: `train`."""
-    again = "interrupted; go on from the last checkpoint, if there is one, with --resume"
+    again = "go on from the last checkpoint, if there is one, with --resume"
     try:
         return cli.main(train, argv, again)
     finally:

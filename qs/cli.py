@@ -7,22 +7,29 @@ fields (`--no-x` for booleans) and stand on top of a preset.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import re
 import signal
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from qs.config import GROUPS, Config
+from qs.config import GROUPS, MOST, Config
+from qs.output import harmless, lasting_streams, nearest
 from qs.presets import PRESETS
 
 OUT_OF_MEMORY = (
     "out of memory: lower --micro-batch (the batch stays the same), --seq, --thoughts or --samples,"
     " or pass --recompute"
 )
-INTERRUPTED = "interrupted; what is finished is kept: the same command does the rest"
+KEPT = "what is finished is kept: the same command does the rest"
+CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")  # as argparse says it
+ENDING = [  # signals that end a command; Windows has no SIGHUP
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,37 +46,86 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> typing.NoReturn:
         """Raise ValueError instead of printing the whole usage and leaving."""
+        if wrong := CHOICE.search(message):
+            message += nearest(wrong[1], re.findall(r"[\w-]+", wrong[2]))
         raise ValueError(f"{message}; see python {self.prog.removeprefix('python ')} --help")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """All arguments; what is near to an unknown one is named."""
+        args, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            near = nearest(unknown[0].partition("=")[0], self.flags())
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
+        return args
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, which takes --flag=-- for a flag without a value."""
+        for arg in sys.argv[1:] if args is None else args:
+            if re.fullmatch(r"--[\w-]+=--", arg):
+                self.error(f"argument {arg[:-3]}: expected a value, found --")
+        return super().parse_known_args(args, namespace)
+
+    def flags(self) -> list[str]:
+        """Every flag, those of commands too."""
+        found = []
+        for action in self._actions:
+            found += action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                found += [flag for parser in action.choices.values() for flag in parser.flags()]
+        return found
+
+
+@contextlib.contextmanager
+def on_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Let ENDING come to a handler; what this process was told to ignore (nohup, &) stays so."""
+    heard = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    before = [signal.signal(number, handler) for number in heard]
+    try:
+        yield
+    finally:
+        for number, earlier in zip(heard, before, strict=True):
+            signal.signal(number, earlier)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt(signal.Signals(number))
 
 
 def main(
     command: Callable[[list[str]], int | None],
     argv: Sequence[str] | None = None,
-    interrupted: str = INTERRUPTED,
+    kept: str = KEPT,
 ) -> int:
     """Run a command.
 
     Args:
         command: takes the arguments, returns the exit status (None: 0).
         argv: arguments without the program's name; None: those of this process.
-        interrupted: what to say after Ctrl-C.
+        kept: what to say after a signal that interrupts: what is left of the work.
 
     Returns:
         The exit status: the command's own, 2 after one line on stderr for what a person can mend,
-        130 after Ctrl-C. A bug of ours keeps its traceback.
+        128 and its number after a signal. A bug of ours keeps its traceback.
     """
+    with lasting_streams(), on_signals(_interrupt):
+        return _run(command, list(sys.argv[1:] if argv is None else argv), kept)
+
+
+def _run(command: Callable[[list[str]], int | None], argv: list[str], kept: str) -> int:
     try:
-        return command(list(sys.argv[1:] if argv is None else argv)) or 0
-    except KeyboardInterrupt:
-        print(f"error: {interrupted}", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return command(argv) or 0
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        print(f"error: interrupted by {number.name}; {kept}", file=sys.stderr)
+        return 128 + number
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         # nothing but PyTorch's allocators has reported memory through RuntimeError, and torch is
         # not imported for it here: a command that never computes starts without it
         no_memory = isinstance(error, MemoryError) or _is_out_of_memory(error)
         if isinstance(error, RuntimeError) and not no_memory:
             raise
-        print(f"error: {OUT_OF_MEMORY if no_memory else error}", file=sys.stderr)
+        said = OUT_OF_MEMORY if no_memory else harmless(str(error))
+        print(f"error: {said}", file=sys.stderr)
         return 2
 
 
@@ -159,6 +215,19 @@ def add_settings(
                 help=f.metadata["help"].replace("%", "%%") + (without and f" [{without}]"),
                 **_read_as(hints[f.name]),
             )
+
+
+def within(kind: type, least: float, most: float = MOST) -> Callable[[str], Any]:
+    """What argparse reads a number of some kind with, both limits included."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"expected {least} to {most}, got {text}")
+        return value
+
+    read.__name__ = kind.__name__  # of which argparse says "invalid int value"
+    return read
 
 
 def _read_as(hint: Any) -> dict[str, Any]:

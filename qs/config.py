@@ -8,14 +8,20 @@ the paper: n thought tokens, m true tokens ahead, K thoughts per position.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
+MOST = 10**9  # of any number that has no limit of its own
+TOKENS = 2**27  # of a step
+
 
 def setting(default: Any, help: str, **limits: float) -> Any:
-    """A field with its help sentence and limits: `least` (that or more), `above` (more).
+    """A field with its help sentence and limits: `least` and `most` (incl.), `above` (excl.).
+
+    Without limits of its own a number is at most MOST either way.
 
     `later`: runs of earlier versions do not have it; they did as its default does.
     """
@@ -26,10 +32,14 @@ def check_limits(config: Any) -> None:
     """Raise ValueError naming the first flag beyond its limits (or not a number)."""
     for f in dataclasses.fields(config):
         value, flag = getattr(config, f.name), f.name.replace("_", "-")
-        if "least" in f.metadata and value is not None and not value >= f.metadata["least"]:
-            raise ValueError(f"--{flag} must be at least {f.metadata['least']}, got {value}")
-        if "above" in f.metadata and value is not None and not value > f.metadata["above"]:
+        if type(value) not in (int, float):
+            continue
+        if "above" in f.metadata and not value > f.metadata["above"]:
             raise ValueError(f"--{flag} must be above {f.metadata['above']}, got {value}")
+        if not value >= (least := f.metadata.get("least", -MOST)):
+            raise ValueError(f"--{flag} must be at least {least}, got {value}")
+        if value > (most := f.metadata.get("most", MOST)):
+            raise ValueError(f"--{flag} must be at most {most}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -41,12 +51,13 @@ class ThoughtConfig:
         "n: sampled tokens in one thought, start and end not counted; with 0, text is predicted "
         "after start and end alone, while decoding and question sets do not think",
         least=0,
+        most=4096,
     )
-    ahead: int = setting(4, "m: true tokens ahead that a thought is judged on", least=1)
-    samples: int = setting(2, "K: thoughts sampled at each position", least=1)
+    ahead: int = setting(4, "m: true tokens ahead that a thought is judged on", least=1, most=4096)
+    samples: int = setting(2, "K: thoughts sampled at each position", least=1, most=1024)
     beta: float = setting(1e6, "weight of the policy loss", least=0)
     base_weight: float = setting(
-        0.5, "share of the base NLL in the likelihood loss; the rest is talk"
+        0.5, "share of the base NLL in the likelihood loss; the rest is talk", least=0, most=1
     )
     baseline: Literal["mean", "none"] = setting(
         "mean", "REINFORCE baseline: the mean reward of a position's own K thoughts, or none"
@@ -65,14 +76,15 @@ class ThoughtConfig:
     embedding_scale: float = setting(
         100.0,
         "start and end vectors are stored divided by this, so that Adam moves them faster",
-        above=0,
+        least=1e-6,
+        most=1e6,
     )
     start_text: str = setting("---", "text whose embedding the start vector begins from")
     end_text: str = setting("---", "text whose embedding the end vector begins from")
     anchors: Literal["all", "random", "uncertain"] = setting(
         "all", "positions that think: all, a random share, or where the base model is least sure"
     )
-    anchor_share: float = setting(1.0, "share of a row's positions that think", above=0)
+    anchor_share: float = setting(1.0, "share of a row's positions that think", above=0, most=1)
 
     def anchor_count(self, seq: int) -> int:
         """A: positions that think in a row of `seq` tokens."""
@@ -80,10 +92,6 @@ class ThoughtConfig:
 
     def __post_init__(self) -> None:
         check_limits(self)
-        if not 0 <= self.base_weight <= 1:
-            raise ValueError(f"--base-weight is a share in [0, 1], got {self.base_weight}")
-        if self.anchor_share > 1:
-            raise ValueError(f"--anchor-share is a share in (0, 1], got {self.anchor_share}")
         if self.anchors == "all" and self.anchor_share != 1:
             raise ValueError(
                 f"--anchor-share {self.anchor_share} needs --anchors random or uncertain"
@@ -108,19 +116,21 @@ class ThoughtConfig:
 class OptimConfig:
     """AdamW and its schedule."""
 
-    lr: float = setting(1e-6, "learning rate of the language model", least=0)
-    mixer_lr: float = setting(1e-6, "learning rate of the mixing head", least=0)
-    thought_lr: float = setting(1e-6, "learning rate of the stored start and end vectors", least=0)
+    lr: float = setting(1e-6, "learning rate of the language model", least=0, most=1e3)
+    mixer_lr: float = setting(1e-6, "learning rate of the mixing head", least=0, most=1e3)
+    thought_lr: float = setting(
+        1e-6, "learning rate of the stored start and end vectors", least=0, most=1e3
+    )
     warmup: int = setting(20, "steps over which the learning rates rise from 0", least=0)
     decay: Literal["constant", "cosine"] = setting("constant", "learning rate after the warm-up")
-    beta2: float = setting(0.999, "AdamW's second moment: how slowly it forgets")
-    weight_decay: float = setting(0.001, "AdamW weight decay of matrices", least=0)
+    beta2: float = setting(0.999, "AdamW's second moment: how slowly it forgets", least=0)
+    weight_decay: float = setting(0.001, "AdamW weight decay of matrices", least=0, most=1e3)
     clip: float = setting(1.0, "largest global gradient norm", above=0)
 
     def __post_init__(self) -> None:
         check_limits(self)
-        if not 0 <= self.beta2 < 1:
-            raise ValueError(f"--beta2 must be in [0, 1), got {self.beta2}")
+        if self.beta2 >= 1:
+            raise ValueError(f"--beta2 must be below 1, got {self.beta2}")
 
 
 TITLES = {
@@ -142,8 +152,8 @@ class RunConfig:
     )
     data: str = setting("owm", "folder made by `python -m qs.data prepare`, or its name in data/")
     weights: str = setting("mistral-7b", "folder of a checkpoint or a run, or its name in weights/")
-    seq: int = setting(256, "T: tokens in a row", least=2)
-    batch: int = setting(8, "rows in one optimiser step", least=1)
+    seq: int = setting(256, "T: tokens in a row", least=2, most=2**20)
+    batch: int = setting(8, "rows in one optimiser step", least=1, most=2**20)
     micro_batch: int = setting(0, "rows that think at a time (0: all); changes no results", least=0)
     activations: int | None = setting(
         None,
@@ -152,7 +162,9 @@ class RunConfig:
         later=True,
     )
     steps: int = setting(100, "optimiser steps", least=1)
-    seed: int = setting(0, "seed of data order, thoughts and new parameters", least=0)
+    seed: int = setting(
+        0, "seed of data order, thoughts and new parameters", least=0, most=2**63 - 1
+    )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "arithmetic; auto: bfloat16 on CUDA, float32 on CPU; what is trained stays float32"
@@ -168,11 +180,18 @@ class RunConfig:
     grad_norms_every: int = setting(
         20, "steps between gradient norms by loss term, 1.5 steps' work each (0: never)", least=0
     )
-    eval_rows: int = setting(32, "held-out rows evaluated before and after (0: none)", least=0)
+    eval_rows: int = setting(
+        32, "held-out rows evaluated before and after (0: none)", least=0, most=2**20
+    )
     out: str = setting("runs", "folder that run folders are made in")
 
     def __post_init__(self) -> None:
         check_limits(self)
+        if self.batch * self.seq > TOKENS:
+            raise ValueError(
+                f"--batch {self.batch} of --seq {self.seq} are {self.batch * self.seq:,} tokens a "
+                f"step, expected at most {TOKENS:,}; lower one"
+            )
         if self.micro_batch and self.batch % self.micro_batch:
             raise ValueError(
                 f"--micro-batch {self.micro_batch} does not divide --batch {self.batch}"
@@ -208,9 +227,11 @@ class StarConfig:
     )
     questions: str = setting("data", "folder of the question sets")
     rounds: int = setting(
-        16, "rounds: rationales from the last model, training of the first one", least=1
+        16, "rounds: rationales from the last model, training of the first one", least=1, most=10**4
     )
-    growth: float = setting(1.2, "steps of a round, relative to those of the round before", least=1)
+    growth: float = setting(
+        1.2, "steps of a round, relative to those of the round before", least=1, most=10
+    )
     problems: int = setting(
         1000, "problems in a round, drawn anew each time (0: the whole set)", least=0
     )
@@ -223,9 +244,9 @@ class StarConfig:
     learn: Literal["rationales", "answers"] = setting(
         "rationales", "what is trained on; answers: the control without rationales"
     )
-    shots: int = setting(10, "worked examples in a prompt, at most", least=0)
+    shots: int = setting(10, "worked examples in a prompt, at most", least=0, most=1000)
     rationale_temperature: float = setting(0.0, "of rationales; 0 is greedy", least=0)
-    rationale_tokens: int = setting(256, "tokens of a rationale, at most", least=1)
+    rationale_tokens: int = setting(256, "tokens of a rationale, at most", least=1, most=2**20)
     rationale_batch: int = setting(32, "rationales generated at a time", least=1)
 
     def __post_init__(self) -> None:
@@ -233,6 +254,11 @@ class StarConfig:
         if self.task in ("arithmetic", "world") and not (self.problems and self.test_problems):
             raise ValueError(
                 f"--task {self.task} is generated without end: give --problems and --test-problems"
+            )
+        if (self.rounds - 1) * math.log(self.growth) > math.log(MOST):
+            raise ValueError(
+                f"--growth {self.growth} makes the last of --rounds {self.rounds} more than "
+                f"{MOST:,} times as long as the first; lower one"
             )
         if self.task == "world" and self.rationalize:
             raise ValueError("--task world has no hints: add --no-rationalize")

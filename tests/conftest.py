@@ -1,7 +1,9 @@
 """Hypothesis profiles `dev` (default), `ci` (derandomised), `thorough`: HYPOTHESIS_PROFILE."""
 
 import os
+import signal
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -12,3 +14,9 @@ settings.register_profile("thorough", settings.get_profile("dev"), max_examples=
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 torch.set_num_threads(1)  # tensors of tests are too small to share
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts():
+    """Ctrl-C reaches every process, as if tests did not run in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -7,7 +7,8 @@ import unicodedata
 
 from hypothesis import strategies as st
 
-from qs.evaluation.thoughts import FEW, JOINERS, Passage, PassageToken, Thought
+from qs.evaluation.thoughts import FEW, Passage, PassageToken, Thought
+from qs.output import JOINERS
 
 HOSTILE = ["</script><script>alert(1)</script>", "</style>", "<!--", "-->", "]]>", "&lt;&#0;&nbsp"]
 HOSTILE += ["\"' onfocus='x' a=\"", "\x00\ud800\uffff\x7f", "\x1b[31m\x9b31m\x07", "\r\n\t\n\n"]

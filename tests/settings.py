@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from hypothesis import strategies as st
 
-from qs.config import GROUPS, Config, OptimConfig, RunConfig, ThoughtConfig
+from qs.config import GROUPS, Config, OptimConfig, RunConfig, StarConfig, ThoughtConfig
 from qs.presets import PRESETS
 
 SETTINGS = [
@@ -53,18 +53,21 @@ OUT_OF_RANGE = [
     (ThoughtConfig, {"beta": nan}, "--beta must be at least 0, got nan"),
     (ThoughtConfig, {"sample_temperature": -0.1}, "--sample-temperature must be at least 0"),
     (ThoughtConfig, {"policy_temperature": 0.0}, "--policy-temperature must be above 0, got 0"),
-    (ThoughtConfig, {"embedding_scale": 0.0}, "--embedding-scale must be above 0, got 0"),
+    (ThoughtConfig, {"embedding_scale": 0.0}, "--embedding-scale must be at least 1e-06, got 0"),
     (ThoughtConfig, {"anchor_share": 0.0}, "--anchor-share must be above 0, got 0"),
-    (ThoughtConfig, {"anchor_share": 1.5}, r"--anchor-share is a share in \(0, 1\], got 1.5"),
+    (ThoughtConfig, {"anchor_share": 1.5}, "--anchor-share must be at most 1, got 1.5"),
     (ThoughtConfig, {"anchor_share": 0.5}, "--anchor-share 0.5 needs --anchors random or unc"),
-    (ThoughtConfig, {"base_weight": 1.1}, r"--base-weight is a share in \[0, 1\], got 1.1"),
-    (ThoughtConfig, {"base_weight": nan}, r"--base-weight is a share in \[0, 1\], got nan"),
+    (ThoughtConfig, {"base_weight": 1.1}, "--base-weight must be at most 1, got 1.1"),
+    (ThoughtConfig, {"base_weight": nan}, "--base-weight must be at least 0, got nan"),
     (ThoughtConfig, {"samples": 1}, "--samples 1 leaves the mean baseline nothing to compare"),
     (ThoughtConfig, {"thoughts": 0}, "--thoughts 0 leaves REINFORCE no token to reward"),
     (ThoughtConfig, {"sample_temperature": 0.0}, r"--sample-temperature 0 \(greedy\) makes"),
     (ThoughtConfig, {"mix_space": "probability"}, "probability needs --mix-weight sigmoid"),
     (OptimConfig, {"lr": -1.0}, "--lr must be at least 0, got -1"),
     (OptimConfig, {"lr": nan}, "--lr must be at least 0, got nan"),
+    (OptimConfig, {"lr": 1e38}, "--lr must be at most 1000.0, got 1e\\+38"),
+    (OptimConfig, {"lr": float("inf")}, "--lr must be at most 1000.0, got inf"),
+    (OptimConfig, {"beta2": 1.0}, "--beta2 must be below 1, got 1.0"),
     (OptimConfig, {"mixer_lr": -1.0}, "--mixer-lr must be at least 0, got -1"),
     (OptimConfig, {"thought_lr": -1.0}, "--thought-lr must be at least 0, got -1"),
     (OptimConfig, {"warmup": -1}, "--warmup must be at least 0, got -1"),
@@ -72,6 +75,11 @@ OUT_OF_RANGE = [
     (OptimConfig, {"clip": 0.0}, "--clip must be above 0, got 0"),
     (RunConfig, {"seq": 1}, "--seq must be at least 2, got 1"),
     (RunConfig, {"batch": 0}, "--batch must be at least 1, got 0"),
+    (RunConfig, {"batch": 10**9}, "--batch must be at most 1048576, got 1000000000"),
+    (RunConfig, {"batch": 2**20, "seq": 256}, "--batch 1048576 of --seq 256 are 268,435,456 tok"),
+    (RunConfig, {"seq": 2**63}, "--seq must be at most 1048576, got 9223372036854775808"),
+    (RunConfig, {"steps": 10**30}, "--steps must be at most 1000000000, got 1"),
+    (StarConfig, {"growth": 10.0}, "--growth 10.0 makes the last of --rounds 16 more than 1,000,0"),
     (RunConfig, {"micro_batch": -1}, "--micro-batch must be at least 0, got -1"),
     (RunConfig, {"micro_batch": 3, "batch": 8}, "--micro-batch 3 does not divide --batch 8"),
     (RunConfig, {"steps": 0}, "--steps must be at least 1, got 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
 from typing import Any
 
 import pytest
@@ -110,7 +111,8 @@ def test_flags_of_some_fields_leave_no_trace_where_they_are_not_given():
         (MemoryError(), "out of memory", 2),
         (torch.OutOfMemoryError("CUDA"), "out of memory", 2),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory", 2),
-        (KeyboardInterrupt(), "interrupted", 130),
+        (KeyboardInterrupt(), "interrupted by SIGINT", 130),
+        (KeyboardInterrupt(signal.SIGHUP), "interrupted by SIGHUP", 129),
     ],
 )
 def test_what_a_person_can_mend_is_one_line(capsys, error: BaseException, line: str, status: int):

@@ -27,6 +27,7 @@ from qs.evaluation.heldout import HeldoutScore, closing_table
 from qs.evaluation.tokens import NllScore
 from qs.quietstar.terms import loss_terms
 from qs.tables import terminal
+from qs.training.step import train_step
 from qs.training.trainer import bar_text, peak_memory
 
 FLAGS = {
@@ -240,7 +241,12 @@ def test_an_interrupted_evaluation_is_one_line_and_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "heldout_score", interrupted)
-        refused(capsys, ["--resume", stopped], "interrupted; go on .* with --resume", status=130)
+        refused(
+            capsys,
+            ["--resume", stopped],
+            "interrupted by SIGINT; go on .* with --resume",
+            status=130,
+        )
     assert [*files.saved_steps(stopped)] == [2, 4, 6]
     assert train.main(["--resume", str(stopped)]) == 0
     same_run(stopped, straight["quiet"])
@@ -460,11 +466,17 @@ def test_skipped_steps_in_a_row_are_counted_across_a_resume(tiny, tmp_path, monk
 
 
 @pytest.mark.parametrize("kind", ["weights", "lr"])
-def test_parameters_that_are_not_finite_are_never_saved(tiny, tmp_path, capsys, kind):
+def test_parameters_that_are_not_finite_are_never_saved(tiny, tmp_path, monkeypatch, capsys, kind):
     folder = shutil.copytree(tiny.weights, tmp_path / "w")
     flags = ["--objective", "plain", "--steps", "30", "--save-every", "1", f"--weights={folder}"]
     if kind == "lr":  # the first step leaves parameters that are not finite
-        flags += ["--lr", "inf"]
+
+        def overflow(*arguments):
+            record = train_step(*arguments)
+            arguments[0].model.norm.weight.data.fill_(math.inf)
+            return record
+
+        monkeypatch.setattr(qs.training.trainer, "train_step", overflow)
     else:
         stored = load_file(folder / "model.safetensors")
         stored["model.norm.weight"][3] = math.inf
@@ -507,7 +519,7 @@ def test_a_model_that_is_not_finite_stops_thinking_training_too(tiny, tmp_path, 
         ("--steps 0", "--steps must be at least 1"),
         ("--device cuda", "--device cuda: this machine shows no CUDA device"),
         ("--no-such-flag 3", r"unrecognized arguments: --no-such-flag 3; see .* --help"),
-        ("--ahe 3", r"unrecognized arguments: --ahe 3; see .* --help"),  # no abbreviations
+        ("--ahe 3", r"unrecognized arguments: --ahe 3; did you mean --ahead\?; see"),
         ("--steps ten", r"argument --steps: invalid int value: 'ten'; see .* --help"),
         ("--preset big", r"argument --preset: invalid choice: 'big'"),
         ("--start-text=", "--start-text and --end-text must not be empty"),

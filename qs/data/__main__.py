@@ -11,15 +11,12 @@ document a file) or .parquet. synthetic and arithmetic write train.jsonl and hel
 
 import itertools
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from qs import cli
 from qs.data import arithmetic, synthetic
@@ -28,29 +25,31 @@ from qs.data.documents import MAX_DOCUMENT, DocumentReader
 from qs.data.prepare import prepare_dataset
 from qs.files import new_folder, write_json
 from qs.model.tokenizer import train_tokenizer
+from qs.output import progress
 
 
 def _parser() -> cli.Parser:
     parser = cli.Parser("python -m qs.data", __doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    share = cli.within(float, 0, 1)
     several: dict[str, Any] = {"action": "append", "default": []}
 
     tokenizer = commands.add_parser("tokenizer", help="train a sentencepiece tokenizer")
     tokenizer.set_defaults(run=_train_tokenizer)
     flag = tokenizer.add_argument
-    flag("--vocab", type=int, default=4096, help="number of tokens [4096]")
+    flag("--vocab", type=cli.within(int, 1, 2**24), default=4096, help="number of tokens [4096]")
     flag("--symbol", help="always a token of its own; may be repeated", **several)
 
     prepare = commands.add_parser("prepare", help="tokenize documents into shards")
     prepare.set_defaults(run=prepare_dataset)
     flag = prepare.add_argument
     flag("--tokenizer", required=True, help="folder with a tokenizer")
-    flag("--heldout", type=float, default=0.01, help="fraction held out [0.01]")
+    flag("--heldout", type=cli.within(float, 0, 1), default=0.01, help="fraction held out [0.01]")
     held = "held out instead of a fraction; may be repeated"
     flag("--heldout-source", dest="heldout_sources", metavar="SOURCE", help=held, **several)
-    flag("--workers", type=int, help="processes [one a core]")
-    flag("--shard-tokens", type=int, default=100_000_000, help="at most [10^8]")
-    flag("--seed", type=int, default=0, help="of the held-out draw [0]")
+    flag("--workers", type=cli.within(int, 1, 4096), help="processes [one a core]")
+    flag("--shard-tokens", type=cli.within(int, 1), default=100_000_000, help="at most [10^8]")
+    flag("--seed", type=cli.within(int, 0, 2**63 - 1), default=0, help="of the held-out draw [0]")
     flag("--overwrite", action="store_true", help="replace a dataset")
 
     for command in (tokenizer, prepare):
@@ -66,9 +65,9 @@ def _parser() -> cli.Parser:
     world.set_defaults(run=_write_synthetic)
     flag = world.add_argument
     flag("--out", type=Path, required=True, help="folder to make")
-    flag("--written", type=float, default=0.3, help="share with a working [0.3]")
-    flag("--useful", type=float, default=0.5, help="share of these that help [0.5]")
-    flag("--stories", type=float, default=1.0, help="weight of word problems [1]")
+    flag("--written", type=share, default=0.3, help="share with a working [0.3]")
+    flag("--useful", type=share, default=0.5, help="share of these that help [0.5]")
+    flag("--stories", type=cli.within(float, 0), default=1.0, help="weight of word problems [1]")
 
     sums = commands.add_parser("arithmetic", help="write sums with scratchpads")
     sums.set_defaults(run=_write_arithmetic)
@@ -76,14 +75,18 @@ def _parser() -> cli.Parser:
     what.add_argument("--out", type=Path, help="folder to make")
     what.add_argument("--symbols", action="store_true", help="print flags for `tokenizer` instead")
     flag = sums.add_argument
-    flag("--digits", type=int, default=2, help="of sums, at most [2]")
-    flag("--written", type=float, default=1.0, help="share that has its steps [1]")
+    flag("--digits", type=cli.within(int, 1, 100), default=2, help="of sums, at most [2]")
+    flag("--written", type=share, default=1.0, help="share that has its steps [1]")
 
     for command, tests in ((world, 3_000), (sums, 500)):
         flag = command.add_argument
-        flag("--documents", type=int, default=200_000, help="to train on [200000]")
-        flag("--tests", type=int, default=tests, help=f"held-out documents [{tests}]")
-        flag("--seed", type=int, default=0, help="same seed, same text [0]")
+        flag("--documents", type=cli.within(int, 1), default=200_000, help="to train on [200000]")
+        flag(
+            "--tests", type=cli.within(int, 1), default=tests, help=f"held-out documents [{tests}]"
+        )
+        flag(
+            "--seed", type=cli.within(int, 0, 2**63 - 1), default=0, help="same seed, same text [0]"
+        )
     return parser
 
 
@@ -133,7 +136,7 @@ def _write(
         for split, count in counts.items():
             records = itertools.islice(draw(split), count)
             with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
-                for record in tqdm(records, split, count, unit=" documents"):
+                for record in progress(records, split, count, unit=" documents"):
                     file.write(json.dumps(record) + "\n")
         if recipe:
             write_json(folder / synthetic.RECIPE, recipe)
@@ -146,10 +149,8 @@ def _run(argv: list[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return cli.main(_run, argv, "interrupted; nothing was kept")
+    return cli.main(_run, argv, "nothing was kept")
 
 
 if __name__ == "__main__":
-    # Terminated like interrupted: what is half written is removed on the way out.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

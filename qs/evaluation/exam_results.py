@@ -29,8 +29,12 @@ class Exam:
     model: str  # the checkpoint's folder
     weights: str  # its `weights.digest`
     thoughts: int  # n; 0: without thoughts only
-    samples: int = setting(4, "sampled thoughts to average, beside the greedy one", least=1)
-    votes: int = setting(0, "chains of thought to vote; 0: direct answers are scored", least=0)
+    samples: int = setting(
+        4, "sampled thoughts to average, beside the greedy one", least=1, most=1024
+    )
+    votes: int = setting(
+        0, "chains of thought to vote; 0: direct answers are scored", least=0, most=1024
+    )
     temperature: float = setting(0.9, "temperature of chains of thought", least=0)
     batch: int = setting(8, "questions at a time", least=1)
     seed: int = 0  # of thoughts and chains

@@ -34,14 +34,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from qs import cli
 from qs.config import check_limits, check_types, setting
 from qs.data.prompts import cut
 from qs.inference.decoding import Decoding, think_above
 from qs.inference.loglikelihood import ScoredText, Thinking, score, seed_of
 from qs.inference.write import write
+from qs.output import progress
 from qs.presets import ANY_TEXT
 from qs.quietstar.load import open_model
 
@@ -167,7 +166,7 @@ class Adapter:
         # the longest first: the first batch needs most memory
         order = Collator(requests, sort_fn=lambda request: -len(request[1]) - len(request[2]))
         answers, cut_before = [], self.tally["cut"]
-        for batch in tqdm(order.get_batched(self.arguments.batch_size), "qs", unit=" batches"):
+        for batch in progress(order.get_batched(self.arguments.batch_size), "qs", unit=" batches"):
             texts = [self._fitted(before, after) for _, before, after in batch]
             (scores,) = score(self.opened.quiet, texts, [self.thinking])
             for (pair, _, after), one in zip(batch, scores, strict=True):
@@ -228,7 +227,7 @@ class Adapter:
             group_by="gen_kwargs",
         )
         texts, repeats, cut_before = [], Counter(), self.tally["cut"]
-        for batch in tqdm(order.get_batched(self.arguments.batch_size), "qs", unit=" batches"):
+        for batch in progress(order.get_batched(self.arguments.batch_size), "qs", unit=" batches"):
             decoding, stops = self.decoding(batch[0][1])
             room = self.max_length - decoding.max_tokens
             if room < 1:

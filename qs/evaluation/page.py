@@ -24,9 +24,9 @@ from qs.evaluation.thoughts import (
     gain_level,
     one_line,
     two_decimals,
-    visible,
 )
 from qs.files import write_text
+from qs.output import visible
 
 PAGE, PAGE_ROWS = "thoughts.html", 12  # of a run, and rows of held-out text on it
 LEADING = 16  # characters before a token in the table under a passage

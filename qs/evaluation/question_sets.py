@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from qs.data.answers import final_number, majority
 from qs.data.prompts import COT_STOPS, cot_final_prompt, cot_prompt, cut
@@ -23,6 +22,7 @@ from qs.inference.decoding import Decoding
 from qs.inference.loglikelihood import Thinking, score, seed_of
 from qs.inference.write import write
 from qs.model.tokenizer import Tokenizer
+from qs.output import progress
 from qs.quietstar.algorithm import QuietStar
 
 ANSWER_TOKENS = 16  # of a direct answer, at most
@@ -51,7 +51,7 @@ def run(
     done = {line["id"] for line in answers.records()} & {x.question.id for x in fit}
     answer = _chains if exam.votes else _direct
     began = time.perf_counter()
-    with tqdm(total=len(fit), desc=exam.kind, unit=" questions") as bar:
+    with progress(None, exam.kind, len(fit), unit=" questions") as bar:
         for first in range(0, len(fit), exam.batch):
             batch = order[first : first + exam.batch]
             left = {x.question.id for x in batch} - done

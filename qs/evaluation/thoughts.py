@@ -1,7 +1,7 @@
 """What was thought before every token of some text: as records, and on a terminal.
 
-Text is data: what does not show becomes a visible mark (`visible`), so that nothing in it controls
-a terminal.
+Text is data: what does not show becomes a mark (`output.visible`), so that nothing in it controls a
+terminal.
 """
 
 import math
@@ -20,6 +20,7 @@ from qs.data.dataset import TokenDataset
 from qs.evaluation.synthetic import heldout_text
 from qs.inference.decoding import thought_text
 from qs.model.tokenizer import Tokenizer
+from qs.output import visible
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import eager
 from qs.quietstar.sampler import step_generator
@@ -29,8 +30,7 @@ LEVELS = (0.05, 0.15, 0.5, 1.5)  # nats from which a token is shaded, and shaded
 COLORS = (0, 195, 153, 117, 75, 208, 215, 223, 230)  # of a terminal's 256, by level: [-1] hurt
 FEW = 5  # tokens that are told after a passage
 NARROWEST = 48  # columns of a terminal
-JOINERS = "\u200c\u200d"  # parts of words and of emoji
-EMPTY, MARKS = "∅", {"\n": "↵", "\t": "⇥"}  # other marks look like \x1b
+EMPTY = "∅"
 
 
 @dataclass(frozen=True)
@@ -138,17 +138,6 @@ def _tokens(
 
 
 # What is shown of text and numbers
-
-
-def visible(text: str) -> list[str]:
-    """Each character, or a mark where one does not show: controls, formats, surrogates."""
-    kept = JOINERS if text.strip(JOINERS) else ""
-    return [
-        char
-        if char.isprintable() or char in kept or unicodedata.category(char) == "Zs"
-        else MARKS.get(char, char.encode("unicode_escape").decode())
-        for char in text
-    ]
 
 
 def one_line(text: str) -> str:

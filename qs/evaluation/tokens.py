@@ -12,11 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from qs.config import PADDING, RunConfig
 from qs.data.dataset import TokenDataset, sequential
 from qs.evaluation.statistics import ratio_estimate
+from qs.output import progress
 from qs.presets import ONE_THOUGHT
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.losses import entropy
@@ -121,7 +121,7 @@ def measure_tokens(
     generator, device = step_generator(run.seed, 0), quiet.start.device
     size = run.micro_batch or run.batch
     parts: list[TokenTable] = []
-    for first in tqdm(range(0, len(text.tokens), size), label, leave=False, disable=not label):
+    for first in progress(range(0, len(text.tokens), size), label, leave=False, shown=bool(label)):
         rows = slice(first, first + size)
         x, inside = text.tokens[rows], text.documents[rows]
         if quiet.model.compiled:  # for one size: the last rows are filled up

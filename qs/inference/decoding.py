@@ -43,7 +43,7 @@ def think_above(when: str) -> float:
 class Decoding:
     """How output tokens and the thoughts before them are drawn."""
 
-    max_tokens: int = setting(128, "output tokens at most", least=1)
+    max_tokens: int = setting(128, "output tokens at most", least=1, most=2**20)
     temperature: float = setting(
         0.0, "temperature of output tokens; 0 takes the likeliest", least=0
     )

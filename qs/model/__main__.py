@@ -76,22 +76,27 @@ def export(source: str, out: Path, layout: str, dtype: str | None) -> None:
 
 
 def _parser() -> cli.Parser:
+    size = cli.within(int, 1)
     parser = cli.Parser("python -m qs.model", __doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     new = commands.add_parser("init", help="write a random model")
     new.set_defaults(command=init)
     new.add_argument("--out", type=Path, required=True, help="folder to make")
     new.add_argument("--tokenizer", type=Path, required=True, help="folder with a tokenizer")
-    new.add_argument("--dim", type=int, required=True, help="D: hidden size")
-    new.add_argument("--layers", type=int, required=True, help="layers")
-    new.add_argument("--heads", type=int, required=True, help="H: query heads")
-    new.add_argument("--kv-heads", type=int, help="G: key/value heads [as many as --heads]")
-    new.add_argument("--hidden-dim", type=int, required=True, help="inner width of the MLP")
-    new.add_argument("--max-positions", type=int, required=True, help="longest row in tokens")
-    new.add_argument("--window", type=int, help="sliding window in tokens [none]")
+    new.add_argument("--dim", type=size, required=True, help="D: hidden size")
+    new.add_argument("--layers", type=size, required=True, help="layers")
+    new.add_argument("--heads", type=size, required=True, help="H: query heads")
+    new.add_argument("--kv-heads", type=size, help="G: key/value heads [as many as --heads]")
+    new.add_argument("--hidden-dim", type=size, required=True, help="inner width of the MLP")
+    new.add_argument("--max-positions", type=size, required=True, help="longest row in tokens")
+    new.add_argument("--window", type=size, help="sliding window in tokens [none]")
     new.add_argument("--tied", action="store_true", help="the head is the embedding")
-    new.add_argument("--std", type=float, default=0.02, help="spread of new matrices [0.02]")
-    new.add_argument("--seed", type=int, default=0, help="of the parameters [0]")
+    new.add_argument(
+        "--std", type=cli.within(float, 0, 1e3), default=0.02, help="spread of new matrices [0.02]"
+    )
+    new.add_argument(
+        "--seed", type=cli.within(int, 0, 2**63 - 1), default=0, help="of the parameters [0]"
+    )
     other = commands.add_parser("export", help="write in another layout")
     other.set_defaults(command=export)
     other.add_argument("source", metavar="RUN", help="run folder, checkpoint folder or name")
@@ -108,7 +113,7 @@ def _run(argv: list[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return cli.main(_run, argv, "interrupted; nothing was kept")
+    return cli.main(_run, argv, "nothing was kept")
 
 
 if __name__ == "__main__":

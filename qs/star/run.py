@@ -22,14 +22,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from qs import files
 from qs.config import PADDING, Config
 from qs.data.completions import Completions
 from qs.files import JsonLines
 from qs.inference.decoding import Decoding
 from qs.model import folders
+from qs.output import progress
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import choose_placement, load, read
 from qs.star.round import (
@@ -210,13 +209,14 @@ class StarRun:
             *model, self.task, problems, decoding, seed, hint, size, done=len(made)
         )
         label = f"round {number}, {path.stem}"
-        with tqdm(total=len(problems), desc=label, unit=" problems", leave=False) as bar:
+        with progress(None, label, len(problems), unit=" problems", leave=False) as bar:
             bar.update(len(made))
             for batch in rest:
                 lines.append([dataclasses.asdict(a) for a in batch])
                 made += batch
+                right = sum(a.kept for a in made)
+                bar.set_postfix_str(f"{right} right", refresh=False)
                 bar.update(len(batch))
-                bar.set_postfix_str(f"{sum(a.kept for a in made)} right")
                 self._raise_if_stopped()
         return made
 
@@ -228,14 +228,14 @@ class StarRun:
         data = Completions(pairs, self.tokenizer, run.seq, run.seed)
         optimizer = make_optimizer(quiet, config.optim, self.plan.offload)
         batches, tokens, skipped, loss = data.batches(run.batch), 0, 0, 0.0
-        bar = tqdm(range(steps), f"round {number}, training", unit="step", leave=False)
+        bar = progress(range(steps), f"round {number}, training", unit=" steps", leave=False)
         for step in bar:
             text, documents, counted = (x.to(self.placement.device) for x in next(batches))
             record = train_step(quiet, optimizer, text, documents, config, step, counted=counted)
             tokens += int((documents != PADDING).sum())
             skipped += int(record["skipped"])
             loss = record["nll_base"]
-            bar.set_postfix_str(f"nll {loss:.3f}")
+            bar.set_postfix_str(f"nll {loss:.3f}", refresh=False)
             self._raise_if_stopped()
         if skipped == steps or not all(p.isfinite().all() for p in quiet.model.parameters()):
             raise ValueError(

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from qs import files
 from qs.config import StarConfig
 from qs.evaluation.heldout import measure_heldout
 from qs.evaluation.statistics import mean_estimate
 from qs.inference.decoding import Decoding
+from qs.output import progress
 from qs.presets import ANY_TEXT, PRESETS
 from qs.quietstar.load import Opened, open_model
 from qs.star.round import generate_rationales
@@ -105,7 +105,7 @@ def compare_models(models: Sequence[str], task: Comparable, count: int, device: 
     rows = []
     bundled = PRESETS["tiny"].run
     text = {"data": bundled.data, "seq": bundled.seq, "eval_rows": bundled.eval_rows}
-    for model in tqdm(models, task, unit=" models"):
+    for model in progress(models, task, unit=" models"):
         opened = open_model(model, **ANY_TEXT | text, device=device)
         thinks = opened.run is not None and opened.config.run.thinks
         if task == "world":

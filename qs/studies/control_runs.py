@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from qs import files
 from qs.cli import to_args
@@ -20,6 +19,7 @@ from qs.evaluation.synthetic import heldout_text, rewarded
 from qs.evaluation.tokens import TextRows
 from qs.model import folders
 from qs.model.tokenizer import Tokenizer
+from qs.output import progress
 from qs.quietstar.load import ROWS, choose_placement, load
 from qs.studies import controls
 from qs.studies.controls import OWN, UNREWARDED, UNTRAINED, BaselineRun, Control, ControlRow
@@ -143,7 +143,7 @@ def train_all(jobs: Sequence[BaselineRun], script: Path, at_once: int) -> dict[B
     missing = [job for job, made in runs.items() if made is None or not files.finished(made)]
     with ThreadPoolExecutor(at_once) as pool:  # whose map cancels what waits, where one fails
         trainings = pool.map(lambda job: train(job, runs[job]), missing)
-        list(tqdm(trainings, "training", len(missing), unit=" runs"))
+        list(progress(trainings, "training", len(missing), unit=" runs"))
     return {job: made for job in jobs if (made := run_of(job)) is not None}
 
 
@@ -180,7 +180,7 @@ def measure_controls(
     steps = {job: files.newest_step(run) for job, run in trained.items()}
     tables = controls.control_tables(folders.resolve(own.config.run.weights), steps)
     measured: dict[Control, list[Measured]] = {row: [] for rows in tables.values() for row in rows}
-    for control, by_seed in tqdm(measured.items(), "measuring", unit=" rows"):
+    for control, by_seed in progress(measured.items(), "measuring", unit=" rows"):
         change, fixed_weight = control.intervention.change, control.intervention.fixed_weight
         for folder, config in zip(control.checkpoints, control.configs, strict=True):
             quiet, _ = load(folder, config, choose_placement(config.run))

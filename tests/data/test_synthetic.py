@@ -258,8 +258,8 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     out = str(tmp_path / "new")
     for flags, message in (
-        (["--out", out, "--useful=4"], "expected useful to be a share"),
-        (["--out", out, "--documents=0"], "--documents and --tests of at least 1"),
+        (["--out", out, "--useful=4"], "argument --useful: expected 0 to 1, got 4"),
+        (["--out", out, "--documents=0"], "argument --documents: expected 1 to 1000000000, got 0"),
         (["--out", str(tmp_path / "file"), "--documents=1"], "expected a new folder"),
         (["--out", out, "--stories=x"], "invalid float value: 'x'; see python -m qs.data synth"),
     ):

@@ -14,7 +14,6 @@ from tiny import make, make_world
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.data.dataset import TokenDataset
 from qs.evaluation.thoughts import (
-    JOINERS,
     NARROWEST,
     Passage,
     Passages,
@@ -24,9 +23,9 @@ from qs.evaluation.thoughts import (
     passage_text,
     read_thoughts,
     two_decimals,
-    visible,
 )
 from qs.model.tokenizer import Tokenizer
+from qs.output import JOINERS, visible
 from qs.quietstar.load import choose_placement, load
 
 SETTINGS = Config(

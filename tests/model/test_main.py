@@ -109,7 +109,10 @@ def test_export_turns_mistrals_own_layout_into_that_of_hugging_face(folder, tmp_
         ("init --tokenizer {t} --out {folder} {sizes}", "expected a new folder"),
         ("init --tokenizer {t} --out {out} {sizes} --heads 5", "--heads 5 does not divide"),
         ("init --tokenizer {t} --out {out} {sizes} --kv-heads 3", "to divide 4 heads, got 3"),
-        ("init --tokenizer {t} --out {out} {sizes} --kv-heads 0", "above 0, got 0"),
+        (
+            "init --tokenizer {t} --out {out} {sizes} --kv-heads 0",
+            "--kv-heads: expected 1 to 1000000000",
+        ),
     ],
 )
 def test_the_command_line_refuses_in_one_line(folder, tmp_path, capsys, command, message):
@@ -137,5 +140,5 @@ def test_a_command_that_is_stopped_leaves_nothing(folder, tmp_path, monkeypatch,
         assert capsys.readouterr().err == "error: disk full\n"
     else:
         assert main.main(command) == 130
-        assert capsys.readouterr().err == "error: interrupted; nothing was kept\n"
+        assert capsys.readouterr().err == "error: interrupted by SIGINT; nothing was kept\n"
     assert [f.name for f in tmp_path.iterdir()] == ["small"]

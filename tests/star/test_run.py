@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -419,7 +420,13 @@ def test_several_processes_are_refused(model, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_steps_that_are_not_finite_save_no_model(model, tmp_path, capsys):
+def test_steps_that_are_not_finite_save_no_model(model, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    refused(capsys, flags(model, out, "--learn=answers", "--lr=inf"), "round 1: .* not finite, or")
+
+    def overflow(*arguments, **keywords):
+        arguments[0].model.norm.weight.data.fill_(math.inf)
+        return train_step(*arguments, **keywords)
+
+    monkeypatch.setattr(qs.star.run, "train_step", overflow)
+    refused(capsys, flags(model, out, "--learn=answers"), "round 1: .* not finite, or")
     assert not [*only(out).glob("step_*")]
