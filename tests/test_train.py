@@ -659,6 +659,35 @@ def test_resume_takes_no_other_flag(stopped, capsys):
     assert contents(stopped) == before
 
 
+def test_a_run_goes_on_with_no_other_data_than_it_began_with(stopped, tiny, tmp_path, capsys):
+    data = tmp_path / "data"
+    for name, text in (("same", "{} plus {} is"), ("other", "{} plus {} be")):
+        lines = [json.dumps({"text": text.format(a, b)}) for a in range(40) for b in range(40)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+
+    def prepare(name):
+        source, settings = tmp_path / f"{name}.jsonl", {"workers": 1, "overwrite": True}
+        tools.prepare_dataset([source], data, tiny.tokenizer, heldout=0.1, **settings)
+
+    prepare("same")
+    out = tmp_path / "out"
+    begun = run(out, tiny.flags(out, f"--data={data}", "--save-every=2"))
+    shutil.rmtree(begun / "step_000006")
+    prepare("other")
+    before = contents(begun)
+    (line,) = refused(capsys, ["--resume", begun], "data: expected the data that .* was begun with")
+    assert "or begin a new run from" in line
+    assert contents(begun) == before
+    prepare("same")
+    assert train.main(["--resume", str(begun)]) == 0
+    records = files.JsonLines(begun / "log.jsonl")
+    first, *steps = records.records()
+    assert len(first.pop("data")) == 16
+    records.rewrite([first, *steps])  # as older runs wrote it
+    prepare("other")
+    assert train.main(["--resume", str(begun)]) == 0
+
+
 def cut(path, left):
     path.write_bytes(path.read_bytes()[:left])
 

@@ -3,14 +3,16 @@
 For each split (`train`, `heldout`) a dataset folder holds shards of whole documents:
 `train-00000.bin`, token ids (BOS, text, EOS, BOS, ...) as little-endian uint16 or uint32, and
 `train-00000.idx`, uint64 offsets of the documents in it, the end included. `meta.json` says what
-should be there; a folder without it is no dataset.
+should be there, with digests of the content; a folder without it is no dataset.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:  # torch is imported where a batch is made: tokenizing workers
 
 FORMAT = 1
 META = "meta.json"
+BLOCK = 1 << 18  # tokens that have a digest of their own: what is read is checked, no more
 TOKEN_DTYPES = {"uint16": np.uint16, "uint32": np.uint32}
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -46,13 +49,42 @@ def check_split(split: str) -> None:
         raise ValueError(f"expected a split {' or '.join(SPLITS)}, found {split!r}; name one")
 
 
+def content_digest(content: bytes | np.ndarray) -> str:
+    """16 hexadecimal digits that tell content from any that is damaged or of other text."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
 @dataclass
 class Shard:
-    """A pair of files, `name.bin` and `name.idx`, and what they hold; an entry of `meta.json`."""
+    """A pair of files, `name.bin` and `name.idx`, and what they hold; an entry of `meta.json`.
+
+    Datasets that were prepared before there were digests have none.
+    """
 
     name: str
     documents: int = 0
     tokens: int = 0
+    offsets_digest: str = ""
+    token_digests: list[str] = field(default_factory=list)  # of each BLOCK
+
+    def checked(self) -> Shard:
+        """The same; ValueError where an entry cannot be one."""
+        if not (isinstance(self.name, str) and re.fullmatch(r"\w+-\d+", self.name)):
+            raise ValueError(f"a shard {self.name!r}")  # a path would lead out of the folder
+        for count in (self.documents, self.tokens):
+            if type(count) is not int or count < 1:
+                raise ValueError(f"a count {count!r}")
+        blocks = -(-self.tokens // BLOCK)
+        if type(self.token_digests) is not list or len(self.token_digests) not in (0, blocks):
+            raise ValueError(f"token_digests that are not {blocks:,}")
+        return self
+
+    def add_digests(self, folder: Path) -> None:
+        """Those of the files as they are in a folder."""
+        tokens = np.memmap(folder / f"{self.name}.bin", np.uint8, "r").reshape(self.tokens, -1)
+        self.offsets_digest = content_digest((folder / f"{self.name}.idx").read_bytes())
+        blocks = range(0, self.tokens, BLOCK)
+        self.token_digests = [content_digest(tokens[at : at + BLOCK]) for at in blocks]
 
 
 class TokenDataset:
@@ -61,7 +93,8 @@ class TokenDataset:
     Attributes: `meta` (what `meta.json` holds), `folder`, `split`, `tokens`, `documents` (counts).
 
     Raises:
-        ValueError: no dataset, an unknown split, or files that are not what `meta.json` says.
+        ValueError: no dataset, an unknown split, or files that are not what `meta.json` says; of
+            the tokens this shows when they are read first.
     """
 
     def __init__(self, folder: str | Path, split: str = "train") -> None:
@@ -71,17 +104,19 @@ class TokenDataset:
         if (number := self.meta.get("format")) != FORMAT:
             raise self._damaged(f"format {number} where this program reads {FORMAT}")
         try:
-            shards = [
-                Shard(str(entry["name"]), int(entry["documents"]), int(entry["tokens"]))
-                for entry in self.meta["splits"][split]["shards"]
-            ]
-            dtype = TOKEN_DTYPES[self.meta["dtype"]]
+            shards = [Shard(**entry).checked() for entry in self.meta["splits"][split]["shards"]]
+            dtype, self._vocab_size = TOKEN_DTYPES[self.meta["dtype"]], self.meta["vocab_size"]
+            if type(self._vocab_size) is not int:
+                raise ValueError(f"vocab_size {self._vocab_size!r}")
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(f"no usable entry {error}") from None
+        self._shards, self._sound = shards, [set() for _ in shards]  # blocks that were checked
         self._tokens = [self._map(f"{x.name}.bin", dtype, x.tokens) for x in shards]
         self._offsets = [self._map(f"{x.name}.idx", np.uint64, x.documents + 1) for x in shards]
         for shard, offsets in zip(shards, self._offsets, strict=True):
-            if offsets[0] != 0 or offsets[-1] != shard.tokens:
+            sound = shard.offsets_digest in ("", content_digest(offsets))
+            grow = (offsets[1:] >= offsets[:-1]).all()
+            if not (sound and grow) or offsets[0] != 0 or offsets[-1] != shard.tokens:
                 raise self._damaged(f"{shard.name}.idx that does not fit {shard.name}.bin")
         # Where each shard begins in the stream, in tokens and in documents; the end included.
         self._first_token = np.cumsum([0, *(shard.tokens for shard in shards)])
@@ -99,6 +134,28 @@ class TokenDataset:
             raise ValueError(f"{path}: expected {sizes}; prepare the dataset again")
         return np.memmap(path, dtype, "r")
 
+    def _check(self, number: int, begin: int, end: int) -> None:
+        """Refuse tokens of a shard that are not those which were written."""
+        shard, tokens, sound = self._shards[number], self._tokens[number], self._sound[number]
+        for block in set(range(begin // BLOCK, -(-end // BLOCK))) - sound:
+            ids = tokens[block * BLOCK : (block + 1) * BLOCK]
+            if shard.token_digests and content_digest(ids) != shard.token_digests[block]:
+                found = f"other content from token {block * BLOCK:,} on"
+            elif (largest := int(ids.max())) >= self._vocab_size:
+                found = f"id {largest:,} where {META} has {self._vocab_size:,} tokens"
+            else:
+                sound.add(block)
+                continue
+            path = self.folder / f"{shard.name}.bin"
+            message = f"{path}: expected what was written, found {found}"
+            raise ValueError(f"{message}; prepare the dataset again")
+
+    @property
+    def digest(self) -> str:
+        """Of the content of all splits; of their sizes where `meta.json` has no digests."""
+        parts = [self.meta.get(key) for key in ("dtype", "tokenizer_hash", "splits")]
+        return content_digest(json.dumps(parts, sort_keys=True).encode())
+
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """A piece of the stream, 0 <= start < stop <= tokens, over the borders of shards.
 
@@ -114,6 +171,7 @@ class TokenDataset:
             # Keys of the offsets' own dtype: any other makes numpy copy the whole mapped file.
             at = np.arange(begin, begin + len(piece), dtype=np.uint64)
             number = np.searchsorted(self._offsets[shard], at, side="right") - 1
+            self._check(shard, begin, begin + len(piece))
             tokens.append(piece.astype(np.int64))
             documents.append(number + self._first_document[shard])
         return np.concatenate(tokens), np.concatenate(documents)
@@ -121,8 +179,8 @@ class TokenDataset:
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raise ValueError for a tokenizer that is not that of `meta.json`, by hash."""
         expected = self.meta.get("tokenizer_hash")
-        if tokenizer.hash != expected:
-            name, size = self.meta.get("tokenizer"), self.meta.get("vocab_size")
+        name, size = self.meta.get("tokenizer"), self._vocab_size
+        if (tokenizer.hash, tokenizer.vocab_size) != (expected, size):
             made = f"the shards' tokenizer ({name}, {size} tokens, sha256 {str(expected)[:12]}...)"
             other = f"one of {tokenizer.vocab_size} tokens, sha256 {tokenizer.hash[:12]}..."
             advice = "prepare the data again with this tokenizer"

@@ -57,7 +57,7 @@ class ShardWriter:
         """Append a document."""
         length = len(document.ids)
         if not self.shards or self.shards[-1].tokens + length > self.shard_tokens:
-            self.close()
+            self._finish()
             self.shards.append(Shard(f"{self.split}-{len(self.shards):05d}"))
             path = self.folder / self.shards[-1].name
             self._ids = self._files.enter_context(path.with_suffix(".bin").open("wb"))
@@ -75,8 +75,14 @@ class ShardWriter:
         """Close the open shard."""
         self._files.close()
 
+    def _finish(self) -> None:
+        self.close()
+        if self.shards:
+            self.shards[-1].add_digests(self.folder)
+
     def summary(self) -> dict[str, Any]:
-        """The split's part of `meta.json`."""
+        """The split's part of `meta.json`; what was added is complete."""
+        self._finish()
         return {
             "documents": sum(shard.documents for shard in self.shards),
             "tokens": sum(shard.tokens for shard in self.shards),

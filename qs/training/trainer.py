@@ -108,14 +108,23 @@ class Trainer:
         if self.ranks.first:
             self.folder = files.new_run(self.folder.parent, self.folder.name, self.config)
             here = files.environment(str(self.placement))
-            self.log.append([here | {"processes": self.ranks.count}])
+            made_of = {"processes": self.ranks.count, "data": self.train.digest}
+            self.log.append([here | made_of])
 
     def resume(self) -> None:
         """Go on from the checkpoint whose weights are loaded already.
 
         Raises:
-            ValueError: its optimiser or its counters are missing or damaged.
+            ValueError: its optimiser or its counters are missing or damaged, or its data changed.
         """
+        records = files.read_log(self.folder) if self.ranks.first else []
+        before = next((each["data"] for each in records if "data" in each), self.train.digest)
+        if distributed.anywhere(before != self.train.digest):  # older runs do not say
+            raise ValueError(
+                f"{self.train.folder}: expected the data that {self.folder} was begun with, found "
+                "other data of that name; prepare it again from the same sources, or begin a new "
+                f"run from {self.start} with --weights"
+            )
         checkpoint.load_optimizer(self.start, self.optimizer, self.names)
         path = self.start / files.TRAINER
         stored = files.read_json(path)
@@ -126,7 +135,6 @@ class Trainer:
         check_names(str(path), stored, vars(self.state))
         self.state = State(**stored)
         if self.ranks.first:  # what a resumed run logs equals what an uninterrupted one does
-            records = files.read_log(self.folder)
             self.log.rewrite([r for r in records if r.get("step", 0) <= self.state.step])
         self.say(f"resume  {self.start}: {self.state.step} of {self.config.run.steps} steps done")
 

@@ -1,6 +1,8 @@
 """dataset: windows are the written stream again, in an order that a position restores exactly."""
 
+import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from qs.data.dataset import FORMAT, SPLITS, TokenDataset, Windows, sequential
 from qs.data.prepare import EncodedDocument, ShardWriter
 from qs.files import new_folder, write_json
 
-TOKENIZER = SimpleNamespace(hash="5ha", vocab_size=100)
+TOKENIZER = SimpleNamespace(hash="5ha", vocab_size=99_999)
 # Documents as ids, all different, so that a token tells its place; only the lengths matter.
 LENGTHS = st.lists(st.integers(2, 12), min_size=1, max_size=12)
 
@@ -30,7 +32,7 @@ def make(where, lengths, shard_tokens=10**6, dtype="uint16"):
             writers["train"].add(EncodedDocument("train", 1, ids))
         writers["train"].close()
         meta = {"format": FORMAT, "dtype": dtype, "tokenizer": "tok", "tokenizer_hash": "5ha"}
-        meta |= {"vocab_size": 100, "splits": {s: w.summary() for s, w in writers.items()}}
+        meta |= {"vocab_size": 99_999, "splits": {s: w.summary() for s, w in writers.items()}}
         write_json(folder / "meta.json", meta)
     return Path(where) / "out"
 
@@ -165,6 +167,107 @@ def test_offsets_that_do_not_fit_the_tokens_are_refused(tmp_path):
         TokenDataset(out)
 
 
+def test_a_flipped_bit_is_found_when_it_is_read_and_not_before(tmp_path, monkeypatch):
+    monkeypatch.setattr("qs.data.dataset.BLOCK", 16)
+    out = make(tmp_path, [9] * 9, shard_tokens=50)
+    straight = TokenDataset(out).read(0, 81)[0].tolist()
+    for at in (0, 15, 16, 44):
+        path = out / "train-00000.bin"
+        whole = path.read_bytes()
+        path.write_bytes(whole[: 2 * at] + bytes([whole[2 * at] ^ 1]) + whole[2 * at + 1 :])
+        dataset, block = TokenDataset(out), at // 16 * 16
+        for start, stop in ((0, block), (block + 16, 45), (45, 81)):
+            if start < stop <= 45 or start == 45:
+                assert dataset.read(start, stop)[0].tolist() == straight[start:stop]
+        message = rf"train-00000\.bin: expected what was written, found other .* token {block} on"
+        for _ in range(2):
+            with pytest.raises(ValueError, match=message):
+                dataset.read(at, at + 1)
+        path.write_bytes(whole)
+    path = out / "train-00001.idx"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:8] + bytes([whole[8] ^ 1]) + whole[9:])
+    with pytest.raises(ValueError, match=r"found train-00001\.idx that does not fit train-00001"):
+        TokenDataset(out)
+
+
+def edit(out, change):
+    meta = json.loads((out / "meta.json").read_text())
+    change(meta, *meta["splits"]["train"]["shards"])
+    write_json(out / "meta.json", meta)
+
+
+def without_digests(meta, *shards):
+    for shard in shards:
+        del shard["token_digests"], shard["offsets_digest"]
+
+
+def test_a_dataset_without_digests_reads_as_ever_but_no_id_beyond_the_vocabulary(tmp_path):
+    out = make(tmp_path, [5] * 4, shard_tokens=10)
+    straight = TokenDataset(out).read(0, 20)
+    edit(out, without_digests)
+    assert [x.tolist() for x in TokenDataset(out).read(0, 20)] == [x.tolist() for x in straight]
+    np.full(10, 65_000, np.uint16).tofile(out / "train-00001.bin")
+    edit(out, lambda meta, *shards: meta.update(vocab_size=65_000))
+    TokenDataset(out).read(0, 10)
+    message = "train-00001.bin: .* found id 65,000 where meta.json has 65,000 tokens; prepare"
+    with pytest.raises(ValueError, match=message):
+        TokenDataset(out).read(9, 11)
+    np.array([0, 12, 10], np.uint64).tofile(out / "train-00000.idx")
+    with pytest.raises(ValueError, match=r"train-00000\.idx that does not fit"):
+        TokenDataset(out)
+
+
+def test_the_digest_tells_other_content_of_the_same_size(tmp_path):
+    out = make(tmp_path / "a", [3, 4])
+    same, other = make(tmp_path / "b", [3, 4]), make(tmp_path / "c", [4, 3])
+    assert TokenDataset(out).digest == TokenDataset(same, "heldout").digest
+    assert TokenDataset(out).digest != TokenDataset(other).digest
+    edit(same, without_digests)
+    assert len(TokenDataset(same).digest) == 16
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../evil/train-00000"},
+        {"name": "/train-00000"},
+        {"name": 5},
+        {"tokens": float("1e308") * 10},
+        {"tokens": "20"},
+        {"tokens": 20.0},
+        {"tokens": True},
+        {"documents": -4},
+        {"documents": 0},
+        {"documents": None},
+        {"token_digests": ["a", "b"]},
+        {"token_digests": 7},
+        {"token_digests": {"a": "b"}},
+        {"offsets_digest": [3]},
+        {"other": 1},
+    ],
+    ids=str,
+)
+def test_an_entry_that_cannot_be_is_refused_in_one_line(tmp_path, change):
+    out = make(tmp_path, [5] * 4)
+    shutil.copytree(out, tmp_path / "evil")
+    edit(out, lambda meta, shard: shard.update(change))
+    path = out / "meta.json"
+    path.write_text(path.read_text().replace("null", "1e400" if "tokens" in change else "null"))
+    with pytest.raises(ValueError, match="prepare it again|prepare the dataset again") as error:
+        TokenDataset(out).read(0, 20)
+    assert str(error.value).startswith(str(out))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [None, "9", 1e3, [9]])
+def test_a_vocabulary_without_a_size_is_refused(tmp_path, size):
+    out = make(tmp_path, [5] * 4)
+    edit(out, lambda meta, shard: meta.update(vocab_size=size))
+    with pytest.raises(ValueError, match="expected a sound meta.json, found no usable entry"):
+        TokenDataset(out)
+
+
 @pytest.mark.parametrize(
     ("meta", "message"),
     [
@@ -196,7 +299,9 @@ def test_an_unknown_split_is_refused(dataset):
 def test_shards_of_another_tokenizer_are_refused(dataset):
     dataset.check_tokenizer(TOKENIZER)
     other = SimpleNamespace(hash="another", vocab_size=270)
-    with pytest.raises(ValueError, match=r"\(tok, 100 tokens, sha256 5ha.*found one of 270 .*prep"):
+    with pytest.raises(
+        ValueError, match=r"\(tok, 99999 tokens, sha256 5ha.*found one of 270 .*prep"
+    ):
         dataset.check_tokenizer(other)
 
 
