@@ -14,20 +14,23 @@ That is the harness's own command line, `lm-eval`, with one model more. Its `--m
     think_temperature=T   of thoughts; 0 is greedy [0]
     max_length=N          longest text in tokens [what the model was made for, less a thought]
     max_gen_toks=N        output tokens where the task does not say [256]
-    batch_size=N, device=cpu|cuda, seed=N
+    batch_size=N|auto, device=cpu|cuda, seed=N
 
 Only positions that predict a scored token think. Text begins as the checkpoint's texts do, with BOS
 or without, as wherever this model is measured. What does not fit loses its beginning, BOS included,
 as with the harness's own models, and is counted. Thoughts are drawn by the seed and their own text,
-so a result depends neither on the batch nor on which other questions are asked.
+so a result depends neither on the batch nor on which other questions are asked. A file of
+--use_cache is of one model with one way to think; another one is refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import logging
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -37,15 +40,17 @@ from typing import Any, Literal
 from qs import cli
 from qs.config import check_limits, check_types, setting
 from qs.data.prompts import cut
-from qs.inference.decoding import Decoding, think_above
+from qs.evaluation.generation_kwargs import Generation, read_generation
+from qs.inference.decoding import think_above
 from qs.inference.loglikelihood import ScoredText, Thinking, score, seed_of
 from qs.inference.write import write
+from qs.model import weights
 from qs.output import progress
 from qs.presets import ANY_TEXT
 from qs.quietstar.load import open_model
 
-LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-DECODING = ("until", "do_sample", "temperature", "top_p", *LIMITS)
+AUTO = 8  # texts at a time where the harness is to find out
+OWNER = "qs"  # in a cache of the harness: whose answers it holds
 NO_HARNESS = "expected lm-evaluation-harness, found none; run pip install -e '.[harness]'"
 log = logging.getLogger("lm_eval.qs")  # shown as the harness shows its own lines
 
@@ -62,7 +67,7 @@ class Arguments:
     think_temperature: float = setting(0.0, "of thoughts", least=0)
     max_length: int = setting(0, "tokens; 0: all that the model was made for", least=0)
     max_gen_toks: int = setting(256, "tokens", least=1)
-    batch_size: int = setting(8, "texts at a time", least=1)
+    batch_size: int = setting(AUTO, "texts at a time", least=1)
     device: Literal["auto", "cpu", "cuda", "cuda:0"] = "auto"  # the last is the harness's default
     seed: int = setting(0, "of thoughts and text", least=0)
 
@@ -84,14 +89,18 @@ class Arguments:
         """
         known = [f.name for f in dataclasses.fields(Arguments)]
         values = {name: value for name, value in arguments.items() if value is not None}
+        most = values.pop("max_batch_size", AUTO)  # of the harness: a bound for auto
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"--model_args: expected some of {', '.join(known)}; got {unknown[0]}")
         if "pretrained" not in values:
             raise ValueError("--model_args: expected pretrained=RUN, a run or a checkpoint")
         # the harness turns what looks like a number into one, but not the value of --batch_size
         values["pretrained"] = str(values["pretrained"])
-        if str(values.get("batch_size", "")).isdigit():
-            values["batch_size"] = int(values["batch_size"])
+        size = str(values.get("batch_size", ""))
+        if re.fullmatch(r"auto(:\d+)?", size):
+            values["batch_size"] = min(AUTO, int(most))
+        elif size.isdigit():
+            values["batch_size"] = int(size)
         return Arguments(**values)
 
 
@@ -125,12 +134,47 @@ class Adapter:
         room = self.opened.quiet.model.config.max_positions - (0 if when == "never" else n + 2)
         self.max_length = min(room, self.arguments.max_length or room)
         self.tally: Counter[str] = Counter(tokens=0, thoughts=0, cut=0)
-        log.info(f"{self.opened.folder} on {self.opened.placement}, thinks {when}")
+        size = self.arguments.batch_size
+        log.info(f"{self.opened.folder} on {self.opened.placement}, thinks {when}, {size} at once")
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> Any:
         """As of the harness's own models, but what was given twice is no error."""
         return cls(**(additional_config or {}) | arg_dict)
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Use a file of answers, whose own keys know neither model nor settings.
+
+        Raises:
+            ValueError: it has answers of another model, or of other settings.
+        """
+        # not the folder's name but its weights; not the batch, which changes nothing
+        given = dataclasses.replace(self.arguments, pretrained="", batch_size=1, device="auto")
+        settings = [dataclasses.asdict(x) for x in (given, self.opened.config.thought)]
+        own = [weights.digest(self.opened.folder), str(self.opened.placement), *settings]
+        owner, answers = json.dumps(own, sort_keys=True), cache_hook.dbdict
+        if len(answers) and answers.get(OWNER) != owner:
+            raise ValueError(
+                f"--use_cache: expected answers of {self.opened.folder} with these settings, found "
+                f"others in {answers.filename}; name another file"
+            )
+        answers[OWNER] = owner
+        super().set_cache_hook(cache_hook)
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """None: a model of plain text.
+
+        Raises:
+            ValueError: one is asked for.
+        """
+        if chat_template:
+            raise ValueError("--apply_chat_template: this model has no chat template; leave it out")
+        return ""
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Asked only where there is a chat template."""
+        return self.chat_template(True)
 
     @property
     def eot_token_id(self) -> int:
@@ -228,7 +272,7 @@ class Adapter:
         )
         texts, repeats, cut_before = [], Counter(), self.tally["cut"]
         for batch in progress(order.get_batched(self.arguments.batch_size), "qs", unit=" batches"):
-            decoding, stops = self.decoding(batch[0][1])
+            decoding, stops, _ = generation = self.generation(batch[0][1])
             room = self.max_length - decoding.max_tokens
             if room < 1:
                 raise ValueError(
@@ -240,6 +284,7 @@ class Adapter:
                 ids = self.opened.tokenizer.prompt(context)
                 self.tally["cut"] += len(ids) > room
                 prompts.append(ids[-room:])
+                generation.check_length(len(prompts[-1]))
                 same = (*prompts[-1], repr(gen_kwargs))
                 numbers.append(seed_of(prompts[-1]) + repeats[same])
                 repeats[same] += 1
@@ -253,28 +298,9 @@ class Adapter:
         self._warn_of_cut(cut_before, len(requests))
         return order.get_original(texts)
 
-    def decoding(self, gen_kwargs: Mapping[str, Any]) -> tuple[Decoding, list[str]]:
-        """What a task's `generation_kwargs` mean: how to draw, and the strings to stop at.
-
-        Raises:
-            ValueError: they hold what is not here.
-        """
-        if unknown := sorted(set(gen_kwargs) - set(DECODING)):
-            raise ValueError(
-                f"generation_kwargs: expected some of {', '.join(DECODING)}; got {unknown[0]}"
-            )
-        limits = [gen_kwargs[name] for name in LIMITS if gen_kwargs.get(name) is not None]
-        sampled = gen_kwargs.get("do_sample")
-        heat = 0 if sampled is False else gen_kwargs.get("temperature", 1 if sampled else 0)
-        decoding = Decoding(
-            max_tokens=int((limits or [self.arguments.max_gen_toks])[0]),
-            temperature=float(heat),
-            top_p=float(gen_kwargs.get("top_p", 1)),
-            think_temperature=self.arguments.think_temperature,
-            think_when=self.thinking.when,
-        )
-        until = gen_kwargs.get("until") or []
-        return decoding, list(filter(None, [until] if isinstance(until, str) else until))
+    def generation(self, gen_kwargs: Mapping[str, Any]) -> Generation:
+        """What a task's `generation_kwargs` mean, see `read_generation`."""
+        return read_generation(gen_kwargs, self.arguments.max_gen_toks, self.thinking)
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes into its results."""

@@ -210,20 +210,101 @@ def test_generation_that_leaves_no_room_is_refused_and_long_contexts_are_cut(tra
 
 def test_what_a_task_asks_for_is_read_as_the_harness_means_it(trained):
     adapter = opened(trained, max_gen_toks=7)
-    assert adapter.decoding({}) == (adapter.decoding({"temperature": 0.0})[0], [])
-    assert adapter.decoding({})[0].max_tokens == 7
-    decoding, stops = adapter.decoding({"until": "\n", "max_tokens": 3, "do_sample": True})
+    read = adapter.generation
+    assert read({}) == read({"temperature": 0.0}) == (read({}).decoding, [], None)
+    assert read({}).decoding.max_tokens == 7
+    decoding, stops, _ = read({"until": "\n", "max_tokens": 3, "do_sample": True})
     assert (decoding.temperature, decoding.max_tokens, stops) == (1.0, 3, ["\n"])
-    assert adapter.decoding({"do_sample": False, "temperature": 0.9})[0].temperature == 0.0
-    assert adapter.decoding({"temperature": 0.9, "top_p": 0.5})[0].top_p == 0.5
-    with pytest.raises(ValueError, match="generation_kwargs: expected some of .*; got num_beams"):
-        adapter.decoding({"num_beams": 5})
+    assert read({"do_sample": False, "temperature": 0.9}).decoding.temperature == 0.0
+    assert read({"temperature": 0.9, "top_p": 0.5}).decoding.top_p == 0.5
+
+
+NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "early_stopping": True, "use_cache": True}
+NEUTRAL |= {"length_penalty": 2.0, "no_repeat_ngram_size": 0, "min_p": None, "max_length": 128}
+
+
+def test_what_changes_nothing_does_not_end_an_evaluation(trained):
+    adapter = opened(trained, max_gen_toks=7)
+    greedy, drawn = {"until": ["\n"]}, {"do_sample": True, "temperature": 0.5}
+    for own, more in ((greedy, {"top_k": 50, "min_p": 0.1}), (drawn, {"top_k": 0, "typical_p": 1})):
+        asked = own | NEUTRAL | more
+        assert adapter.generation(asked)[:2] == adapter.generation(own)[:2]
+        if own is greedy:
+            found = adapter.generate_until(requests(("3 plus", asked)))
+            assert found == adapter.generate_until(requests(("3 plus", own)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ({"num_beams": 5}, "num_beams=5"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty=1.1"),
+        ({"do_sample": True, "top_k": 50}, "top_k=50"),
+        ({"temperature": 0.7, "min_p": 0.1}, "min_p=0.1"),
+        ({"stop_at": "x"}, "stop_at='x'"),
+        ({"num_beams": [1]}, r"num_beams=\[1\]"),
+    ],
+)
+def test_what_would_change_a_text_is_refused_by_its_name(trained, asked, name):
+    with pytest.raises(ValueError, match=f"expected some of .* what changes nothing; got {name}"):
+        opened(trained).generation(asked)
+
+
+def test_a_bound_on_prompt_and_output_is_refused_only_where_it_would_cut(trained):
+    adapter = opened(trained)
+    length = len(adapter.opened.tokenizer.prompt("3 plus"))
+    asked = {"max_gen_toks": 5, "max_length": length + 5}
+    bounded = adapter.generate_until(requests(("3 plus", asked)))
+    assert bounded == adapter.generate_until(requests(("3 plus", {"max_gen_toks": 5})))
+    message = f"max_length={length + 4} would cut an output of 5 tokens after a prompt of {length};"
+    with pytest.raises(ValueError, match=message):
+        adapter.generate_until(requests(("3 plus", asked | {"max_length": length + 4})))
+
+
+def test_no_chat_template_is_said_in_one_line(trained):
+    adapter = opened(trained)
+    assert adapter.chat_template() == ""
+    for ask in (lambda: adapter.chat_template("x"), lambda: adapter.tokenizer_name):
+        with pytest.raises(ValueError, match="^--apply_chat_template: this model has no chat temp"):
+            ask()
+
+
+def test_a_file_of_answers_is_of_one_model_and_its_settings(trained, tiny, tmp_path):
+    from lm_eval.api.model import CachingLM
+
+    asked, path = requests(("3 plus 4 is", " 7.")), str(tmp_path / "answers.db")
+
+    def answers(folder, **given):
+        cached = CachingLM(opened(folder, **given), path)
+        try:
+            return cached.loglikelihood(asked)
+        finally:
+            cached.dbdict.close()
+
+    first = answers(trained)
+    assert first == answers(trained, batch_size=3)
+    for folder, given in ((tiny.weights, {}), (trained, {"think": False}), (trained, {"seed": 1})):
+        with pytest.raises(
+            ValueError, match=r"--use_cache: expected answers of .*answers\.db; name"
+        ):
+            CachingLM(opened(folder, **given), path)
+    path = str(tmp_path / "unnamed.db")
+    from sqlitedict import SqliteDict
+
+    with SqliteDict(path, autocommit=True) as of_old:
+        of_old["x"] = (0.0, True)
+    with pytest.raises(ValueError, match="--use_cache: expected answers of"):
+        CachingLM(opened(trained), path)
 
 
 def test_arguments_are_read_as_the_harness_gives_them():
     given = {"pretrained": 7, "think": True, "thoughts": 3, "batch_size": "4", "seed": None}
     assert Arguments.read(given) == Arguments("7", think=True, thoughts=3, batch_size=4)
     assert Arguments.read({"pretrained": "x", "think": False}).think is False
+    for size in ("auto", "auto:4"):
+        assert Arguments.read({"pretrained": "x", "batch_size": size}).batch_size == 8
+        bounded = {"pretrained": "x", "batch_size": size, "max_batch_size": 2}
+        assert Arguments.read(bounded).batch_size == 2
 
 
 @pytest.mark.parametrize(
@@ -232,7 +313,7 @@ def test_arguments_are_read_as_the_harness_gives_them():
         ({}, "expected pretrained=RUN"),
         ({"pretrained": "x", "thought": 1}, "expected some of pretrained, .*; got thought"),
         ({"pretrained": "x", "thoughts": 1.5}, r"thoughts: expected int . None, found 1.5"),
-        ({"pretrained": "x", "batch_size": "auto"}, "batch_size: expected .*int.*, found 'auto'"),
+        ({"pretrained": "x", "batch_size": "all"}, "batch_size: expected .*int.*, found 'all'"),
         ({"pretrained": "x", "think": "maybe"}, r"think: expected bool . None, found 'maybe'"),
         ({"pretrained": "x", "think_when": "often"}, "expected always, never or entropy>X"),
         ({"pretrained": "x", "batch_size": 0}, "--batch-size must be at least 1, got 0"),
