@@ -176,6 +176,12 @@ class RunConfig:
     offload: bool | None = setting(
         None, "keep the optimiser in host memory; by default where the device is full", later=True
     )
+    moments: Literal["float32", "8bit"] | None = setting(
+        None,
+        "AdamW's moments; 8bit: and gradients of layers in their dtype; by default where the host "
+        "has no room for float32 ones that the device has none for",
+        later=True,
+    )
     save_every: int = setting(0, "steps between checkpoints (0: only at the end)", least=0)
     grad_norms_every: int = setting(
         20, "steps between gradient norms by loss term, 1.5 steps' work each (0: never)", least=0

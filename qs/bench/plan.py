@@ -38,7 +38,7 @@ def plan_table(config: Config, sizes: str) -> Table:
     """
     placement = choose_placement(config.run, there=True if sizes else None)
     device, host = memory_sizes(sizes) if sizes else available(placement.device)
-    planned = plan(config, shape_of(config.run.weights), placement, device)
+    planned = plan(config, shape_of(config.run.weights), placement, device, host)
     cpu = placement.device.type == "cpu"
     columns = {"host": planned.device} if cpu else {"device": planned.device, "host": planned.host}
     unit = "GiB" if planned.device.total > GIB else "MiB"
@@ -59,6 +59,7 @@ def plan_table(config: Config, sizes: str) -> Table:
     phases = ", ".join(f"{name} {count / total:.0%}" for name, count in planned.flops.items())
     chosen = {"--offload": planned.offload, "--recompute": planned.recompute}
     flags = [flag if on else flag.replace("--", "--no-") for flag, on in chosen.items()]
+    flags.append(f"--moments {planned.moments}")
     problems = complaints(planned, device, host)
     if cpu and host is not None and planned.device.total > host:
         problems.append("use a machine with more memory, or a GPU: --plan 80GB,128GB says which")

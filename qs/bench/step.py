@@ -41,7 +41,7 @@ def measure_step(work: Work) -> Iterator[tuple[str, Measured]]:
     yield "prefill", measure(work, device, read)
     yield "think", measure(work, device, think_alone)
 
-    optimizer = make_optimizer(quiet, config.optim, plan.offload)
+    optimizer = make_optimizer(quiet, config.optim, plan.offload, plan.eight_bits)
 
     def step(watch: Stopwatch, number: int) -> None:
         parts = think(quiet, tokens, documents, config, step_generator(0, number))

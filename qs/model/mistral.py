@@ -169,12 +169,12 @@ class Mistral(nn.Module):
         """(V, D) weight of the language-model head, tied or not."""
         return self.tok_embeddings.weight if self.config.tied else self.output.weight
 
-    def narrow(self) -> None:
-        """Keep the matrices of the layers in the compute dtype, and their gradients in float32."""
+    def narrow(self, gradients: torch.dtype = torch.float32) -> None:
+        """Keep the matrices of the layers in the compute dtype, and their gradients in another."""
         for parameter in self.layers.parameters():
             if parameter.ndim > 1:
                 parameter.data = parameter.data.to(self.compute_dtype)
-                parameter.grad_dtype = torch.float32
+                parameter.grad_dtype = gradients
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids (...) -> embeddings (..., D) in the compute dtype."""

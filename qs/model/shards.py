@@ -72,12 +72,15 @@ def files_of(folder: Path, stem: str) -> tuple[list[Path], dict[str, str]]:
     return [folder / name for name in sorted(set(names))], listed
 
 
-def headers(files: Iterable[Path], listed: Mapping[str, str]) -> dict[str, Stored]:
+def headers(
+    files: Iterable[Path], listed: Mapping[str, str], dtypes: Mapping[str, torch.dtype] = DTYPES
+) -> dict[str, Stored]:
     """Every tensor of some files by its name there.
 
     Args:
         files: to read, their headers only.
         listed: name of a tensor -> name of its file; copies in other files do not count.
+        dtypes: that a tensor may have, by their names there.
 
     Raises:
         ValueError: files are missing, damaged, or hold a tensor twice or of another type.
@@ -92,12 +95,12 @@ def headers(files: Iterable[Path], listed: Mapping[str, str]) -> dict[str, Store
                     other = stored[name].file.name
                     raise ValueError(f"{file}: {name} is also in {other}; keep one")
                 part = handle.get_slice(name)
-                if (dtype := part.get_dtype()) not in DTYPES:
+                if (dtype := part.get_dtype()) not in dtypes:
                     raise ValueError(
-                        f"{file}: expected {name} to be {', '.join(DTYPES)}, found {dtype}; get a "
+                        f"{file}: expected {name} to be {', '.join(dtypes)}, found {dtype}; get a "
                         "checkpoint that is not quantised"
                     )
-                stored[name] = Stored(file, tuple(part.get_shape()), DTYPES[dtype])
+                stored[name] = Stored(file, tuple(part.get_shape()), dtypes[dtype])
     return stored
 
 

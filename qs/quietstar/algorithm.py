@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from qs.config import ThoughtConfig
+from qs.model.exact import Exact
 from qs.model.mistral import Mistral
 from qs.quietstar.anchors import choose_anchors, draw, uncertainty
 from qs.quietstar.attention import packed_attention
@@ -73,7 +74,7 @@ class QuietStar(nn.Module):
         self.mixer = MixingHead(model.config.dim)
         self.reward = rewards
         self.baseline: Baseline | None = None  # None: as `config.baseline` says
-        self.masters: dict[str, Tensor] = {}  # float32 values of parameters kept in fewer bits
+        self.masters: dict[str, Tensor | Exact] = {}  # float32 values of parameters of fewer bits
 
     def forward(
         self,

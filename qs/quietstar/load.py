@@ -17,6 +17,7 @@ from qs import files
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.model import folders
 from qs.model.config import ModelConfig, read_model_config, read_settings
+from qs.model.exact import Exact
 from qs.model.mistral import Mistral
 from qs.model.tokenizer import Tokenizer
 from qs.model.weights import load_into
@@ -29,6 +30,7 @@ WEIGHTS = {
     None: "bfloat16 weights",
     "device": "bfloat16 weights with float32 masters",
     "host": "float32 masters and moments in host memory",
+    "halves": "bfloat16 weights with 16 bits more, 8-bit moments",
 }
 
 
@@ -43,7 +45,8 @@ class Placement:
         attention: realisation of the visibility rule in the packed pass.
         narrow: keep the matrices of the layers in `dtype`, not in float32 to be cast on each use.
         masters: where training keeps float32 copies: on the "device" of those matrices, on the
-            "host" of all parameters, or (None) of none.
+            "host" of all parameters, or (None) of none; "halves": on the device, as 16 bits that
+            those matrices lack.
     """
 
     device: torch.device
@@ -63,16 +66,18 @@ class Placement:
             f"{self.attention} attention, {'compiled' if self.compile else 'eager'}"
         )
 
-    def for_training(self, offload: bool, alone: bool) -> Placement:
+    def for_training(self, offload: bool, alone: bool, eight_bits: bool = False) -> Placement:
         """The same with float32 copies of what is narrow, which are what is trained.
 
         Args:
             offload: in host memory, of all parameters.
             alone: whether this is the only process; several share float32 weights among them.
+            eight_bits: moments have them, and there is no room for copies.
         """
         if not alone:
             return dataclasses.replace(self, narrow=False)
-        return dataclasses.replace(self, masters="host" if offload else "device")
+        where = "halves" if eight_bits else "host" if offload else "device"
+        return dataclasses.replace(self, masters=where)
 
 
 def choose_placement(config: RunConfig, there: bool | None = None) -> Placement:
@@ -154,7 +159,7 @@ def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietSta
     targets = {n: masters.get(f"model.{n}", p.data) for n, p in model.named_parameters()}
     thinks = load_into(folder, targets, extras)
     for name, parameter in model.named_parameters():
-        if (master := masters.get(f"model.{name}")) is not None:
+        if isinstance(master := masters.get(f"model.{name}"), Tensor):
             parameter.data.copy_(master)
     if thinks:
         stored = read_settings(folder) or {}
@@ -187,8 +192,8 @@ def allocate(shape: ModelConfig, settings: Config, placement: Placement) -> Quie
         if placement.narrow:
             model.narrow()  # before memory is taken
     model.to_empty(device=placement.device)
-    if placement.narrow:
-        model.narrow()  # new parameters
+    if placement.narrow:  # new parameters
+        model.narrow(torch.bfloat16 if placement.masters == "halves" else torch.float32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed % 2**64)  # what PyTorch takes
         quiet = QuietStar(model, settings.thinking, placement.attention, run.pauses)
@@ -222,10 +227,13 @@ def eager(quiet: QuietStar) -> Iterator[None]:
         quiet.model.compiled, quiet.attention = compiled, attention
 
 
-def make_masters(quiet: QuietStar, placement: Placement) -> dict[str, Tensor]:
+def make_masters(quiet: QuietStar, placement: Placement) -> dict[str, Tensor | Exact]:
     """Room for the float32 values of parameters, by name."""
     if placement.masters is None:
         return {}
+    if placement.masters == "halves":
+        narrow = {n: p.data for n, p in quiet.named_parameters() if p.dtype == torch.bfloat16}
+        return {n: Exact(x, torch.empty_like(x, dtype=torch.int16)) for n, x in narrow.items()}
     host = placement.masters == "host"
     device = torch.device("cpu") if host else placement.device
     return {

@@ -72,6 +72,7 @@ class StarRun:
         self.placement = choose_placement(self.config.run)
         shape, self.tokenizer = read(self.start, self.config)
         self.chosen, self.trains, self.plan = settle(self.config, shape, self.placement)
+        self.config = self.config.changed(moments=self.plan.moments)  # whatever machine it goes on
         self.task = task_of(config.star, config.run.seed)
         self.stop: signal.Signals | None = None
         self.folder = folder or files.new_run(config.run.out, name, self.config)
@@ -226,7 +227,7 @@ class StarRun:
         config = self.chosen.changed(steps=steps)
         pairs = [(example.prompt, example.completion) for example in examples]
         data = Completions(pairs, self.tokenizer, run.seq, run.seed)
-        optimizer = make_optimizer(quiet, config.optim, self.plan.offload)
+        optimizer = make_optimizer(quiet, config.optim, self.plan.offload, self.plan.eight_bits)
         batches, tokens, skipped, loss = data.batches(run.batch), 0, 0, 0.0
         bar = progress(range(steps), f"round {number}, training", unit=" steps", leave=False)
         for step in bar:

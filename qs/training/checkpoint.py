@@ -25,6 +25,8 @@ from qs.model.config import ModelConfig
 from qs.model.tokenizer import copy_tokenizer
 from qs.quietstar.load import STORED
 from qs.training.distributed import anywhere, fill, whole
+from qs.training.lowbit import LowBitAdamW
+from qs.training.optimizer import MasterAdamW
 
 
 def save_step(run: Path, step: int, fill: Callable[[Path | None], None], first: bool) -> None:
@@ -108,7 +110,7 @@ def save_optimizer(folder: Path | None, tensors: dict[str, Tensor]) -> None:
 
 
 def load_optimizer(
-    folder: Path, optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
+    folder: Path, optimizer: MasterAdamW | LowBitAdamW, names: dict[Tensor, str]
 ) -> None:
     """Read what `save_optimizer` wrote into an optimiser that has not stepped yet.
 
@@ -122,21 +124,18 @@ def load_optimizer(
     found, listed = shards.files_of(folder, OPTIMIZER)
     if not found:
         raise ValueError(f"{path}: no such file; resume needs a checkpoint written by train.py")
-    stored = shards.headers(found, listed)
-    keys = ("step", "exp_avg", "exp_avg_sq")
+    stored = shards.headers(found, listed, shards.DTYPES | {"U8": torch.uint8})
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    stepped = [p for p in parameters if any(f"{key}/{names[p]}" in stored for key in keys)]
-    check_names(str(path), stored, {f"{key}/{names[p]}" for p in stepped for key in keys})
-    for parameter in stepped:
-        name = names[parameter]
-        for key, shape in zip(keys, ((), parameter.shape, parameter.shape), strict=True):
-            if (other := stored[f"{key}/{name}"].shape) != shape:
-                raise ValueError(
-                    f"{path}: expected {key}/{name} of shape {list(shape)}, found {list(other)}"
-                )
-        step = torch.empty((), dtype=torch.float32, device=parameter.device)
-        moments = (torch.empty_like(parameter, requires_grad=False) for _ in keys[1:])
-        state = dict(zip(keys, (step, *moments), strict=True))
+    reached = {name.partition("/")[2] for name in stored}
+    states = {p: optimizer.new_state(p) for p in parameters if names[p] in reached}
+    expected = {f"{key}/{names[p]}" for p, state in states.items() for key in state}
+    check_names(str(path), stored, expected)
+    for parameter, state in states.items():
         for key, tensor in state.items():
-            fill(tensor, stored[f"{key}/{name}"].read(f"{key}/{name}"))
+            name = f"{key}/{names[parameter]}"
+            if (other := stored[name].shape) != tensor.shape:
+                raise ValueError(
+                    f"{path}: expected {name} of shape {list(tensor.shape)}, found {list(other)}"
+                )
+            fill(tensor, stored[name].read(name))
         optimizer.state[parameter] = state

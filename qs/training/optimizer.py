@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from qs.config import OptimConfig
+from qs.model.exact import Exact
 from qs.quietstar.algorithm import QuietStar
+from qs.training.lowbit import LowBitAdamW
 
 
 class MasterAdamW(torch.optim.AdamW):
@@ -37,6 +39,12 @@ class MasterAdamW(torch.optim.AdamW):
     ):
         self.copies, self.offload = copies, offload
         super().__init__(groups, betas=betas, fused=True)
+
+    def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The state of one that is updated, before its first step."""
+        moments = (torch.zeros_like(parameter, requires_grad=False) for _ in range(2))
+        step = torch.zeros((), device=parameter.device)
+        return dict(zip(("step", "exp_avg", "exp_avg_sq"), (step, *moments), strict=True))
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -100,7 +108,9 @@ class MasterAdamW(torch.optim.AdamW):
             streams[1].synchronize()  # before the buffers go
 
 
-def make_optimizer(quiet: QuietStar, config: OptimConfig, offload: bool = False) -> MasterAdamW:
+def make_optimizer(
+    quiet: QuietStar, config: OptimConfig, offload: bool = False, eight_bits: bool = False
+) -> MasterAdamW | LowBitAdamW:
     """AdamW with a learning rate for each of model, mixing head, and start and end vectors.
 
     Weight decay touches matrices only.
@@ -109,9 +119,11 @@ def make_optimizer(quiet: QuietStar, config: OptimConfig, offload: bool = False)
         quiet: whose `masters` are used.
         config: rates.
         offload: every parameter has its master in host memory.
+        eight_bits: moments have them.
     """
     groups: dict[tuple[float, float], list[Tensor]] = {}
-    for name, tensor in exact_parameters(quiet).items():
+    own = dict(quiet.named_parameters())
+    for name, tensor in (own if eight_bits else exact_parameters(quiet)).items():
         lr = config.lr
         if name.startswith("mixer."):
             lr = config.mixer_lr
@@ -119,18 +131,23 @@ def make_optimizer(quiet: QuietStar, config: OptimConfig, offload: bool = False)
             lr = config.thought_lr
         decay = config.weight_decay if tensor.ndim >= 2 else 0.0
         groups.setdefault((lr, decay), []).append(tensor)
-    own = dict(quiet.named_parameters())
-    return MasterAdamW(
-        [
-            {"params": tensors, "lr": lr, "peak_lr": lr, "weight_decay": decay}
-            for (lr, decay), tensors in groups.items()
-        ],
-        {master: own[name] for name, master in quiet.masters.items()},
-        offload,
-        (0.9, config.beta2),
-    )
+    rated = [
+        {"params": tensors, "lr": lr, "peak_lr": lr, "weight_decay": decay}
+        for (lr, decay), tensors in groups.items()
+    ]
+    betas = 0.9, config.beta2
+    if eight_bits:
+        return LowBitAdamW(rated, {own[n]: halves for n, halves in quiet.masters.items()}, betas)
+    copies = {master: own[name] for name, master in quiet.masters.items()}
+    return MasterAdamW(rated, copies, offload, betas)
 
 
-def exact_parameters(quiet: QuietStar) -> dict[str, Tensor]:
+def exact_parameters(quiet: QuietStar) -> dict[str, Tensor | Exact]:
     """What is trained and saved: each parameter by name, or the master it is rounded from."""
     return {n: quiet.masters.get(n, p) for n, p in quiet.named_parameters()}
+
+
+def names_of_updated(quiet: QuietStar) -> dict[Tensor, str]:
+    """The names of what an optimiser may hold: parameters, and masters that are tensors."""
+    masters = {x: n for n, x in quiet.masters.items() if isinstance(x, Tensor)}
+    return {p: n for n, p in quiet.named_parameters()} | masters

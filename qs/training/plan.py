@@ -11,6 +11,7 @@ import torch
 from qs.config import Config
 from qs.model.config import ModelConfig
 from qs.quietstar.load import Placement
+from qs.training.lowbit import BLOCK
 from qs.training.memory import (
     ACTIVATIONS,
     GIB,
@@ -27,6 +28,7 @@ from qs.training.memory import (
 from qs.training.work import operations
 
 SMALL_PART = 2048  # slots: smaller matrix products do not keep a GPU busy
+LOW_BIT_BYTES = 2 * (1 + 4 / BLOCK)  # of the moments of a parameter
 RESERVE, CONTEXT = 0.06, GIB  # of a device: fragments, and what CUDA and compiled code take
 
 
@@ -36,6 +38,7 @@ class Plan:
 
     Attributes:
         offload: whether the optimiser's tensors are in host memory.
+        moments: "float32" or "8bit".
         recompute: whether layers are computed again in the backward pass.
         activations: MiB that a part may keep (0: no bound).
         rows, anchors: of a part.
@@ -45,6 +48,7 @@ class Plan:
     """
 
     offload: bool
+    moments: str
     recompute: bool
     activations: int
     rows: int
@@ -53,12 +57,18 @@ class Plan:
     host: Memory
     flops: dict[str, float]
 
+    @property
+    def eight_bits(self) -> bool:
+        """Whether moments have them."""
+        return self.moments == "8bit"
+
     def __str__(self) -> str:
         offloaded = f", optimiser in {self.host.total / GIB:.1f} of the host's" * self.offload
+        eight = ", 8-bit moments and bfloat16 gradients" * self.eight_bits
         recomputed = ", layers recomputed" * self.recompute
         bound = f"{self.activations:,} MiB" if self.activations else "all"
         return (
-            f"about {self.device.total / GIB:.1f} GiB{offloaded}{recomputed}, "
+            f"about {self.device.total / GIB:.1f} GiB{offloaded}{eight}{recomputed}, "
             f"activations {bound} at a time"
         )
 
@@ -68,9 +78,29 @@ def plan(
     shape: ModelConfig,
     placement: Placement,
     device_bytes: int | None,
+    host_bytes: int | None = None,
     ranks: int = 1,
 ) -> Plan:
     """What `choose` chooses, whether it fits or not; arguments as of `choose`."""
+    usual = _plan(config, shape, placement, device_bytes, ranks)
+    run = config.run
+    if run.moments or run.offload or not usual.offload or host_bytes is None:
+        return usual
+    if usual.host.total <= host_bytes:
+        return usual
+    config = config.changed(moments="8bit", offload=False)
+    small = _plan(config, shape, placement, device_bytes, ranks)
+    return usual if complaints(small, device_bytes, host_bytes) else small
+
+
+def _plan(
+    config: Config,
+    shape: ModelConfig,
+    placement: Placement,
+    device_bytes: int | None,
+    ranks: int,
+) -> Plan:
+    """The plan whose moments are of the kind that is asked for: float32 where none is."""
     run, cpu = config.run, placement.device.type == "cpu"
     sizes, width, compiled = Sizes.of(config, shape), placement.dtype.itemsize, placement.compile
     mine = max(1, run.batch // ranks)
@@ -79,6 +109,10 @@ def plan(
     narrow = sizes.matrices if placement.dtype == torch.bfloat16 and ranks == 1 else 0
     weights, gradients = (4 * sizes.all - 2 * narrow) // ranks, 4 * sizes.all // ranks
     optimizer = (8 * sizes.all + 4 * narrow) // ranks
+    moments = run.moments or "float32"
+    if moments == "8bit":
+        gradients -= 2 * narrow
+        optimizer = int(LOW_BIT_BYTES * sizes.all) + 2 * narrow
     anchors = config.thinking.anchor_count(run.seq) if run.thinks else 0
     logits = logit_bytes(config, shape, placement, rows, anchors)  # at most
     caches = cache_bytes(config, shape, width, rows) + draw_bytes(config, shape, rows)
@@ -95,7 +129,7 @@ def plan(
         bound = bound if bound is not None else ACTIVATIONS if cpu else 0
     else:
         room = int(device_bytes * (1 - RESERVE)) - CONTEXT - weights
-        if run.offload is None and ranks == 1:
+        if run.offload is None and ranks == 1 and moments == "float32":
             scoring = gradients + logits + least(run.recompute is not False)
             offload = max(scoring, caches) + optimizer > room
         room -= gradients + logits + (0 if offload else optimizer)
@@ -113,6 +147,7 @@ def plan(
     held, host = (0, 12 * sizes.all + 4 * 4 * sizes.largest) if offload else (optimizer, 0)
     return Plan(
         offload,
+        moments,
         recompute,
         bound,
         rows,
@@ -135,8 +170,8 @@ def complaints(plan: Plan, device_bytes: int | None, host_bytes: int | None) -> 
     device, host = plan.device, plan.host.total
     if device_bytes is not None and device.total > device_bytes:
         fixed = device._replace(caches=0, activations=0).total
-        if fixed > device_bytes and not plan.offload:
-            todo = "drop --no-offload, or use more GPUs (torchrun)"
+        if fixed > device_bytes and not plan.offload and not plan.eight_bits:
+            todo = "drop --no-offload, pass --moments 8bit, or use more GPUs (torchrun)"
         elif device.caches > device.gradients + device.activations + device.logits:
             todo = "lower --micro-batch"
         elif fixed <= device_bytes and not plan.recompute:
@@ -182,11 +217,17 @@ def choose(
         ValueError: it cannot fit; with what it needs, what there is, and what to do. Or --offload
             is given to several processes.
     """
+    if config.run.moments == "8bit" and ranks > 1:
+        raise ValueError(
+            f"--moments 8bit: expected one process, found {ranks}, which share float32 ones"
+        )
+    if config.run.moments == "8bit" and config.run.offload:
+        raise ValueError("--offload: expected --moments float32, found 8bit: drop one of the two")
     if config.run.offload and ranks > 1:
         raise ValueError(
             f"--offload: expected one process, found {ranks}, which share the optimiser among them"
         )
-    chosen = plan(config, shape, placement, device_bytes, ranks)
+    chosen = plan(config, shape, placement, device_bytes, host_bytes, ranks)
     if found := complaints(chosen, device_bytes, host_bytes):
         raise ValueError(found[0])
     return chosen
@@ -201,9 +242,10 @@ def settle(
         ValueError: it cannot fit.
     """
     chosen = choose(config, shape, placement, *available(placement.device), ranks)
-    names = ("offload", "recompute", "activations")
+    names = ("offload", "moments", "recompute", "activations")
     settings = config.changed(**{name: getattr(chosen, name) for name in names})
-    return settings, placement.for_training(chosen.offload, ranks == 1), chosen
+    placement = placement.for_training(chosen.offload, ranks == 1, chosen.eight_bits)
+    return settings, placement, chosen
 
 
 def available(device: torch.device) -> tuple[int | None, int | None]:

@@ -20,7 +20,7 @@ from qs.data.dataset import TokenDataset, Windows, resolve_data
 from qs.model.config import read_model_config
 from qs.quietstar.load import choose_placement, load
 from qs.training import checkpoint, distributed
-from qs.training.optimizer import exact_parameters, make_optimizer
+from qs.training.optimizer import exact_parameters, make_optimizer, names_of_updated
 from qs.training.plan import settle
 from qs.training.step import train_step
 
@@ -59,12 +59,14 @@ class Trainer:
 
     def __init__(self, config: Config, start: Path, folder: Path):
         run = config.run
-        self.config, self.start, self.folder = config, start, folder
+        self.start, self.folder = start, folder
         placement = choose_placement(run)
         self.ranks = distributed.start(placement.device)
         shape = read_model_config(start)
         chosen, self.placement, plan = settle(config, shape, placement, self.ranks.count)
         self.chosen = chosen
+        # what changes results is the same on whatever machine it goes on
+        self.config = config.changed(moments=plan.moments)
         if run.batch % self.ranks.count:
             raise ValueError(
                 f"--batch {run.batch} does not divide over {self.ranks.count} processes"
@@ -78,8 +80,8 @@ class Trainer:
         size = sum(p.numel() for p in self.quiet.parameters())
         layers = self.quiet.model.layers
         distributed.shard(self.quiet, layers, self.placement.dtype, ["think", "predict"])
-        self.optimizer = make_optimizer(self.quiet, config.optim, plan.offload)
-        self.names = {p: name for name, p in exact_parameters(self.quiet).items()}
+        self.optimizer = make_optimizer(self.quiet, config.optim, plan.offload, plan.eight_bits)
+        self.names = names_of_updated(self.quiet)
         self.state = State()
         self.stop: signal.Signals | None = None
         self.say(f"model   {start}: {size:,} parameters")
@@ -215,7 +217,7 @@ class Trainer:
             raise ValueError(distributed.from_first(problem))
 
         def fill(folder: Path | None) -> None:
-            shape, parameters = self.quiet.model.config, {n: p for p, n in self.names.items()}
+            shape, parameters = self.quiet.model.config, exact_parameters(self.quiet)
             checkpoint.save_model(folder, shape, parameters, self.config, self.start)
             moments = checkpoint.optimizer_tensors(self.optimizer, self.names)
             checkpoint.save_optimizer(folder, moments)
@@ -226,7 +228,8 @@ class Trainer:
 
     def _finite(self) -> bool:
         """Whether every parameter is finite, on all ranks: they must go the same way."""
-        wrong = any(not distributed.local(p).isfinite().all() for p in self.names)
+        exact = exact_parameters(self.quiet).values()
+        wrong = any(not distributed.local(p).isfinite().all() for p in exact)
         return not distributed.anywhere(wrong)
 
     def _last_good(self) -> str:

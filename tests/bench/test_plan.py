@@ -23,7 +23,18 @@ def test_the_main_command_is_foretold_on_a_machine_with_nothing_on_it(
 ):
     monkeypatch.chdir(tmp_path)
     said = told(capsys, "--data", "owm", "--thoughts", "16", "--plan", "80GB,128GB")
-    for words in ("14.2", "27.2", "83.4", "chosen: --offload --no-recompute", "fits", "about 11 s"):
+    for words in (
+        "14.2",
+        "27.2",
+        "83.4",
+        "chosen: --offload --no-recompute --moments float32",
+        "fits",
+        "about 11 s",
+    ):
+        assert words in said
+    assert "does not fit" not in said
+    said = told(capsys, "--data", "owm", "--thoughts", "16", "--plan", "80GB,32GB")
+    for words in ("14.2", "26.8", "chosen: --no-offload --no-recompute --moments 8bit", "fits"):
         assert words in said
     assert "does not fit" not in said
     said = told(capsys, "--data", "owm", "--plan", "--device", "cpu")

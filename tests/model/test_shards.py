@@ -89,6 +89,7 @@ from qs.model import shards
 from qs.model.config import ModelConfig
 from qs.model.weights import meta_parameters, save
 from qs.training.checkpoint import load_optimizer, optimizer_tensors, save_optimizer
+from qs.training.optimizer import MasterAdamW
 
 def measure(work, *arguments):
     Path("/proc/self/clear_refs").write_text("5")  # the peak is that from here on
@@ -105,7 +106,7 @@ def elsewhere(shape):  # takes no memory until it is gathered
 
 shards.LARGEST, folder = int(sys.argv[1]), Path(sys.argv[2])
 parameters = {nn.Parameter(torch.ones(1024, 1024)): str(i) for i in range(16)}
-optimizer = torch.optim.AdamW(parameters, fused=True)
+optimizer = MasterAdamW([{"params": [*parameters]}], {})
 for p in parameters:
     moments = {key: elsewhere(p.shape) for key in ("exp_avg", "exp_avg_sq")}
     optimizer.state[p] = {"step": torch.ones(()), **moments}

@@ -165,18 +165,21 @@ def exact(quiet):
     return {n: quiet.masters.get(n, p) for n, p in quiet.named_parameters()}
 
 
-@pytest.mark.parametrize("offload", [False, True])
-def test_a_loaded_model_has_its_float32_values_in_masters(tiny, offload):
+@pytest.mark.parametrize("where", ["device", "host", "halves"])
+def test_a_loaded_model_has_its_float32_values_in_masters(tiny, where):
     config = Config(ThoughtConfig(), run=RunConfig(device="cpu", dtype="bfloat16", seq=16))
     placement = choose_placement(config.run)
     expected, _ = load(tiny.weights, config, dataclasses.replace(placement, narrow=False))
-    quiet, _ = load(tiny.weights, config, placement.for_training(offload, alone=True))
-    same_bits(exact(quiet), dict(expected.named_parameters()))
+    offload, halves = where == "host", where == "halves"
+    quiet, _ = load(tiny.weights, config, placement.for_training(offload, True, halves))
+    values = {n: x.detach() for n, x in exact(quiet).items()}
+    same_bits(values, dict(expected.named_parameters()))
     narrow = {n for n, p in quiet.named_parameters() if p.dtype == torch.bfloat16}
     assert narrow
     assert quiet.masters.keys() == (dict(quiet.named_parameters()).keys() if offload else narrow)
     for name, parameter in quiet.named_parameters():
         assert torch.equal(parameter, exact(expected)[name].to(parameter.dtype))
+        assert parameter.grad_dtype == (parameter.dtype if halves else torch.float32)
 
 
 def test_a_damaged_checkpoint_is_refused(tiny, tmp_path):

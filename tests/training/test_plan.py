@@ -26,6 +26,20 @@ def test_mistral_7b_fits_a_card_of_80_gb_with_its_optimiser_on_the_host():
     assert plan.device.total < 76e9
 
 
+def test_where_the_host_is_small_too_moments_have_8_bits():
+    plan = choose(PUBLISHED, SEVEN, GPU, 80 * 10**9, 32 * 10**9)
+    assert (plan.offload, plan.moments, plan.host.total) == (False, "8bit", 0)
+    assert 8.1 < (plan.device.total - plan.device.activations) / 7.24e9 < 9.9  # bytes a parameter
+    assert plan.device.total < 76e9
+    assert "GiB, 8-bit moments and bfloat16 gradients, activations" in str(plan)
+
+
+@pytest.mark.parametrize("asked", [{"moments": "float32"}, {"offload": True}])
+def test_moments_of_8_bits_are_not_chosen_where_a_flag_forbids_them(asked):
+    with pytest.raises(ValueError, match="59.6 are available: use a machine with more"):
+        choose(PUBLISHED.changed(**asked), SEVEN, GPU, 80 * 10**9, 64 * 10**9)
+
+
 def test_a_card_that_holds_everything_keeps_the_optimiser():
     plan = choose(PUBLISHED, SEVEN, GPU, 192 * 10**9, None)
     assert (plan.offload, plan.host.total) == (False, 0)
@@ -50,12 +64,20 @@ def test_flags_are_obeyed():
     ("device", "host", "message"),
     [
         (40, 128, "GiB on the device, which has 37.3: use a larger GPU"),
-        (80, 64, "host memory, 59.6 are available: use a machine with more"),
+        (60, 64, "host memory, 59.6 are available: use a machine with more"),
     ],
 )
 def test_what_cannot_fit_is_refused(device, host, message):
     with pytest.raises(ValueError, match=message):
         choose(PUBLISHED, SEVEN, GPU, device * 10**9, host * 10**9)
+
+
+def test_moments_of_8_bits_are_not_offloaded_nor_shared():
+    eight = PUBLISHED.changed(moments="8bit")
+    with pytest.raises(ValueError, match="--offload: expected --moments float32, found 8bit"):
+        choose(eight.changed(offload=True), SEVEN, GPU, 80 * 10**9, None)
+    with pytest.raises(ValueError, match="--moments 8bit: expected one process, found 2"):
+        choose(eight, SEVEN, GPU, 80 * 10**9, None, ranks=2)
 
 
 def test_several_processes_share_the_optimiser_instead_of_offloading_it():
