@@ -38,7 +38,7 @@ class Recorder:
         self.found = {n: p.grad.clone() for n, p in self.parameters.items() if p.grad is not None}
 
 
-def settings_of(anchors=("all", 1.0), micro_batch=0, objective="quiet", clip=1e30, **thought):
+def settings_of(anchors=("all", 1.0), micro_batch=0, objective="quiet", clip=1e9, **thought):
     kind, share = anchors
     values = {"thoughts": 2, "ahead": 2, "samples": 3, "beta": 30.0} | thought
     return Config(
