@@ -71,6 +71,17 @@ def _agreed(answers: Sequence[str | None]) -> str | None:
     return answers[-1] if len(said) == 1 else None
 
 
+def complete_part(text: str) -> str:
+    """What a text that was cut off says however it goes on: its whole lines and sentences.
+
+    So "The answer is 4", which may become 45 or 4.5, says nothing; nor does a text that is about
+    to state an answer again.
+    """
+    ends = [match.end() for match in re.finditer(r"\n|\.(?=\s)", text)]
+    end = ends[-1] if ends else 0
+    return "" if SAID.search(text[end:]) else text[:end]
+
+
 def stated_number(text: str) -> str | None:
     """The number that a worked solution states: `#### 42`, `The answer is 42.` or `Answer: 42`.
 

@@ -11,10 +11,14 @@ from qs.quietstar.algorithm import QuietStar
 
 
 class Written(NamedTuple):
-    """What was written after a prompt: text, stop and leading space included, and its tokens."""
+    """What was written after a prompt: text, stop and leading space included, and its tokens.
+
+    It is `whole` if a stop or EOS ended it, and not the number of tokens that it may have.
+    """
 
     text: str
     tokens: tuple[OutputToken, ...]
+    whole: bool
 
 
 def write(
@@ -53,5 +57,6 @@ def write(
     written: list[Written | None] = [None] * len(prompts)
     for i, result in zip(fitting, results, strict=True):
         text = tokenizer.continuation(prompts[i], result.text_ids)
-        written[i] = Written(text, result.tokens)
+        whole = result.reason == "eos" or any(stop in text for stop in stops)
+        written[i] = Written(text, result.tokens, whole)
     return written

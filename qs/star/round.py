@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from qs.config import check_names
+from qs.data.answers import complete_part
 from qs.data.prompts import cut
 from qs.inference.decoding import Decoding
 from qs.inference.write import Written, write
@@ -84,13 +85,14 @@ def judge(
 ) -> Attempt:
     """Keep what was written if its answer is right and it quotes no hint.
 
-    `hint` says whether the prompt had the answer; `written` is None where it left no room.
+    `hint` says whether the prompt had the answer; `written` is None where it left no room. Of what
+    was cut off an answer is read only if no other could have followed.
     """
     text = answer = None
     leaked = False
     if written is not None:
         text = cut(written.text, task.stops)
-        answer = problem.read(text)
+        answer = problem.read(text if written.whole else complete_part(text))
         leaked = any(mark in text for mark in task.forbidden)
     return Attempt(
         id=problem.id,

@@ -104,11 +104,15 @@ class StarRun:
             began = time.perf_counter()
             greedy = self._resume(quiet, number, HELDOUT, self.task.heldout, temperature=0.0)
             record["accuracy"] = accuracy(greedy)
+            record["heldout_too_long"] = sum(a.rationale is None for a in greedy)
             record["heldout_seconds"] = time.perf_counter() - began
             self.log.append([record])
             records.append(record)
             lines = terminal(rounds_table(records)).splitlines()
             print("\n".join(["", *lines] if number == 0 else lines[-1:]), flush=True)
+            if number == 0 and (over := record["heldout_too_long"]):
+                problems = f"{over} of {len(greedy)} held-out problems"
+                print(f"{problems} leave this model no room for an answer and count as wrong")
             for step, folder in files.saved_steps(self.folder).items():
                 if step < number:  # nothing is read from it any more
                     shutil.rmtree(folder)
@@ -177,6 +181,7 @@ class StarRun:
                 "rationalized": len(failed),
                 "rationalized_kept": sum(a.kept for a in hinted),
             }
+            counts["too_long"] += sum(a.rationale is None for a in hinted)
             made = [*made, *hinted]
         counts["generated_tokens"] = sum(a.tokens for a in made)
         return kept_examples(problems, made), counts

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qs.data.answers import final_number, majority, parse_choice, parse_number, stated_number
+from qs.data.answers import (
+    complete_part,
+    final_number,
+    majority,
+    parse_choice,
+    parse_number,
+    stated_number,
+)
 
 # Numbers
 
@@ -83,6 +90,25 @@ def test_a_worked_solution_states_its_number(text):
 )
 def test_a_worked_solution_that_states_no_number_or_two_gives_none(text):
     assert stated_number(text) is None
+
+
+@pytest.mark.parametrize("gold", ["45", "4.5", "4,500", "$4.50 each", "45 eggs"])
+@pytest.mark.parametrize("end", [".", ". That is all.", "\n", " .", ""])
+def test_a_text_cut_off_anywhere_states_its_answer_or_none(gold, end):
+    text = f"He has 2 + 2 = 4. So the answer is {gold}{end}"
+    right = stated_number(text)
+    for length in range(len(text)):
+        assert stated_number(complete_part(text[:length])) in (None, right), text[:length]
+    if end in (". That is all.", "\n"):
+        assert stated_number(complete_part(text)) == right
+
+
+def test_of_a_text_cut_off_whole_lines_and_sentences_stay():
+    for whole, rest in (("", "One"), ("One.", " two"), ("a.b\n", "7 8"), ("One. 2\n", "4.")):
+        assert complete_part(whole + rest) == whole
+    for text in ("The answer is 4.\nNo, the answer is", "The answer is 4. #### 5", "answer: 5."):
+        assert complete_part(text) in ("", "The answer is 4.")
+    assert complete_part("The answer is 4.\nNo, the answer is 5") == ""
 
 
 # Choices

@@ -159,7 +159,7 @@ def test_chains_are_counted_by_their_majority(opened, tmp_path, monkeypatch):
 
 
 def test_a_chain_keeps_the_space_that_it_begins_with(opened, monkeypatch):
-    said = [Written(" First 3.", ()), None]
+    said = [Written(" First 3.", (), True), None]
     monkeypatch.setattr(qs.evaluation.question_sets, "write", lambda *arguments: said)
     texts = qs.evaluation.question_sets._continue(EXAM, *opened, ["a", "b"], "never", 4, [0, 1])
     assert texts == [" First 3.", ""]

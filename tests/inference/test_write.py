@@ -1,5 +1,7 @@
 """write: the text is what decoding says, up to the token that completes a stop, space and all."""
 
+import dataclasses
+
 import pytest
 import torch
 from tiny import TEXTS, init_weights
@@ -62,7 +64,19 @@ def test_a_text_ends_with_the_token_that_completes_a_stop(model, prompts):
                 said = ids_of(found)
                 assert said == ids_of(free)[: len(said)]
                 assert stop in found.text
+                assert found.whole
                 assert stop not in tokenizer.continuation(ids, said[:-1])
+
+
+def test_a_text_is_whole_if_the_end_of_text_was_said(model, prompts, monkeypatch):
+    quiet, tokenizer = model
+    plain = Decoding(max_tokens=12, temperature=1.5, think_when="never")
+    (free,) = write(quiet, tokenizer, prompts[:1], plain)
+    shape = dataclasses.replace(quiet.model.config, eos_id=ids_of(free)[5])
+    monkeypatch.setattr(quiet.model, "config", shape)
+    (found,) = write(quiet, tokenizer, prompts[:1], plain)
+    assert ids_of(found)[-1] == shape.eos_id
+    assert (free.whole, found.whole) == (False, True)
 
 
 def test_a_prompt_and_its_text_are_no_longer_than_they_may_be(model, prompts):
@@ -77,6 +91,7 @@ def test_a_prompt_and_its_text_are_no_longer_than_they_may_be(model, prompts):
     plain = Decoding(max_tokens=99, think_when="never")
     full, none = write(quiet, tokenizer, [[5] * 60, [5] * 64], plain)
     assert len(full.tokens) == 4
+    assert not full.whole
     assert none is None
 
 

@@ -13,6 +13,7 @@ import qs.inference.write
 import qs.star.round as round_
 from qs.config import Config, RunConfig, StarConfig
 from qs.data import arithmetic
+from qs.data.answers import stated_number
 from qs.inference.decoding import Decoding, Generated, OutputToken
 from qs.inference.write import Written
 from qs.model.tokenizer import train_tokenizer
@@ -24,6 +25,7 @@ from qs.star.round import (
     answer_examples,
     failures,
     generate_rationales,
+    judge,
     kept_examples,
     read_attempt,
 )
@@ -71,7 +73,7 @@ def scripted(monkeypatch, said: dict[str, str]):
             last = prompt.rpartition("Q: ")[2]
             text = said.get(last[0] + "!" * ("Hint:" in last), " is x")
             three = (OutputToken(0, None, None, 0.0, 0.0),) * 3
-            found.append(None if text is None else Written(text, three))
+            found.append(None if text is None else Written(text, three, True))
         return found
 
     monkeypatch.setattr(round_, "write", write)
@@ -116,6 +118,36 @@ def test_right_rationales_are_kept_and_failures_rationalised_and_stored_plainly(
     for e in found:
         assert "Hint:" not in e.prompt + e.completion
         assert "z?" not in e.prompt  # of the worked examples
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "answer"),
+    [
+        (" The answer is 4", False, None),  # of 45
+        (" The answer is 4", True, "4"),
+        (" The answer is 4.", False, None),  # of 4.5
+        (" The answer is 4. So", False, "4"),
+        (" The answer is 4.\nThe answer is 4", False, None),
+    ],
+)
+def test_a_rationale_that_was_cut_off_is_right_only_if_no_other_answer_could_follow(
+    text, whole, answer
+):
+    asked = dataclasses.replace(problem(4), read=stated_number)
+    attempt = judge(TASK, asked, False, "", Written(text, (), whole))
+    assert (attempt.answer, attempt.kept) == (answer, answer == "4")
+    assert attempt.rationale == text
+
+
+def test_a_sum_that_was_cut_off_within_its_answer_is_not_read():
+    (task,) = (task_of(StarConfig(test_problems=1), 0),)
+    one = next(p for p in task.heldout if len(p.gold) > 1)
+    a, b = map(int, one.id.split("+"))
+    text = arithmetic.scratchpad(arithmetic.Sum(a, b))
+    for length in range(len(text)):
+        assert judge(task, one, False, "", Written(text[:length], (), False)).answer is None
+    assert judge(task, one, False, "", Written(text[:-1], (), True)).kept
+    assert judge(task, one, False, "", Written(text, (), False)).kept
 
 
 def test_the_control_has_every_answer_and_no_rationale():

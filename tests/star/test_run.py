@@ -127,7 +127,8 @@ def test_a_run_has_its_examples_its_table_and_only_the_last_model(straight, caps
         *(f"round_{n:02d}/{name}" for n in (1, 2) for name in FILES),
     ]
     before, first, second = rounds(straight)
-    assert before.keys() == {"round", "accuracy"}
+    assert before.keys() == {"round", "accuracy", "heldout_too_long"}
+    assert before["heldout_too_long"] == 0
     assert list(before["accuracy"]) == [f"{d} digits" for d in range(1, 6)] + ["all"]
     for number, record in ((1, first), (2, second)):
         lines = {name: lines_of(straight / f"round_{number:02d}" / name) for name in FILES}
@@ -162,6 +163,16 @@ def test_a_run_has_its_examples_its_table_and_only_the_last_model(straight, caps
     assert table[2].split()[:6] == [str(first[n]) for n in ("round", "problems", "kept")] + [
         str(first[n]) for n in ("rationalized", "rationalized_kept", "steps")
     ]
+
+
+def test_prompts_that_leave_no_room_are_told_and_counted(model, tmp_path, capsys):
+    arguments = flags(model, tmp_path, "--shots=10")
+    refused(capsys, arguments, "round 1: expected right answers to train on, found none among 10")
+    assert train.main(arguments) == 2
+    told = re.search(r"(\d+) of (\d+) held-out problems leave this model", capsys.readouterr().out)
+    assert told[1] == told[2]
+    before = rounds(sorted(tmp_path.iterdir())[-1])[0]
+    assert (before["heldout_too_long"], before["accuracy"]["all"]) == (int(told[1]), 0)
 
 
 def test_every_round_trains_the_original_model_on_its_examples_alone(model, straight):
