@@ -108,14 +108,19 @@ def text_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
         yield text.removesuffix("\n").removesuffix("\r")
 
 
+def check_plain(path: Path) -> None:
+    """Raise OSError for a pipe or device: to open or read one might never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "no plain file", str(path))
+
+
 def read_plain(path: Path) -> bytes:
     """The content of a plain file.
 
     Raises:
-        OSError: it cannot be read, or is a pipe or device: reading one might never end.
+        OSError: it cannot be read, or is none.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise OSError(errno.EINVAL, "no plain file", str(path))
+    check_plain(path)
     return path.read_bytes()
 
 

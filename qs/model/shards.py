@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qs.files import flush, read_object, write_json
+from qs.files import check_plain, flush, read_object, write_json
 
 LARGEST = 2 * 2**30  # bytes of a file that holds more than one tensor
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -44,6 +44,7 @@ def open_file(file: Path) -> Any:
         ValueError: it is missing or damaged.
     """
     try:
+        check_plain(file)
         return safe_open(file, "pt")
     except (OSError, SafetensorError) as error:
         raise ValueError(

@@ -135,3 +135,12 @@ def test_a_checkpoint_needs_no_more_memory_than_its_largest_file(tmp_path):
     saved, model, loaded = map(int, found.stdout.split())
     assert 0.8 * largest <= min(saved, model)  # or nothing was measured
     assert max(saved, model, loaded) <= 1.2 * largest
+
+
+def test_a_pipe_that_an_index_names_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.safetensors")
+    index = {"weight_map": {"x": "a.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    files, listed = shards.files_of(tmp_path, "model")
+    with pytest.raises(ValueError, match=r"a\.safetensors: expected .* found: .*no plain file"):
+        shards.headers(files, listed)
