@@ -33,10 +33,10 @@ from qs.evaluation.heldout import HeldoutScore, closing_table, heldout_score, re
 from qs.evaluation.page import PAGE, PAGE_ROWS, write_thoughts
 from qs.evaluation.thoughts import read_thoughts
 from qs.model import folders
-from qs.star.run import StarRun, Stopped, rounds_table
-from qs.tables import terminal
+from qs.star.run import StarRun, Stopped, round_records, rounds_table
+from qs.tables import Table, terminal
 from qs.training import distributed
-from qs.training.trainer import Trainer, bar_text
+from qs.training.trainer import Trainer, bar_text, collapse_warning
 
 RESUME = "go on with: python train.py --resume"
 STOPPING = "finishing this step, then saving; again to quit without saving"
@@ -47,6 +47,9 @@ def train(argv: list[str]) -> int:
     config, folder, sizes = settings(argv)
     if sizes is not None:
         print(terminal(plan_table(config, sizes)))
+        return 0
+    if folder and (table := closing(config, folder)):
+        print(f"{terminal(table)}\n\n{folder} is finished: nothing is left to do")
         return 0
     if config.run.bootstraps:
         return bootstrap(config, folder)
@@ -104,6 +107,23 @@ def settings(argv: list[str]) -> tuple[Config, Path | None, str | None]:
             )
         return files.read_config(Path(args.resume)), Path(args.resume), args.plan
     return parse(argv, parser), None, parser.parse_args(argv).plan
+
+
+def closing(config: Config, folder: Path) -> Table | None:
+    """The table of a run of which nothing is left to do, measuring included; None of others."""
+    results = files.read_results(folder)
+    if config.run.bootstraps:
+        rounds = round_records(folder)
+        done = "rounds" in results and len(rounds) > config.star.rounds
+        return rounds_table(rounds) if done else None
+    if "after" not in results or not files.finished(folder):
+        return None
+    scores = (results.get(label) for label in ("before", "after"))
+    try:
+        return closing_table(*(score and HeldoutScore.from_json(score) for score in scores))
+    except (TypeError, KeyError):
+        path = folder / files.RESULTS
+        raise ValueError(f"{path}: expected the scores of a run; move it away") from None
 
 
 def load(config: Config, folder: Path | None) -> Trainer:
@@ -170,6 +190,8 @@ def report(trainer: Trainer, before: HeldoutScore | None, after: HeldoutScore | 
         files.add_results(trainer.folder, results | {"skipped": state.skipped})
     show(trainer, 3)
     say("\n" + terminal(closing_table(before, after)))
+    if trainer.ranks.first and (warning := collapse_warning(files.read_log(trainer.folder))):
+        print(warning)
     if state.skipped:
         say(f"{state.skipped} steps were skipped: their loss or gradient was not finite")
     say(f"\nrun folder: {trainer.folder} (settings, log.jsonl, checkpoint, results.json, {PAGE})")

@@ -125,7 +125,7 @@ class OptimConfig:
     decay: Literal["constant", "cosine"] = setting("constant", "learning rate after the warm-up")
     beta2: float = setting(0.999, "AdamW's second moment: how slowly it forgets", least=0)
     weight_decay: float = setting(0.001, "AdamW weight decay of matrices", least=0, most=1e3)
-    clip: float = setting(1.0, "largest global gradient norm", above=0)
+    clip: float = setting(1.0, "largest global gradient norm", above=0, most=1e30)
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -162,9 +162,7 @@ class RunConfig:
         later=True,
     )
     steps: int = setting(100, "optimiser steps", least=1)
-    seed: int = setting(
-        0, "seed of data order, thoughts and new parameters", least=0, most=2**63 - 1
-    )
+    seed: int = setting(0, "seed of data order, thoughts and new parameters", least=0, most=2**128)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "arithmetic; auto: bfloat16 on CUDA, float32 on CPU; what is trained stays float32"

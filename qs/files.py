@@ -22,9 +22,21 @@ from typing import Any
 
 from qs.config import Config
 
+HOME = Path(__file__).parents[1]  # of train.py, data/ and weights/
 CONFIG, LOG, RESULTS = "config.json", "log.jsonl", "results.json"  # of a run
 TRAINER = "trainer.json"  # of a checkpoint
 OPTIMIZER = "optimizer"  # of a checkpoint: what names of files with its state begin with
+
+
+def places(name: str | Path, kind: str | Path) -> list[Path]:
+    """Folders that a name may mean: one as it is, in `kind` (data, weights), or beside train.py."""
+    return [Path(name), Path(kind) / name, HOME / kind / name]
+
+
+def names_in(kind: str | Path) -> list[str]:
+    """Names of the folders in `kind`, here and beside train.py."""
+    folders = [path for root in places("", kind)[1:] for path in root.glob("*") if path.is_dir()]
+    return sorted({path.name for path in folders})
 
 
 def flush(path: Path) -> None:
@@ -316,7 +328,14 @@ def add_results(run: Path, results: dict[str, Any]) -> None:
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The records of a run's log; damaged lines are named on stderr and left out."""
-    return JsonLines(run / LOG).records(pass_over_damage=True)
+    records = JsonLines(run / LOG).records(pass_over_damage=True)
+    for record in records:
+        if type(record.get("step", 0)) is not int:
+            print(
+                f"{run / LOG}: expected a step, found {record['step']!r}; passed over",
+                file=sys.stderr,
+            )
+    return [record for record in records if type(record.get("step", 0)) is int]
 
 
 def environment(device: str) -> dict[str, Any]:

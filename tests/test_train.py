@@ -28,7 +28,7 @@ from qs.evaluation.tokens import NllScore
 from qs.quietstar.terms import loss_terms
 from qs.tables import terminal
 from qs.training.step import train_step
-from qs.training.trainer import bar_text, peak_memory
+from qs.training.trainer import bar_text, collapse, collapse_warning, peak_memory
 
 FLAGS = {
     "quiet": ["--save-every", "2", "--micro-batch", "2", "--anchors", "random"]
@@ -259,10 +259,104 @@ def test_a_finished_run_that_is_resumed_changes_nothing(straight, tmp_path):
     assert contents(copy) == before
 
 
+def test_a_finished_run_says_so_and_loads_nothing(straight, monkeypatch, capsys):
+    monkeypatch.setattr(train, "load", None)
+    assert train.main(["--resume", str(straight["quiet"])]) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"{straight['quiet']} is finished: nothing is left to do\n")
+    assert "held-out" in printed
+
+
+def test_scores_that_are_damaged_are_refused_in_one_line(straight, tmp_path, capsys):
+    copy = shutil.copytree(straight["quiet"], tmp_path / "copy")
+    (copy / "results.json").write_text('{"before": null, "after": {"text": 3}}')
+    refused(capsys, ["--resume", copy], "results.json: expected the scores of a run")
+
+
+def test_a_log_that_is_damaged_in_the_middle_loses_the_bad_lines_alone(stopped, straight, capsys):
+    lines = (stopped / "log.jsonl").read_text().splitlines(keepends=True)
+    lines[2] = lines[2][:9] + "\n"
+    lines.insert(3, '{"step": "x"}\n')
+    (stopped / "log.jsonl").write_text("".join(lines))
+    assert train.main(["--resume", str(stopped)]) == 0
+    said = capsys.readouterr().err
+    assert "log.jsonl, line 3: expected a JSON object, found" in said
+    assert "log.jsonl: expected a step, found 'x'; passed over" in said
+    expected = log(straight["quiet"])
+    assert log(stopped)[1:] == [*expected[1:2], *expected[3:]]
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"])
+@pytest.mark.parametrize("objective", ["quiet", "star"])
+def test_a_launcher_that_says_nothing_of_a_meeting_point_is_refused(
+    tiny, tmp_path, monkeypatch, capsys, name, objective
+):
+    monkeypatch.setenv(name, "4")
+    flags = tiny.flags(tmp_path / "out", "--objective", objective)
+    err = refused(capsys, flags, r"(started 4 processes .* with torchrun|runs in one process)")
+    assert len(err) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_py_finds_what_is_bundled_from_any_folder(tmp_path):
+    flags = ["--steps=1", "--batch=1", "--seq=16", "--eval-rows=0", "--grad-norms-every=0"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", *flags],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert only(tmp_path / "runs").name.endswith("-quiet-tiny")
+
+
+def test_a_machine_that_does_not_tell_its_memory_trains_all_the_same(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert peak_memory(torch.device("cpu")) is None
+    assert bar_text({"loss": 1.0, "memory_bytes": None}) == "loss 1"
+
+
+def test_the_first_signal_is_answered_at_once(tiny, tmp_path, monkeypatch, capfd):
+    said = []
+
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGHUP)
+        said.append(capfd.readouterr().err)
+
+    monkeypatch.setattr(qs.training.trainer, "train_step", at_step(1, interrupt))
+    run(tmp_path / "out", tiny.flags(tmp_path / "out"), 128 + signal.SIGHUP)
+    assert f"SIGHUP: {train.STOPPING}\n" in said[0]
+
+
+def test_what_a_process_was_told_to_ignore_it_ignores(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        qs.training.trainer, "train_step", at_step(1, lambda: os.kill(os.getpid(), signal.SIGHUP))
+    )
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        run(tmp_path / "out", tiny.flags(tmp_path / "out"))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_loading_is_one_line(tiny, tmp_path, monkeypatch, capsys, number):
+    def killed(*arguments):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr(qs.training.trainer, "load", killed)
+    message = f"interrupted by {number.name}; go on from the last checkpoint"
+    err = refused(capsys, tiny.flags(tmp_path / "out"), message, status=128 + number)
+    assert len(err) == 1
+
+
 def test_results_of_question_sets_survive_a_resume(straight, tmp_path):
     copy = shutil.copytree(straight["quiet"], tmp_path / "copy")
     after = json.loads((copy / "results.json").read_text())["after"]
-    (copy / "results.json").write_text(json.dumps({"exams": {"a": 1}, "after": None}))
+    (copy / "results.json").write_text(json.dumps({"exams": {"a": 1}}))
     assert train.main(["--resume", str(copy)]) == 0
     results = json.loads((copy / "results.json").read_text())
     assert results["exams"] == {"a": 1}
@@ -318,6 +412,7 @@ def test_a_run_prints_its_choices_a_table_and_its_folder(tiny, tmp_path, capsys)
     assert {"commit", "python", "torch", "device", "threads"} <= first.keys()
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
     wanted = {"loss", "nll_base", "nll_talk", "policy", "reward", "weight_mean", "weight_std"}
+    wanted |= {"thought_entropy", "thought_top", "thought_same"}
     wanted |= {"grad_norm", "grad_norm_base", "grad_norm_talk", "grad_norm_policy", "lr"}
     raw = json.loads((found / "log.jsonl").read_text().splitlines()[1])
     assert wanted | tools.CLOCK | {"step", "skipped"} == raw.keys()
@@ -389,6 +484,53 @@ def test_the_progress_bar_shows_what_a_record_has():
     shown = bar_text(record | {"memory_bytes": 3 * 2**29, "lr": 1.0})
     assert shown == "loss 1.23 base 2 g_policy 1.23e+04 1.5 GiB"
     assert 2**20 < peak_memory(torch.device("cpu")) < 2**45
+
+
+def test_collapsed_thoughts_are_in_the_log_in_the_bar_and_in_the_closing_words(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    def collapse(*arguments, **keywords):
+        anchors, thoughts = think(*arguments, **keywords)
+        return anchors, torch.full_like(thoughts, 7)
+
+    think = qs.quietstar.algorithm.QuietStar.think
+    sound = run(tmp_path / "sound", tiny.flags(tmp_path / "sound", "--eval-rows=0"))
+    assert "warning" not in capsys.readouterr().out
+    record = log(sound)[-1]
+    assert 1 < record["thought_entropy"] < math.log(300)
+    assert 0 < record["thought_top"] < 0.5
+    assert 0 <= record["thought_same"] < 0.1
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "step", after(train.Trainer.step, 3, patch, collapse))
+        found = run(tmp_path / "out", tiny.flags(tmp_path / "out", "--eval-rows=0"))
+    shown = capsys.readouterr()
+    assert "warning: thoughts have collapsed, since step 4: one token is 100.0% of" in shown.out
+    assert "COLLAPSED loss" in shown.err
+    last = {"thought_entropy": 0.0, "thought_top": 1.0, "thought_same": 1.0}
+    assert last.items() <= log(found)[-1].items()
+    assert log(found)[3]["thought_top"] < 0.5
+
+
+def after(step, number, patch, collapse):
+    """A step of the trainer from whose given one on thoughts have collapsed."""
+
+    def counted(trainer):
+        if trainer.state.step == number:
+            patch.setattr(qs.quietstar.algorithm.QuietStar, "think", collapse)
+        return step(trainer)
+
+    return counted
+
+
+def test_each_sign_of_collapse_is_named():
+    sound = {"thought_entropy": 2.0, "thought_top": 0.3, "thought_same": 0.5}
+    assert collapse(sound) == collapse({}) == ""
+    assert collapse(sound | {"thought_top": 0.996}).startswith("one token is 99.6%")
+    assert "entropy of 0.050 nats" in collapse(sound | {"thought_entropy": 0.05})
+    assert "K thoughts are equal at 99.5%" in collapse(sound | {"thought_same": 0.995})
+    records = [{"step": n} | sound | {"thought_top": top} for n, top in enumerate((1, 0.2, 1, 1))]
+    assert "since step 2" in collapse_warning([{"commit": None}, *records])
+    assert collapse_warning(records[:2]) == collapse_warning([]) == ""
 
 
 def test_help_mentions_every_flag(capsys):

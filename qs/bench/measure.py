@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -96,6 +95,8 @@ def _timed(
 
 
 def _system_seconds() -> float:
+    import resource  # not on Windows, which trains all the same
+
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(resource.getrusage(each).ru_stime for each in who)
 

@@ -59,7 +59,7 @@ def _parser() -> cli.Parser:
         texts = "field with the text [text]; a+b joins two; repeat for alternatives"
         flag("--field", dest="fields", metavar="FIELD", help=texts, **several)
         bound = f"bytes of a document at most; longer ones are left out [{MAX_DOCUMENT}]"
-        flag("--max-document", type=int, default=MAX_DOCUMENT, help=bound)
+        flag("--max-document", type=cli.within(int, 1), default=MAX_DOCUMENT, help=bound)
 
     world = commands.add_parser("synthetic", help="write text whose reasoning is often left out")
     world.set_defaults(run=_write_synthetic)

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from qs.config import PADDING
-from qs.files import read_object
+from qs.files import names_in, places, read_object
 from qs.model.tokenizer import Tokenizer
+from qs.output import nearest
 
 if TYPE_CHECKING:  # torch is imported where a batch is made: tokenizing workers start without it
     from torch import Tensor
@@ -283,15 +284,16 @@ def resolve_data(name_or_folder: str) -> Path:
     Raises:
         ValueError: if there is no dataset; the message ends with the commands that make it.
     """
-    for folder in (Path(name_or_folder), Path("data") / name_or_folder):
+    for folder in places(name_or_folder, "data"):
         if (folder / META).is_file():
             return folder
     name, source, download = Path(name_or_folder).name, "SOURCE", ""
     if name in DATA_DOWNLOADS:
         source = f"data/raw/{name}"
         download = f"{DATA_DOWNLOADS[name]} --local-dir {source}\n"
+    near = nearest(name, names_in("data"))
     raise ValueError(
         f"--data {name_or_folder}: expected a prepared dataset, found no {META} in "
-        f"{name_or_folder} or data/{name_or_folder}; run\n{download}python -m qs.data prepare "
-        f"{source} --out data/{name} --tokenizer weights/mistral-7b"
+        f"{name_or_folder} or data/{name_or_folder}{near}; run\n{download}"
+        f"python -m qs.data prepare {source} --out data/{name} --tokenizer weights/mistral-7b"
     )

@@ -13,10 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qs.config import MOST
 from qs.files import read_object, write_text
 from qs.model.folders import layout_of
 
 REQUIRED = object()
+LARGEST = {  # sizes of a model, far beyond any there is: a damaged file is not built for ever
+    "vocab_size": 2**24,
+    "dim": 2**17,
+    "layers": 2**10,
+    "heads": 2**12,
+    "kv_heads": 2**12,
+    "head_dim": 2**13,
+    "hidden_dim": 2**20,
+}
 
 
 class Key(NamedTuple):
@@ -168,7 +178,9 @@ class ModelConfig:
         sizes += ["max_positions"] + ["window"] * (self.window is not None)
         for name in sizes:
             size = getattr(self, name)
-            self._require(type(size) is int and size > 0, name, "to be a whole number above 0")
+            whole = type(size) is int and 0 < size <= LARGEST.get(name, MOST)
+            what = f"to be a whole number, at most {LARGEST.get(name, MOST)} and above 0"
+            self._require(whole, name, what)
         for name in ("norm_eps", "rope_theta"):
             value = getattr(self, name)
             number = type(value) in (int, float) and 0 < value < math.inf

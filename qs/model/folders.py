@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from qs.files import read_object, saved_steps
+from qs.files import names_in, places, read_object, saved_steps
+from qs.output import nearest
 
 MODEL = "model"  # what names of files with weights begin with
 SINGLE, INDEX = f"{MODEL}.safetensors", f"{MODEL}.safetensors.index.json"
@@ -29,9 +30,11 @@ def resolve(name: str | Path, root: str | Path = "weights") -> Path:
         ValueError: if there is none; for checkpoints we know, with the command that gets them. If
             there are several snapshots.
     """
-    folder = next((f for f in (Path(name), Path(root) / name) if f.is_dir()), None)
+    folder = next((folder for folder in places(name, root) if folder.is_dir()), None)
     if folder is None:
-        hint = f"give a folder or one of the names in {root}"
+        names = names_in(root)
+        there = f"{root} ({', '.join(names) or 'none'})"
+        hint = f"give a folder or one of the names in {there}{nearest(str(name), names)}"
         if repository := DOWNLOADS.get(str(name)):
             hint = f"get it with: hf download {repository}"
         raise ValueError(f"{name}: expected a checkpoint, found no such folder; {hint}")

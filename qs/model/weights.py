@@ -143,6 +143,32 @@ def load_into(
         ValueError: listing missing, unexpected and mis-shaped tensors by their names in the files.
     """
     folder = Path(folder)
+    layout, names, stored, quiet = _matched(folder, parameters, extras)
+    ours = {**parameters, **(extras or {})} if quiet else parameters
+    head_dim = read_model_config(folder).head_dim if layout == "mistral" else 0
+    for file in sorted({stored[theirs].file for theirs in names}):
+        with shards.open_file(file) as handle, torch.no_grad():
+            for theirs, name in names.items():
+                if stored[theirs].file == file:
+                    source = handle.get_tensor(theirs)
+                    half = head_dim // 2 if name.endswith(INTERLEAVED) else 0
+                    _copy(ours[name], source[0] if name in VECTORS else source, half)
+    return quiet
+
+
+def check_shapes(folder: Path, config: ModelConfig) -> None:
+    """Compare a language model's shapes with those in its files, before memory is taken.
+
+    Raises:
+        ValueError: as of `load_into`.
+    """
+    _matched(folder, meta_parameters(config), None)
+
+
+def _matched(
+    folder: Path, parameters: Mapping[str, Tensor], extras: Mapping[str, Tensor] | None
+) -> tuple[str, dict[str, str], dict[str, shards.Stored], bool]:
+    """Layout, names (in the files -> ours), what is stored, and whether extras are among it."""
     layout, stored = layout_of(folder), stored_tensors(folder)
     quiet = not stored.keys().isdisjoint(QUIET_NAMES.values())
     ours = {**parameters, **(extras or {})} if quiet else parameters
@@ -153,15 +179,7 @@ def load_into(
     for theirs, name in names.items():
         expected[theirs] = (2,) * (name in VECTORS) + tuple(ours[name].shape)
     _check(str(folder), {theirs: stored[theirs].shape for theirs in stored}, expected)
-    head_dim = read_model_config(folder).head_dim if layout == "mistral" else 0
-    for file in sorted({stored[theirs].file for theirs in names}):
-        with shards.open_file(file) as handle, torch.no_grad():
-            for theirs, name in names.items():
-                if stored[theirs].file == file:
-                    source = handle.get_tensor(theirs)
-                    half = head_dim // 2 if name.endswith(INTERLEAVED) else 0
-                    _copy(ours[name], source[0] if name in VECTORS else source, half)
-    return quiet
+    return layout, names, stored, quiet
 
 
 def _tie(stored: dict[str, shards.Stored], names: dict[str, str], layout: str) -> None:

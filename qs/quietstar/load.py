@@ -20,7 +20,7 @@ from qs.model.config import ModelConfig, read_model_config, read_settings
 from qs.model.exact import Exact
 from qs.model.mistral import Mistral
 from qs.model.tokenizer import Tokenizer
-from qs.model.weights import load_into
+from qs.model.weights import check_shapes, load_into
 from qs.quietstar.algorithm import QuietStar
 
 STORED = ("embedding_scale", "mix_weight", "mix_space")  # settings that weights depend on
@@ -153,6 +153,7 @@ def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietSta
     """
     config = settings.thinking
     shape, tokenizer = read(folder, settings)
+    check_shapes(folder, shape)
     quiet = allocate(shape, settings, placement)
     model, masters = quiet.model, quiet.masters
     extras = {n: p.data for n, p in quiet.named_parameters() if not n.startswith("model.")}

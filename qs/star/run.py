@@ -14,7 +14,6 @@ Source: STaR (arXiv:2203.14465), algorithm 1 and section 4.
 """
 
 import dataclasses
-import os
 import shutil
 import signal
 import time
@@ -28,6 +27,7 @@ from qs.data.completions import Completions
 from qs.files import JsonLines
 from qs.inference.decoding import Decoding
 from qs.model import folders
+from qs.model.weights import QUIET_NAMES, stored_tensors
 from qs.output import progress
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import choose_placement, load, read
@@ -44,6 +44,7 @@ from qs.star.round import (
 from qs.star.tasks import Problem, task_of
 from qs.tables import Table, terminal
 from qs.training import checkpoint
+from qs.training.distributed import LAUNCHERS, launched
 from qs.training.optimizer import exact_parameters, make_optimizer
 from qs.training.plan import settle
 from qs.training.step import train_step
@@ -64,8 +65,11 @@ class StarRun:
     """
 
     def __init__(self, folder: Path | None, config: Config, name: str = ""):
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ValueError("--objective star runs in one process: start it without torchrun")
+        if (count := launched()) > 1:
+            raise ValueError(
+                f"--objective star runs in one process: start it without torchrun (a launcher says "
+                f"that there are {count}: {' or '.join(LAUNCHERS)} is set)"
+            )
         self.start = folders.resolve(config.run.weights)
         # every batch of rationales has another shape: compiled layers would be compiled for each
         self.config = config.changed(weights=str(self.start), compile=False)
@@ -80,6 +84,10 @@ class StarRun:
         if not self.log.path.is_file():
             self.log.append([files.environment(str(self.placement))])
         print(f"model   {self.start}: {shape.layers} layers")
+        if not stored_tensors(self.start).keys().isdisjoint(QUIET_NAMES.values()):
+            print(
+                "        its thought vectors and mixing head are not used: STaR writes its thoughts"
+            )
         print(f"task    {config.star.task}: {len(self.task.heldout)} held-out problems")
         print(f"device  {self.placement}")
         if changes := self.tokenizer.changes():

@@ -36,19 +36,38 @@ class Ranks:
 
 
 ALONE = Ranks()
+LAUNCHERS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # their counts
 # The longest wait is that for the first rank to write one file of a checkpoint, 2 GiB or a tensor.
 PATIENCE = datetime.timedelta(hours=1)
 
 
+def launched() -> int:
+    """How many processes a launcher says that it started; 1 where there is none."""
+    sizes = [os.environ.get(name, "") for name in LAUNCHERS]
+    return max(int(size) if size.isdecimal() else 1 for size in sizes)
+
+
 def start(device: torch.device) -> Ranks:
-    """Join the processes that torchrun started, if it did.
+    """Join the processes that torchrun, or another launcher, started, if one did.
 
     Args:
         device: where tensors will live; decides NCCL or gloo, and each rank's CUDA device.
+
+    Raises:
+        ValueError: there are others, and nothing says how to meet them.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    here = os.environ
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= here.keys():
+        if (count := launched()) > 1:
+            raise ValueError(
+                f"a launcher started {count} processes ({' or '.join(LAUNCHERS)} says so), but "
+                "RANK, WORLD_SIZE and MASTER_ADDR are not all set: each would train a copy of its "
+                "own; start them with torchrun, or unset that variable for one process"
+            )
         return ALONE
-    ranks = Ranks(*(int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    place = here.get("LOCAL_RANK", here.get("SLURM_LOCALID", here["RANK"]))
+    ranks = Ranks(int(here["RANK"]), int(here["WORLD_SIZE"]), int(place))
+    here.setdefault("MASTER_PORT", "29500")
     if device.type == "cuda":
         torch.cuda.set_device(ranks.local)
     backend = "nccl" if device.type == "cuda" else "gloo"

@@ -154,6 +154,34 @@ class Sums(NamedTuple):
         )
 
 
+def thought_statistics(parts: Sequence[Part], config: Config, size: int) -> dict[str, Tensor]:
+    """What shows that thoughts have collapsed, over all sampled tokens of a batch; () each.
+
+    Args:
+        parts: micro-batches that have thought.
+        config: nothing is measured where no thought is sampled.
+        size: of the vocabulary.
+
+    Returns:
+        thought_entropy: of how often each token was sampled, in nats; thought_top: share of the
+        commonest one; thought_same: share of positions whose K thoughts are equal, for K > 1.
+    """
+    if not config.sampled:
+        return {}
+    thoughts = [part.thoughts for part in parts]
+    counts = torch.zeros(size, device=thoughts[0].device)
+    for each in thoughts:
+        counts += each.flatten().bincount(minlength=size)
+    share = total(counts)
+    share = share / share.sum()
+    found = {"thought_entropy": -share.xlogy(share).sum(), "thought_top": share.max()}
+    if config.thought.samples > 1 and config.thought.sample_temperature > 0:
+        same = sum((each == each[:, :, :1]).all(-1).all(-1).sum() for each in thoughts)
+        positions = torch.tensor(sum(each[:, :, 0, 0].numel() for each in thoughts))
+        found["thought_same"] = total(same) / total(positions.to(counts))
+    return found
+
+
 Summed = TypeVar("Summed", Terms, Sums)
 
 
@@ -237,6 +265,7 @@ def train_step(
     sums = accumulate(quiet, parts, counts, ranks)
     norms["grad_norm"] = whole(clip_grad_norm_(quiet.parameters(), config.optim.clip))
 
+    norms |= thought_statistics(parts, config, quiet.model.config.vocab_size)
     measured = sum_over_ranks(sums)
     loss = quiet.loss(Terms(measured.base, measured.talk, measured.policy))
     # together, to wait for the device once

@@ -10,6 +10,7 @@ import dataclasses
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -243,12 +244,44 @@ class Trainer:
         return f"the last good checkpoint is {saved[-1]} (start again from it with --weights)"
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that CUDA held, or the largest resident size of this process."""
+COMMON, NATS, SAME = 0.95, 0.1, 0.99  # of thoughts: beyond one of these they have collapsed
+
+
+def collapse(record: dict[str, float]) -> str:
+    """What says that the thoughts of a step have collapsed, in words; "" where they have not."""
+    if record.get("thought_top", 0) > COMMON:
+        return f"one token is {record['thought_top']:.1%} of all sampled ones"
+    if record.get("thought_entropy", NATS) < NATS:
+        return f"the tokens sampled have an entropy of {record['thought_entropy']:.3f} nats"
+    if record.get("thought_same", 0) > SAME:
+        return f"all K thoughts are equal at {record['thought_same']:.1%} of positions"
+    return ""
+
+
+def collapse_warning(records: Sequence[dict[str, float]]) -> str:
+    """A warning if the steps of a log end with collapsed thoughts; else ""."""
+    steps = [record for record in records if "thought_top" in record]
+    if not steps or not (why := collapse(steps[-1])):
+        return ""
+    sound = [i for i, record in enumerate(steps) if not collapse(record)]
+    since = steps[sound[-1] + 1 if sound else 0]["step"]
+    return (
+        f"warning: thoughts have collapsed, since step {since}: {why}; what they earn says nothing "
+        "about thinking: try a lower --lr or --beta, or a higher --sample-temperature"
+    )
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: the most that CUDA held, or the largest resident size of this process.
+
+    None on Windows, where the standard library does not know it.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows
-
+    try:
+        import resource
+    except ImportError:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -273,4 +306,6 @@ BAR = {  # of the progress bar: losses and reward in nats, w the mixing weight, 
 def bar_text(record: dict[str, float]) -> str:
     """The progress bar's numbers."""
     parts = [f"{short} {record[key]:.3g}" for key, short in BAR.items() if key in record]
-    return " ".join([*parts, f"{record['memory_bytes'] / 2**30:.1f} GiB"])
+    if record["memory_bytes"] is not None:
+        parts.append(f"{record['memory_bytes'] / 2**30:.1f} GiB")
+    return " ".join(["COLLAPSED"] * bool(collapse(record)) + parts)

@@ -105,6 +105,8 @@ def test_ids_that_no_tokenizer_has_are_forbidden():
         ({"hidden_act": "gelu"}, "expected hidden_act silu, found 'gelu'"),
         ({"hidden_size": ...}, "hidden_size missing"),
         ({"hidden_size": "64"}, r"expected dim \(hidden_size\) to be a whole number.* '64'"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers.* at most 1024 and above 0, got 10"),
+        ({"intermediate_size": 10**8}, "intermediate_size.* at most 1048576 and above 0, got 1"),
         ({"num_hidden_layers": 0}, "num_hidden_layers.* above 0, got 0"),
         ({"num_key_value_heads": 3}, "num_key_value_heads.* to divide 4 heads, got 3"),
         ({"head_dim": None, "hidden_size": 13}, "expected heads that divide 13, found 4"),

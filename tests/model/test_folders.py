@@ -34,6 +34,9 @@ def test_names_resolve_to_folders_and_runs_to_their_newest_complete_step(tmp_pat
 def test_a_missing_checkpoint_is_refused_with_the_command_that_gets_it(tmp_path):
     with pytest.raises(ValueError, match="nothing: expected a checkpoint, found no such folder"):
         resolve("nothing", root=tmp_path)
+    (tmp_path / "tiny").mkdir()
+    with pytest.raises(ValueError, match=r"\(tiny\); did you mean tiny\?"):
+        resolve("tny", root=tmp_path)
     for name, command in {
         "mistral-7b": "hf download mistralai/Mistral-7B-v0.1 --local-dir weights/mistral-7b "
         "--include '*.json' --include tokenizer.model --include 'model-*.safetensors'",

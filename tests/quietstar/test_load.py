@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -287,3 +288,12 @@ def test_settings_of_a_checkpoint_are_plain_json(tiny, tmp_path, extras):
     kept = {"embedding_scale": 100.0, "mix_weight": "linear", "mix_space": "output"}
     folder = store(tiny, tmp_path / "w", extras, kept)
     assert json.loads((folder / "config.json").read_text())["quiet_star"] == kept
+
+
+def test_shapes_are_compared_before_memory_is_taken(tiny, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny.weights, tmp_path / "w")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"intermediate_size": 10**6}))
+    monkeypatch.setattr(sys.modules[load.__module__], "allocate", None)
+    with pytest.raises(ValueError, match=r"6 tensors of another shape .*expected \[1000000, 16\]"):
+        load(folder, Config(run=RunConfig(seq=16)), CPU)
