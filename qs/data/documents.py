@@ -43,8 +43,8 @@ class DocumentReader:
         fields: Sequence[str] | None = None,
         max_document: int = MAX_DOCUMENT,
     ) -> None:
-        if max_document < 1:
-            raise ValueError(f"expected documents of at least 1 byte at most, found {max_document}")
+        if not 1 <= max_document <= 2**40:
+            raise ValueError(f"--max-document: expected 1 to 2^40 bytes, found {max_document}")
         self.sources, self.fields = find_files(sources), fields or ["text"]
         self.files = [path for files in self.sources.files.values() for path in files]
         self.max_document = max_document
@@ -199,9 +199,10 @@ def _rows(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path}: {message}") from None
 
     def undecoded(column: pyarrow.Array) -> list[Any]:
-        kind = getattr(column.type, "value_type", column.type)  # of a dictionary
-        if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
-            column = column.cast(kind).cast(pyarrow.large_binary())
+        if pyarrow.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if str(column.type) in ("string", "large_string", "string_view"):
+            column = column.cast(pyarrow.large_binary())
         return column.to_pylist()
 
     row = 0
@@ -216,6 +217,6 @@ def _rows(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
                 row += len(batch)
                 values = zip(*map(undecoded, batch.columns), strict=True)
                 yield from (dict(zip(names, each, strict=True)) for each in values)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         message = f"expected a parquet file, found after row {row:,}: {error}; get it again"
         raise ValueError(f"{path}: {message}") from None

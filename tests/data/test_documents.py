@@ -156,8 +156,10 @@ def test_a_document_of_the_longest_size_is_read_and_a_bomb_is_never_held_whole(t
     (tmp_path / "long.txt").write_text("word " * 30)
     with pytest.raises(ValueError, match="at most 1 % malformed"):
         list(DocumentReader([tmp_path / "long.txt"], max_document=149))
-    with pytest.raises(ValueError, match="at least 1 byte at most, found 0"):
-        DocumentReader([tmp_path], max_document=0)
+    for size in (0, 2**63):
+        with pytest.raises(ValueError, match=f"expected 1 to 2\\^40 bytes, found {size}"):
+            DocumentReader([tmp_path], max_document=size)
+    assert len(list(DocumentReader([tmp_path / "a.jsonl"], max_document=2**40))) == 1
 
 
 @pytest.mark.parametrize("start", ["[", "\ufeff\n [{"])
@@ -183,15 +185,23 @@ def parquet_of(path, raw, kind, **options):
     parquet.write_table(pyarrow.table({"text": array, "n": range(len(raw))}), path, **options)
 
 
+def test_a_column_of_lists_of_texts_holds_no_text(tmp_path, capsys):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": [["a", "b"]]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="at most 1 % malformed records, found 1 of 1"):
+        list(DocumentReader([tmp_path]))
+    assert "a.parquet:1: expected a string in field text, found none" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["string", "large_string", "dictionary"])
 def test_a_value_that_is_no_text_is_told_by_its_row_and_left_out(tmp_path, capsys, kind):
     raw = [b"good %d" % i for i in range(300)]
-    raw[150] = b"bad \xff byte" if kind == "string" else b"good"
+    raw[150] = b"good" if kind == "large_string" else b"bad \xff byte"
     parquet_of(tmp_path / "a.parquet", raw, kind)
     found = list(DocumentReader([tmp_path]))
     assert found == [x.decode() for x in raw if b"bad" not in x]
     line = f"malformed: {tmp_path / 'a.parquet'}:151: invalid UTF-8 at byte 4"
-    assert (line in capsys.readouterr().err) == (kind == "string")
+    assert (line in capsys.readouterr().err) == (kind != "large_string")
 
 
 def test_a_damaged_page_of_a_table_is_told_by_its_file_and_row(tmp_path):
