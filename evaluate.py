@@ -27,7 +27,7 @@ from typing import Literal
 
 from qs import cli, files, output
 from qs.cli import Parser, add_settings, chosen
-from qs.config import RunConfig, ThoughtConfig, check_limits, setting, thought_lengths
+from qs.config import RunConfig, ThoughtConfig, thought_lengths
 from qs.data.question_sets import ARITHMETIC, QUESTION_SETS, read_questions
 from qs.evaluation import exam_results, question_sets
 from qs.evaluation.exam_results import Exam
@@ -41,6 +41,7 @@ from qs.model import folders, weights
 from qs.model.tokenizer import settled
 from qs.presets import ANY_TEXT
 from qs.quietstar.load import Opened, open_model
+from qs.settings import check_limits, setting
 from qs.studies.compare import Comparable, compare_models
 from qs.studies.control_runs import CONTROLS, CONTROLS_PAGE, run_controls
 from qs.studies.controls import keep_comments

@@ -194,7 +194,8 @@ def report(trainer: Trainer, before: HeldoutScore | None, after: HeldoutScore | 
         print(warning)
     if state.skipped:
         say(f"{state.skipped} steps were skipped: their loss or gradient was not finite")
-    say(f"\nrun folder: {trainer.folder} (settings, log.jsonl, checkpoint, results.json, {PAGE})")
+    page = f", {PAGE}" * (trainer.folder / PAGE).is_file()
+    say(f"\nrun folder: {trainer.folder} (settings, log.jsonl, checkpoint, results.json{page})")
 
 
 def show(trainer: Trainer, count: int) -> None:

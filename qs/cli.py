@@ -17,9 +17,10 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from qs.config import GROUPS, MOST, Config
+from qs.config import GROUPS, Config
 from qs.output import harmless, lasting_streams, nearest
 from qs.presets import PRESETS
+from qs.settings import MOST
 
 OUT_OF_MEMORY = (
     "out of memory: lower --micro-batch (the batch stays the same), --seq, --thoughts or --samples,"

@@ -1,7 +1,7 @@
 """Every setting, once: frozen dataclasses from which flags, presets and JSON are derived.
 
-A field carries its help sentence and limits; `qs/cli.py` turns the fields into flags, and
-`Config.to_json` / `from_json` write and read the run folder's `config.json`. Symbols are those of
+A field carries its help sentence and limits (`qs/settings.py`); `qs/cli.py` turns the fields into
+flags, and `Config.to_json` / `from_json` write and read the run folder's `config.json`. Symbols are those of
 the paper: n thought tokens, m true tokens ahead, K thoughts per position.
 """
 
@@ -9,37 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
-MOST = 10**9  # of any number that has no limit of its own
+from qs.settings import MOST, check_limits, check_names, check_types, setting
+
 TOKENS = 2**27  # of a step
-
-
-def setting(default: Any, help: str, **limits: float) -> Any:
-    """A field with its help sentence and limits: `least` and `most` (incl.), `above` (excl.).
-
-    Without limits of its own a number is at most MOST either way.
-
-    `later`: runs of earlier versions do not have it; they did as its default does.
-    """
-    return field(default=default, metadata={"help": help, **limits})
-
-
-def check_limits(config: Any) -> None:
-    """Raise ValueError naming the first flag beyond its limits (or not a number)."""
-    for f in dataclasses.fields(config):
-        value, flag = getattr(config, f.name), f.name.replace("_", "-")
-        if type(value) not in (int, float):
-            continue
-        if "above" in f.metadata and not value > f.metadata["above"]:
-            raise ValueError(f"--{flag} must be above {f.metadata['above']}, got {value}")
-        if not value >= (least := f.metadata.get("least", -MOST)):
-            raise ValueError(f"--{flag} must be at least {least}, got {value}")
-        if value > (most := f.metadata.get("most", MOST)):
-            raise ValueError(f"--{flag} must be at most {most}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -341,34 +316,6 @@ class Config:
 
 
 GROUPS = {"thought": ThoughtConfig, "optim": OptimConfig, "run": RunConfig, "star": StarConfig}
-
-
-def check_types(where: str, group: type, values: dict[str, Any]) -> None:
-    """Raise ValueError naming the first value that its flag would not have given."""
-    for name, hint in typing.get_type_hints(group).items():
-        options = get_args(hint) if get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-        value = values[name]
-        if not any(
-            value in get_args(option)
-            if get_origin(option) is Literal
-            else type(value) in ((int, float) if option is float else (option,))
-            for option in options
-        ):
-            raise ValueError(f"{where}.{name}: expected {hint}, found {value!r}")
-
-
-def check_names(where: str, found: typing.Iterable[str], expected: typing.Iterable[str]) -> None:
-    """Strict both ways.
-
-    Raises:
-        ValueError: what is missing and what is unexpected.
-    """
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if missing or extra:
-        raise ValueError(
-            f"{where}: {len(missing)} missing ({', '.join(missing) or 'none'}), "
-            f"{len(extra)} unexpected ({', '.join(extra) or 'none'})"
-        )
 
 
 PADDING = -1  # the document number of padding

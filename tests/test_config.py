@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from settings import OUT_OF_RANGE, SETTINGS, configs
 
-from qs.config import GROUPS, Config, RunConfig, ThoughtConfig, check_names
+from qs.config import GROUPS, Config, RunConfig, ThoughtConfig
 from qs.model.config import ModelConfig
 from qs.presets import PRESETS
+from qs.settings import check_names
 
 
 @given(config=configs())

@@ -8,10 +8,11 @@ from typing import Literal
 
 import torch
 
-from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig, check_limits, setting
+from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
 from qs.model.config import ModelConfig
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import allocate, choose_placement
+from qs.settings import check_limits, setting
 from qs.training.plan import Plan, settle
 
 SIZES = {  # vocabulary, dim, layers, heads, key heads, head size, inner width

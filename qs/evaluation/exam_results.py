@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qs.config import check_limits, setting
 from qs.evaluation.statistics import Estimate, mean_estimate, paired, wilson
 from qs.files import JsonLines
+from qs.settings import check_limits, setting
 from qs.tables import Table, between, number
 
 GOLD, EXACT = "gold answer probability", "exact match of the decoded answer"

@@ -38,7 +38,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qs import cli
-from qs.config import check_limits, check_types, setting
 from qs.data.prompts import cut
 from qs.evaluation.generation_kwargs import Generation, read_generation
 from qs.inference.decoding import think_above
@@ -48,6 +47,7 @@ from qs.model import weights
 from qs.output import progress
 from qs.presets import ANY_TEXT
 from qs.quietstar.load import open_model
+from qs.settings import check_limits, check_types, setting
 
 AUTO = 8  # texts at a time where the harness is to find out
 OWNER = "qs"  # in a cache of the harness: whose answers it holds

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qs.config import check_limits, setting
 from qs.model.config import ModelConfig
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import PAUSE
 from qs.quietstar.sampler import allowed_ids
+from qs.settings import check_limits, setting
 
 Reason = Literal["eos", "stop", "length"]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qs.config import MOST
 from qs.files import read_object, write_text
 from qs.model.folders import layout_of
+from qs.settings import MOST
 
 REQUIRED = object()
 LARGEST = {  # sizes of a model, far beyond any there is: a damaged file is not built for ever

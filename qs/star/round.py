@@ -16,13 +16,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from qs.config import check_names
 from qs.data.answers import complete_part
 from qs.data.prompts import cut
 from qs.inference.decoding import Decoding
 from qs.inference.write import Written, write
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
+from qs.settings import check_names
 from qs.star.tasks import Problem, Task
 
 

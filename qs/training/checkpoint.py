@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from qs import files
-from qs.config import Config, check_names
+from qs.config import Config
 from qs.files import OPTIMIZER
 from qs.model import shards, weights
 from qs.model.config import ModelConfig
 from qs.model.tokenizer import copy_tokenizer
 from qs.quietstar.load import STORED
+from qs.settings import check_names
 from qs.training.distributed import anywhere, fill, whole
 from qs.training.lowbit import LowBitAdamW
 from qs.training.optimizer import MasterAdamW

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 
 from qs import files
-from qs.config import Config, check_names, thought_lengths
+from qs.config import Config, thought_lengths
 from qs.data.dataset import TokenDataset, Windows, resolve_data
 from qs.model.config import read_model_config
 from qs.quietstar.load import choose_placement, load
+from qs.settings import check_names
 from qs.training import checkpoint, distributed
 from qs.training.optimizer import exact_parameters, make_optimizer, names_of_updated
 from qs.training.plan import settle
