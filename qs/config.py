@@ -1,8 +1,8 @@
 """Every setting, once: frozen dataclasses from which flags, presets and JSON are derived.
 
 A field carries its help sentence and limits (`qs/settings.py`); `qs/cli.py` turns the fields into
-flags, and `Config.to_json` / `from_json` write and read the run folder's `config.json`. Symbols are those of
-the paper: n thought tokens, m true tokens ahead, K thoughts per position.
+flags, and `Config.to_json` / `from_json` write and read the run folder's `config.json`. Symbols are
+those of the paper: n thought tokens, m true tokens ahead, K thoughts per position.
 """
 
 from __future__ import annotations
