@@ -29,7 +29,7 @@ class ThoughtConfig:
         most=4096,
     )
     ahead: int = setting(4, "m: true tokens ahead that a thought is judged on", least=1, most=4096)
-    samples: int = setting(2, "K: thoughts sampled at each position", least=1, most=1024)
+    samples: int = setting(2, "K: thoughts sampled at each position", least=1, most=2**20)
     beta: float = setting(1e6, "weight of the policy loss", least=0)
     base_weight: float = setting(
         0.5, "share of the base NLL in the likelihood loss; the rest is talk", least=0, most=1

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -212,7 +211,7 @@ def train(
     size = micro_batch or len(tokens)
     rows = iter(zip(anchors.split(size), thoughts.split(size), strict=True))
     quiet.think = lambda tokens, documents, generator: next(rows)
-    optim = OptimConfig(lr=0.0, mixer_lr=0.0, thought_lr=0.0, clip=math.inf)
+    optim = OptimConfig(lr=0.0, mixer_lr=0.0, thought_lr=0.0, clip=1e30)
     run = RunConfig(seq=tokens.shape[1], batch=len(tokens), micro_batch=micro_batch)
     config = Config(thought=quiet.config, optim=optim, run=run)
     gradients = {}

@@ -283,7 +283,7 @@ def test_a_damaged_step_is_named_and_left_out(tmp_path, capsys):
         (b'{"torch": "2"}\n', "no step"),
         (b"\xff\xfe\n", "no step"),
         (b'{}\n{"step": 1, "nll_base": 1}\n{"step": 2}\n', "{'step': 2}"),
-        (b'{}\n{"step": null, "nll_base": 1}\n', "{'step': None, 'nll_base': 1}"),
+        (b'{}\n{"step": null, "nll_base": 1}\n', "no step"),  # a damaged line is passed over
         (b'{}\n{"step": 1, "nll_base": "low"}\n', "{'step': 1, 'nll_base': 'low'}"),
     ],
 )
