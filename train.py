@@ -54,7 +54,10 @@ def train(argv: list[str]) -> int:
     if config.run.bootstraps:
         return bootstrap(config, folder)
 
-    before = read_score(folder / BEFORE) if folder else None
+    before = None
+    if folder:
+        files.newest_step(folder)  # a run that was stopped before it saved has nothing else either
+        before = read_score(folder / BEFORE)
     trainer = load(config, folder)
     if folder is None:
         before = measure(trainer, "before")

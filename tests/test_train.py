@@ -846,6 +846,13 @@ UNSOUND = {
         lambda r: [shutil.rmtree(r / f"step_00000{n}") for n in (2, 4)],
         r"no checkpoint \(step_\*/\) to go on from; start the run again with `python train.py`",
     ),
+    "stopped before it saved": (
+        lambda r: [
+            *(shutil.rmtree(r / f"step_00000{n}") for n in (2, 4)),
+            (r / "before.json").unlink(),
+        ],
+        r"no checkpoint \(step_\*/\) to go on from",
+    ),
     "no counters": (
         lambda r: (r / "step_000004/trainer.json").unlink(),
         "trainer.json: expected a file with JSON",
