@@ -29,6 +29,7 @@ from qs import cli, files, output
 from qs.cli import Parser, add_settings, chosen
 from qs.config import RunConfig, ThoughtConfig, thought_lengths
 from qs.data.question_sets import ARITHMETIC, QUESTION_SETS, read_questions
+from qs.environment import environment
 from qs.evaluation import exam_results, question_sets
 from qs.evaluation.exam_results import Exam
 from qs.evaluation.hard_tokens import by_decile, measure_hard_tokens, token_table
@@ -96,7 +97,7 @@ def score(args: argparse.Namespace) -> None:
         if run:
             print(f"\nwhat it thought, as a page: {write_thoughts(run, about, passages)}")
     if run:
-        facts = {"checkpoint": folder.name, "environment": files.environment(str(placement))}
+        facts = {"checkpoint": folder.name, "environment": environment(str(placement))}
         facts |= {"settings": config.to_json(), "score": dataclasses.asdict(result)}
         files.write_json(run / "evaluation.json", facts)
         print(f"\nwritten to {run / 'evaluation.json'}")
@@ -234,7 +235,7 @@ def begin_results(args: argparse.Namespace, opened: Opened) -> tuple[Path, dict[
     out = Path(args.out) if args.out else opened.run or Path("runs") / opened.folder.name
     print(f"model   {opened.folder}\ndevice  {opened.placement}\nanswers {out}")
     out.mkdir(parents=True, exist_ok=True)
-    return out, files.environment(str(opened.placement))
+    return out, environment(str(opened.placement))
 
 
 def write_page(args: argparse.Namespace, page: str) -> None:

@@ -11,10 +11,8 @@ import itertools
 import json
 import math
 import os
-import platform
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -336,25 +334,3 @@ def read_log(run: Path) -> list[dict[str, Any]]:
                 file=sys.stderr,
             )
     return [record for record in records if type(record.get("step", 0)) is int]
-
-
-def environment(device: str) -> dict[str, Any]:
-    """First line of the log: what this run was made by and on."""
-    import torch  # data preparation writes files too, and its workers start without it
-
-    try:
-        done = subprocess.run(
-            ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-        )
-        commit = done.stdout.strip() or None
-    except FileNotFoundError:  # no git on this machine
-        commit = None
-    return {
-        "commit": commit,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": device,
-        "threads": torch.get_num_threads(),
-    }

@@ -36,6 +36,7 @@ from qs.bench.inference import measure_evaluate, measure_generate
 from qs.bench.measure import Measured, matrix_rate
 from qs.bench.step import measure_naive, measure_step
 from qs.bench.work import Work
+from qs.environment import environment
 from qs.quietstar.load import choose_placement
 from qs.tables import Table, terminal
 from qs.training.work import operations
@@ -175,7 +176,7 @@ def bench(argv: list[str]) -> int:
     figures: dict[str, Any] = {
         "work": dataclasses.asdict(work),
         "mode": args.mode,
-        "environment": files.environment(str(placement)),
+        "environment": environment(str(placement)),
         "matrix_rate": matrix_rate(placement.device, placement.dtype),
         "stages": {},
     }

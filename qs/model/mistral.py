@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from qs.model import kernels
-from qs.model.config import ModelConfig, RopeScaling
+from qs.model.config import ModelConfig
+from qs.model.rope_scaling import RopeScaling
 
 Cache = tuple[Tensor, ...]  # of one layer
 Angles = tuple[Tensor, Tensor]  # cos and sin, (B, S, 1, d)

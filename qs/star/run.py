@@ -24,6 +24,7 @@ from typing import Any
 from qs import files
 from qs.config import PADDING, Config
 from qs.data.completions import Completions
+from qs.environment import environment
 from qs.files import JsonLines
 from qs.inference.decoding import Decoding
 from qs.model import folders
@@ -82,7 +83,7 @@ class StarRun:
         self.folder = folder or files.new_run(config.run.out, name, self.config)
         self.log = JsonLines(self.folder / files.LOG)
         if not self.log.path.is_file():
-            self.log.append([files.environment(str(self.placement))])
+            self.log.append([environment(str(self.placement))])
         print(f"model   {self.start}: {shape.layers} layers")
         if not stored_tensors(self.start).keys().isdisjoint(QUIET_NAMES.values()):
             print(

@@ -14,6 +14,7 @@ import numpy as np
 from qs import files
 from qs.cli import to_args
 from qs.config import RunConfig
+from qs.environment import environment
 from qs.evaluation.heldout import Measured, heldout_data, measure_heldout
 from qs.evaluation.synthetic import heldout_text, rewarded
 from qs.evaluation.tokens import TextRows
@@ -49,15 +50,15 @@ def run_controls(
     rows = rows or config.run.eval_rows or ROWS
     tokenizer = Tokenizer(files.newest_step(run))
     text = text_with_answers(config.changed(eval_rows=rows).run, tokenizer)
-    environment = files.environment(str(choose_placement(config.run)))
+    here = environment(str(choose_placement(config.run)))
     trained = {BaselineRun(OWN, config): run} | train_all(jobs, script, at_once)
     made_by = trained_by(list(trained.values()))
     tables = measure_controls(trained, text)
     named = {title: [dataclasses.asdict(row) for row in table] for title, table in tables.items()}
-    results = {"command": command, "environment": environment, "trained": made_by, "tables": named}
+    results = {"command": command, "environment": here, "trained": made_by, "tables": named}
     files.write_json(run / CONTROLS, results)
     notes = controls.controls_notes(text, config.thought.sample_temperature)
-    about = f"Measured with {words(environment)}.\nTrained with {made_by}.\n\n{notes}"
+    about = f"Measured with {words(here)}.\nTrained with {made_by}.\n\n{notes}"
     shown = [controls.controls_table(title, table) for title, table in tables.items()]
     page = results_page("Controls", command, about, shown)
     controls.keep_comments(run / CONTROLS_PAGE, page)

@@ -18,6 +18,7 @@ import torch
 from qs import files
 from qs.config import Config, thought_lengths
 from qs.data.dataset import TokenDataset, Windows, resolve_data
+from qs.environment import environment
 from qs.model.config import read_model_config
 from qs.quietstar.load import choose_placement, load
 from qs.settings import check_names
@@ -111,7 +112,7 @@ class Trainer:
         """Make the run folder, with settings and versions."""
         if self.ranks.first:
             self.folder = files.new_run(self.folder.parent, self.folder.name, self.config)
-            here = files.environment(str(self.placement))
+            here = environment(str(self.placement))
             made_of = {"processes": self.ranks.count, "data": self.train.digest}
             self.log.append([here | made_of])
 

@@ -10,7 +10,8 @@ import pytest
 from checkpoints import SMALL, as_mistral, edit_json, filled
 from safetensors.torch import save_file
 
-from qs.model.config import RopeScaling, read_model_config
+from qs.model.config import read_model_config
+from qs.model.rope_scaling import RopeScaling
 from qs.model.weights import save
 
 LLAMA3 = {

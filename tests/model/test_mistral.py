@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qs.model.config import FAMILIES, ModelConfig, RopeScaling, read_model_config
+from qs.model.config import FAMILIES, ModelConfig, read_model_config
 from qs.model.mistral import Mistral
+from qs.model.rope_scaling import RopeScaling
 from qs.model.weights import load_into
 from qs.quietstar.attention import Dense
 from qs.quietstar.masks import Layout, dense_mask

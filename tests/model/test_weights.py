@@ -33,11 +33,11 @@ from qs.model import shards
 from qs.model.config import (
     FAMILIES,
     ModelConfig,
-    RopeScaling,
     read_model_config,
     read_settings,
 )
 from qs.model.mistral import Mistral
+from qs.model.rope_scaling import RopeScaling
 from qs.model.weights import (
     QUIET_NAMES,
     load_into,
