@@ -65,7 +65,7 @@ def results_page(title: str, command: str, about: str, tables: Sequence[Table]) 
 
 
 def words(facts: Mapping[str, object]) -> str:
-    """Facts by name, such as those of `files.environment`, on one line."""
+    """Facts by name, such as those of `environment`, on one line."""
     return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
