@@ -28,6 +28,14 @@ class ThoughtConfig:
         least=0,
         most=4096,
     )
+    end: Literal["fixed", "drawn"] = setting(
+        "fixed",
+        "fixed: a thought has n tokens; drawn: the model ends it, after n tokens at most",
+        later=True,
+    )
+    thought_cost: float = setting(
+        0.0, "nats that each token of a thought takes off its reward", least=0, later=True
+    )
     ahead: int = setting(4, "m: true tokens ahead that a thought is judged on", least=1, most=4096)
     samples: int = setting(2, "K: thoughts sampled at each position", least=1, most=2**20)
     beta: float = setting(1e6, "weight of the policy loss", least=0)
@@ -82,6 +90,11 @@ class ThoughtConfig:
             raise ValueError(
                 "--sample-temperature 0 (greedy) makes all K thoughts equal and every advantage "
                 "0: sample above 0, or pass --beta 0"
+            )
+        if self.thought_cost and self.end == "fixed":
+            raise ValueError(
+                f"--thought-cost {self.thought_cost} changes nothing where all thoughts have n "
+                "tokens: add --end drawn"
             )
         if self.mix_space == "probability" and self.mix_weight != "sigmoid":
             raise ValueError("--mix-space probability needs --mix-weight sigmoid")
@@ -265,10 +278,11 @@ class Config:
 
         Pauses are all equal and earn nothing; next-token training has the base term alone.
         """
+        alone = {"beta": 0.0, "end": "fixed", "thought_cost": 0.0}
         if self.run.pauses:
-            return dataclasses.replace(self.thought, samples=1, beta=0.0)
+            return dataclasses.replace(self.thought, samples=1, **alone)
         if not self.run.thinks:
-            return dataclasses.replace(self.thought, base_weight=1.0, beta=0.0)
+            return dataclasses.replace(self.thought, base_weight=1.0, **alone)
         return self.thought
 
     @property

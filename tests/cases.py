@@ -14,6 +14,7 @@ from qs.config import Config, ThoughtConfig
 from qs.model.config import ModelConfig
 from qs.model.mistral import Mistral
 from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.ends import ENDED
 from qs.quietstar.terms import Step, Terms, count_terms, loss_terms, term_weights
 
 VOCAB = 7
@@ -86,7 +87,10 @@ def thought_configs(draw, **fixed) -> ThoughtConfig:
     alone = beta > 0 and fixed.get("samples", samples) == 1
     mix = st.sampled_from([("linear", "output"), ("sigmoid", "output"), ("sigmoid", "probability")])
     weight, space = draw(mix)
+    drawn = draw(st.booleans())
     values = {
+        "end": "drawn" if drawn else "fixed",
+        "thought_cost": draw(st.sampled_from([0.0, 0.1])) if drawn else 0.0,
         "thoughts": thoughts,
         "ahead": draw(st.integers(1, 3)),
         "samples": samples,
@@ -167,6 +171,11 @@ def cases(
         counted = torch.rand((B, T), generator=numbers) < 0.7
     kept = torch.tensor([i for i in range(shape.vocab_size) if i not in shape.forbidden])
     size = (*anchors.shape, config.samples, config.thoughts)
+    thoughts = kept[torch.randint(len(kept), size, generator=numbers)]
+    if config.end == "drawn":  # each length from none to n
+        lengths = torch.randint(config.thoughts + 1, size[:-1], generator=numbers)
+        left = torch.arange(config.thoughts) >= lengths[..., None]
+        thoughts = thoughts.masked_fill(left, ENDED)
     return Case(
         shape=shape,
         config=config,
@@ -174,7 +183,7 @@ def cases(
         documents=draw(documents_of(B, T)),
         counted=counted,
         anchors=anchors,
-        thoughts=kept[torch.randint(len(kept), size, generator=numbers)],
+        thoughts=thoughts,
         seed=seed,
     )
 
@@ -194,7 +203,7 @@ def random_module(
             p.copy_(0.4 * torch.randn(p.shape, generator=numbers, dtype=torch.float64))
             if name.endswith("norm.weight"):
                 p.add_(1)
-            if name in ("start", "end"):
+            if name in ("start", "end", "end_output"):
                 p.div_(config.embedding_scale)
     return module
 

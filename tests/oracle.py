@@ -110,6 +110,21 @@ def log_p(scores: Tensor, token: int, temperature: float, never: set[int]) -> Te
     return likelihood(scores[kept] / temperature)[kept.index(token)].log()
 
 
+def cut(thought: list[int]) -> tuple[list[int], bool]:
+    """The tokens of a thought, and whether it drew its end before its last place."""
+    tokens = [i for i in thought if i != -2]
+    return tokens, len(tokens) < len(thought)
+
+
+def with_end(parameters: Parameters, config: ThoughtConfig, output: Tensor) -> Tensor:
+    """(D,) output -> logits of what a thought goes on with; its end, if drawn, is the last."""
+    scores = logits(parameters, output)
+    if config.end == "fixed":
+        return scores
+    end = (parameters["end_output"] * config.embedding_scale * output).sum()
+    return torch.cat([scores, end[None]])
+
+
 def pick(scores: list[float], uniform: float, temperature: float, never: set[int]) -> int:
     """The token at which the running sum of probabilities passes `uniform`; 0: the likeliest."""
     kept = [i for i in range(len(scores)) if i not in never]
@@ -141,7 +156,7 @@ class Answer:
     base: dict = field(default_factory=dict)
     """(b, t) -> (D,) output of the text."""
     branch: dict = field(default_factory=dict)
-    """(b, a, k) -> n + m + 1 outputs (D,), fewer at the row's end."""
+    """(b, a, k) -> l + m + 1 outputs (D,) of l tokens, fewer at the row's end."""
     nll_base: dict = field(default_factory=dict)
     nll_mix: dict = field(default_factory=dict)
     weight: dict = field(default_factory=dict)
@@ -172,14 +187,23 @@ def read_text(
 
 
 def think(
-    reader: Reader, start: Tensor, uniforms: list[float], temperature: float
+    reader: Reader,
+    config: ThoughtConfig,
+    start: Tensor,
+    uniforms: list[float],
+    temperature: float,
 ) -> tuple[list[int], list[Tensor]]:
-    """One thought, one token at a time: its tokens, and the logits each was drawn from."""
+    """One thought, one token at a time: its tokens, and the logits each was drawn from.
+
+    Its end, where drawn, is the token after the vocabulary, and the last one.
+    """
     parameters, reader = reader.parameters, reader.fork()
     x, tokens, seen = start, [], []
     for uniform in uniforms:
-        seen.append(logits(parameters, reader.read(x)))
+        seen.append(with_end(parameters, config, reader.read(x)))
         tokens.append(pick(seen[-1].tolist(), uniform, temperature, forbidden(reader.shape)))
+        if tokens[-1] == reader.shape.vocab_size:
+            break
         x = parameters["model.tok_embeddings.weight"][tokens[-1]]
     return tokens, seen
 
@@ -217,15 +241,16 @@ def judge(
 
     for b, a, k in torch.cartesian_prod(*map(torch.arange, thoughts.shape[:3])).tolist():
         row, t, reader = rows[b], int(anchors[b, a]), stopped[b, int(anchors[b, a])].fork()
-        thought = thoughts[b, a, k].tolist()
+        thought, ended = cut(thoughts[b, a, k].tolist())
         start, end = (parameters[name] * config.embedding_scale for name in ("start", "end"))
         slots = [start, *(embeddings[i] for i in thought), end]
         slots += [embeddings[i] for i in row[t + 1 : t + m]]
         outputs = answer.branch[b, a, k] = [reader.read(x) for x in slots]
 
         chosen = [ZERO]
-        for output, token in zip(outputs, thought, strict=False):
-            scores = logits(parameters, output)
+        actions = thought + [shape.vocab_size] * ended
+        for output, token in zip(outputs, actions, strict=False):
+            scores = with_end(parameters, config, output)
             chosen.append(log_p(scores, token, config.policy_temperature, forbidden(shape)))
         answer.log_p[b, a, k] = sum(chosen)
 
@@ -233,7 +258,8 @@ def judge(
         for i in range(1, m + 1):
             if not counts(b, t, t + i):
                 continue
-            plain, after, target = answer.base[b, t + i - 1], outputs[n + i], row[t + i]
+            plain, after = answer.base[b, t + i - 1], outputs[len(thought) + i]
+            target = row[t + i]
             score = mixer(parameters, plain, after)
             w = score if config.mix_weight == "linear" else 1 / (1 + (-score).exp())
             if fixed_weight is not None:
@@ -247,7 +273,7 @@ def judge(
             answer.nll_mix[b, a, k, i - 1] = mixed
             gains.append((answer.nll_base[b, t + i - 1] - mixed).item())
         if len(gains) == m:
-            answer.reward[b, a, k] = sum(gains)
+            answer.reward[b, a, k] = sum(gains) - config.thought_cost * len(thought)
 
     talk = []
     for i in range(m):

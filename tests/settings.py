@@ -62,6 +62,8 @@ OUT_OF_RANGE = [
     (ThoughtConfig, {"samples": 1}, "--samples 1 leaves the mean baseline nothing to compare"),
     (ThoughtConfig, {"thoughts": 0}, "--thoughts 0 leaves REINFORCE no token to reward"),
     (ThoughtConfig, {"sample_temperature": 0.0}, r"--sample-temperature 0 \(greedy\) makes"),
+    (ThoughtConfig, {"thought_cost": -0.1, "end": "drawn"}, "--thought-cost must be at least 0"),
+    (ThoughtConfig, {"thought_cost": 0.1}, "--thought-cost 0.1 changes nothing where all"),
     (ThoughtConfig, {"mix_space": "probability"}, "probability needs --mix-weight sigmoid"),
     (OptimConfig, {"lr": -1.0}, "--lr must be at least 0, got -1"),
     (OptimConfig, {"lr": nan}, "--lr must be at least 0, got nan"),

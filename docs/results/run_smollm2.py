@@ -25,8 +25,9 @@ from qs.evaluation.exam_results import Exam
 from qs.evaluation.statistics import ratio_estimate
 from qs.evaluation.tokens import TokenTable, measure_tokens, nll_score, windows
 from qs.inference.decoding import thought_text
-from qs.quietstar.algorithm import QuietStar, pauses
-from qs.quietstar.load import allocate, choose_placement, first_tokens, load
+from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.ends import pauses
+from qs.quietstar.load import allocate, begin_vector, choose_placement, first_tokens, load
 from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import targets_of
 from qs.training.optimizer import exact_parameters, make_optimizer
@@ -94,7 +95,8 @@ class Study:
         """
         quiet, rows = self.quiet, min(4, ROWS)
         ids = first_tokens(self.tokenizer, text)
-        quiet.initialise(ids, ids)
+        for name in ("start", "end"):
+            begin_vector(quiet, name, ids)
         tokens, documents = (
             x[:rows].to(quiet.start.device) for x in (self.heldout.tokens, self.heldout.documents)
         )

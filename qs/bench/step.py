@@ -51,7 +51,7 @@ def measure_step(work: Work) -> Iterator[tuple[str, Measured]]:
             thought = part.anchors, part.thoughts
             base, branch = quiet.score(part.tokens, part.documents, *thought)
             watch.lap("score")
-            mixed = quiet.mix(part.anchors, base, branch)
+            mixed = quiet.mix(part.anchors, base, quiet.after(branch, part.thoughts))
             judged = quiet.judge(part.targets, *thought, base, branch, mixed)
             loss = quiet.loss(part.of(quiet.means(judged, counts)))
             watch.lap("losses")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qs.model.config import ModelConfig
 from qs.model.tokenizer import Tokenizer
-from qs.quietstar.algorithm import PAUSE
+from qs.quietstar.ends import ENDED, PAUSE
 from qs.quietstar.sampler import allowed_ids
 from qs.settings import check_limits, setting
 
@@ -71,7 +71,7 @@ class OutputToken(NamedTuple):
     """One output token, and the thought before it (None: nothing was thought)."""
 
     id: int
-    thought: tuple[int, ...] | None  # n ids, PAUSE where it was a pause
+    thought: tuple[int, ...] | None  # n ids or, if it ended itself, fewer; PAUSE for a pause
     weight: float | None  # of the mixing
     entropy: float  # of the base prediction, in nats
     log_p: float  # of the token in nats, in the mixed prediction (all ids, temperature 1)
@@ -130,8 +130,8 @@ def uniforms(seed: int, numbers: Sequence[int], tokens: int, n: int) -> list[Ten
 
 def thought_text(tokenizer: Tokenizer, before: Sequence[int], thought: Sequence[int]) -> str:
     """What was thought after the ids `before`, a pause as `…`; BOS and EOS are no text."""
-    said = [i for i in thought if i != PAUSE]
-    return "…" * (len(thought) - len(said)) + tokenizer.continuation(before, said)
+    said = [i for i in thought if i not in (PAUSE, ENDED)]
+    return "…" * list(thought).count(PAUSE) + tokenizer.continuation(before, said)
 
 
 def token_line(token: OutputToken, tokenizer: Tokenizer, before: Sequence[int]) -> str:

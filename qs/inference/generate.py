@@ -1,14 +1,15 @@
 """Decoding with a thought before each output token, or without.
 
     read    one pass over the prompts, whatever their lengths
-    think   <start>, n sampled tokens and <end>, after the text so far
+    think   <start>, n sampled tokens (or fewer, where a thought ends itself) and <end>
     mix     the prediction after the thought into the prediction without it, as in training
     draw    the output token; the thought is forgotten, the text's keys and values are kept
 
 An output token costs n + 3 slots (start, thought, end, and the token itself) in n + 2 passes, or
 n + 1 where every token thinks, since slots that are known together are fed together; without a
 thought it costs one. Rows that have ended cost nothing. The host waits for the device once for each
-output token, and once more where entropy decides who thinks.
+output token, once more where entropy decides who thinks, and for each token of thoughts that end
+themselves: they take the passes of the longest, and what the others are fed meanwhile is forgotten.
 
 Randomness: a row draws by numbers of its own (`decoding.uniforms`). So its text does not depend on
 what it is batched with, and its numbers do not depend on who thinks, or how long.
@@ -34,10 +35,11 @@ from qs.inference.decoding import (
     think_above,
     uniforms,
 )
-from qs.quietstar.algorithm import QuietStar, pauses
+from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.ends import ENDED, after_end, lengths, pauses
 from qs.quietstar.losses import entropy
 from qs.quietstar.mixer import mixed_log_p
-from qs.quietstar.sampler import allowed_ids, choose
+from qs.quietstar.sampler import allowed_ids, choose, thought_logits
 
 Stop = Callable[[int, list[int]], bool]
 """(row, all its output ids so far) -> whether to end it."""
@@ -49,7 +51,7 @@ class Prediction(NamedTuple):
     log_p: Tensor  # (R, V) in nats, mixed where a row thought
     entropy: Tensor  # (R,) of the prediction without a thought, in nats
     thinkers: Sequence[int]  # the W rows
-    thoughts: Tensor  # (W, n) tokens, or PAUSE
+    thoughts: Tensor  # (W, n) tokens, or PAUSE; ENDED in places that are left over
     weights: Tensor  # (W,) of the mixing
 
 
@@ -100,7 +102,8 @@ class Stream:
         self.reasons: list[Reason | None] = [None] * len(prompts)
         self.counts = Counts()
 
-        self._thinkable = allowed_ids(shape.vocab_size, set(shape.forbidden), device)
+        thinkable = shape.vocab_size + (quiet.end_row is not None)  # the last one is <end>
+        self._thinkable = allowed_ids(thinkable, set(shape.forbidden), device)
         self._sayable = sayable_ids(shape, device)
         self._going = list(range(len(prompts)))
         numbers = self._going if numbers is None else numbers
@@ -169,7 +172,9 @@ class Stream:
         step = []
         for i, row in enumerate(self._going):
             at = thinkers.get(i)
-            thought, weight = (None, None) if at is None else (tuple(thoughts[at]), weights[at])
+            thought, weight = None, None
+            if at is not None:
+                thought, weight = tuple(i for i in thoughts[at] if i != ENDED), weights[at]
             token = OutputToken(ids[i], thought, weight, nats[i], chosen[i])
             step.append((row, token))
             self.tokens[row].append(token)
@@ -222,7 +227,8 @@ class Stream:
     def _think(self, rows: Rows, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """A thought after each of W rows: tokens (W, n) and outputs (W, D) at <end>.
 
-        Last tokens that are not read yet are read on the way.
+        Last tokens that are not read yet are read on the way. A row whose thought has ended is fed
+        <end>, and then again as long as others go on, which it forgets.
         """
         quiet, model, (W, n) = self.quiet, self.quiet.model, numbers.shape
         start, end = (v.to(model.compute_dtype).expand(W, 1, -1) for v in quiet.vectors)
@@ -230,19 +236,28 @@ class Stream:
         thought = pauses((W, n), x.device)
         if quiet.pause:
             x = torch.cat([x, start.expand(W, n, -1)], 1)
-        outputs = []
+        outputs, going = [], torch.ones((W, 1), dtype=torch.bool, device=x.device)
         for j in range(0 if quiet.pause else n):
             outputs.append(self._feed(rows, x))
-            logits = model.logits(outputs[-1][:, -1])
-            thought[:, j] = choose(
-                logits, numbers[:, j], self._thinkable, self.decoding.think_temperature
-            )
-            x = model.embed(thought[:, j, None])
-        outputs.append(self._feed(rows, torch.cat([x, end], 1)))
-        rows.forget(self.branch)
+            logits = thought_logits(model, outputs[-1][:, -1], quiet.end_row)
+            drawn = choose(logits, numbers[:, j], self._thinkable, self.decoding.think_temperature)[
+                :, None
+            ]
+            going = going & (drawn < len(model.head))
+            thought[:, j:] = drawn.where(going, ENDED)
+            x = torch.where(going[..., None], model.embed(thought[:, j, None].clamp(min=0)), end)
+            if quiet.end_row is not None and not going.any():
+                break
+        else:
+            x = torch.cat([x, end], 1)
+        outputs.append(self._feed(rows, x))
+        fed = torch.cat(outputs, 1)  # (W, 1 + n + 2 at most, D)
         if self._base is None:
-            self._base = outputs[0][:, 0]
-        return thought, outputs[-1][:, -1]
+            self._base, fed = fed[:, 0], fed[:, 1:]
+        rows.forget(fed.shape[1])
+        if quiet.end_row is not None:
+            self.counts.slots -= W * fed.shape[1] - int((lengths(thought) + 2).sum())
+        return thought, after_end(fed, thought, 1)[:, 0]
 
     def _feed(self, rows: Rows, x: Tensor) -> Tensor:
         self._count(x.shape[0] * x.shape[1])

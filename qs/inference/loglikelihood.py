@@ -151,10 +151,11 @@ class _Batch:
         layout = Layout(documents, anchors, K, n + 2)
         with quiet.with_settings(ahead=1):
             x = quiet.embed_branches(tokens, anchors, thoughts).flatten(1, 3)
-        both = branch_cache(model, cache, (a, K, n + 2))
-        attend = CachedBranches.of(layout, shape.window, shape.shared, model.eager(x))
-        outputs = model(x, layout.branches.position.flatten(1), attend, both)
-        after = outputs.unflatten(1, (a, K, n + 2))[:, :, :, -1]  # (B, a, K, D), at <end>
+            both = branch_cache(model, cache, (a, K, n + 2))
+            attend = CachedBranches.of(layout, shape.window, shape.shared, model.eager(x))
+            outputs = model(x, layout.branches.position.flatten(1), attend, both)
+            outputs = outputs.unflatten(1, (a, K, n + 2))
+            after = quiet.after(outputs, thoughts)[..., 0, :]  # (B, a, K, D), at <end>
         before = self.outputs[at][:, :, None].expand_as(after)
         log_p = predict_next(quiet, before.flatten(0, 2), after.flatten(0, 2))[1]
         return self._scored(log_p.view(B, a, K, -1), self.wanted[at])

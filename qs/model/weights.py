@@ -53,6 +53,7 @@ QUIET_NAMES = {  # ours -> the released Quiet-STaR's
     "mixer.2.bias": "talk_head.0.2.bias",
     "mixer.4.weight": "talk_head.0.4.weight",
 }
+DRAWN_NAMES = {"end_output": "end_output_embedding"}  # ours; where thoughts end themselves
 VECTORS = ("start", "end")  # stored as row 0 of [2, D]; row 1 was never used
 INTERLEAVED = ("attention.wq.weight", "attention.wk.weight")  # in Mistral's own layout
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # a buffer of old files; follows from rope_theta
@@ -66,8 +67,8 @@ def meta_parameters(config: ModelConfig) -> dict[str, Tensor]:
 
 def stored_name(name: str, layout: str) -> str:
     """Our name of a tensor -> its name in files of a layout (`hf` or `mistral`)."""
-    if name in QUIET_NAMES:
-        return QUIET_NAMES[name]
+    if name in QUIET_NAMES or name in DRAWN_NAMES:
+        return (QUIET_NAMES | DRAWN_NAMES)[name]
     if layout == "mistral":
         return name
     layer = re.match(r"layers\.(\d+)\.(.*)", name)
@@ -134,7 +135,8 @@ def load_into(
     Args:
         folder: any of the three layouts.
         parameters: our name -> destination, as of `meta_parameters`.
-        extras: our name -> destination, as of `QUIET_NAMES`; not touched if the folder has none.
+        extras: our name -> destination, as of `QUIET_NAMES`, and of `DRAWN_NAMES` if the output
+            vector of `<end>` shall be read; not touched if the folder has none.
 
     Returns:
         Whether the folder holds the Quiet-STaR extras.
@@ -176,6 +178,8 @@ def _matched(
     if "output.weight" not in parameters:
         _tie(stored, names, layout)
     expected = dict.fromkeys(QUIET_NAMES.values() if quiet else ())
+    if quiet:  # left alone where it is not asked for
+        expected |= dict.fromkeys(stored.keys() & DRAWN_NAMES.values())
     for theirs, name in names.items():
         expected[theirs] = (2,) * (name in VECTORS) + tuple(ours[name].shape)
     _check(str(folder), {theirs: stored[theirs].shape for theirs in stored}, expected)
@@ -240,6 +244,7 @@ def save(
     expected = {name: parameter.shape for name, parameter in meta_parameters(config).items()}
     if extras is not None:
         expected |= dict.fromkeys(QUIET_NAMES) | dict.fromkeys(VECTORS, (config.dim,))
+        expected |= dict.fromkeys(extras.keys() & DRAWN_NAMES, (config.dim,))
     _check(str(folder), {name: tensor.shape for name, tensor in ours.items()}, expected)
     names = {stored_name(name, "hf"): name for name in ours}
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -29,22 +29,16 @@ from qs.model.exact import Exact
 from qs.model.mistral import Mistral
 from qs.quietstar.anchors import choose_anchors, draw, uncertainty
 from qs.quietstar.attention import packed_attention
+from qs.quietstar.ends import PAUSE, after_end, close_up, lengths, log_p_of, pauses
 from qs.quietstar.losses import Baseline, linear_nll, rewards
 from qs.quietstar.masks import Layout, every_position, one_document
 from qs.quietstar.mixer import Mixed, MixingHead, mixed_log_p, mixed_nll, mixing_weight
 from qs.quietstar.sampler import prefill, sample
 from qs.quietstar.terms import Step, Targets, Terms, loss_terms, targets_of, term_weights
 
-PAUSE = -1  # in place of a thought's token: the start vector once more (Goyal et al. 2023)
-
-
-def pauses(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Thoughts of pauses, of any shape."""
-    return torch.full(tuple(shape), PAUSE, device=device)
-
 
 class QuietStar(nn.Module):
-    """A Mistral that thinks: the model, two learned vectors and the mixing head.
+    """A Mistral that thinks: the model, learned vectors of start and end, and the mixing head.
 
     Three parts can be replaced: `quiet.reward = f` (as `losses.rewards`), `quiet.baseline = f`
     (rewards (..., K) -> what they are compared with) and `quiet.mixer = module` (as `MixingHead`).
@@ -71,6 +65,8 @@ class QuietStar(nn.Module):
         self.pause = pause
         self.start = nn.Parameter(torch.zeros(model.config.dim))
         self.end = nn.Parameter(torch.zeros(model.config.dim))
+        drawn = config.end == "drawn"
+        self.end_output = nn.Parameter(torch.zeros(model.config.dim)) if drawn else None
         self.mixer = MixingHead(model.config.dim)
         self.reward = rewards
         self.baseline: Baseline | None = None  # None: as `config.baseline` says
@@ -94,8 +90,8 @@ class QuietStar(nn.Module):
             documents: (B, T) document of each position, -1 for padding; None: one document a row.
             counted: (B, T) True where a token counts as a target; None: everywhere.
             anchors: (B, A) positions that think; None: as `config.anchors` says.
-            thoughts: (B, A, K, n) tokens (or PAUSE) to use instead of sampling; needs `anchors`
-                unless all positions think.
+            thoughts: (B, A, K, n) tokens (or PAUSE, or ENDED after a thought's own end) to use
+                instead of sampling; needs `anchors` unless all positions think.
             generator: on the CPU; source of sampled thoughts and random anchors.
             fixed_weight: mixing weight to use instead of the head's (1: always the thought).
             targets: what `losses.targets_of` says of these, if it is known already.
@@ -117,7 +113,7 @@ class QuietStar(nn.Module):
         if targets is None:
             targets = targets_of(tokens, documents, anchors, self.config.ahead, counted)
         base, branch = self.score(tokens, documents, anchors, thoughts)
-        mixed = self.mix(anchors, base, branch, fixed_weight)
+        mixed = self.mix(anchors, base, self.after(branch, thoughts), fixed_weight)
         return self.judge(targets, anchors, thoughts, base, branch, mixed)
 
     # Stage 1
@@ -176,8 +172,8 @@ class QuietStar(nn.Module):
         if self.pause:
             return pauses(uniforms.shape, documents.device)
         layout = Layout(documents, anchors, *uniforms.shape[2:])
-        never = self.model.config.forbidden
-        return sample(self.model, self.vectors[0], layout, cache, uniforms, temperature, never)
+        never, start = self.model.config.forbidden, self.vectors[0]
+        return sample(self.model, start, layout, cache, uniforms, temperature, never, self.end_row)
 
     # Stage 3
 
@@ -216,26 +212,33 @@ class QuietStar(nn.Module):
         # past the end of the row: any token, since no target there is valid
         forced = tokens.gather(1, ahead.clamp(max=T - 1).flatten(1)).view(B, A, 1, m - 1)
         forced = self.model.embed(forced.expand(-1, -1, K, -1))  # (B, A, K, m - 1, D)
-        return torch.cat([start, inner, end, forced], 3)
+        slots = torch.cat([start, inner, end, forced], 3)
+        return slots if self.end_row is None else close_up(slots, thoughts)
+
+    def after(self, branch: Tensor, thoughts: Tensor) -> Tensor:
+        """(B, A, K, m, D) outputs of the branches that predict x[t+1] .. x[t+m]."""
+        m = self.config.ahead
+        return branch[..., -m:, :] if self.end_row is None else after_end(branch, thoughts, m)
 
     # Stage 4
 
     def mix(
-        self, anchors: Tensor, base: Tensor, branch: Tensor, fixed_weight: float | None = None
+        self, anchors: Tensor, base: Tensor, after: Tensor, fixed_weight: float | None = None
     ) -> Mixed:
         """How the two predictions of each true token are mixed.
 
         Args:
             anchors: (B, A).
-            base, branch: outputs as `score` returns them.
+            base: outputs as `score` returns them.
+            after: (B, A, K, m, D) as `after` returns them.
             fixed_weight: mixing weight to use instead of the head's.
         """
-        (B, A, K), m, D = branch.shape[:3], self.config.ahead, base.shape[2]
+        (B, A, K), m, D = after.shape[:3], self.config.ahead, base.shape[2]
         wide = torch.promote_types(base.dtype, torch.float32)
         later = self._later(anchors, base.shape[1])[..., None].expand(-1, -1, D)  # (B, A m, D)
         # the base output for a later token is that of its true position: every thought shares it
         base = base.gather(1, later).view(B, A, 1, m, D).expand(-1, -1, K, -1, -1).to(wide)
-        after = branch[..., -m:, :].to(wide)  # (B, A, K, m, D): at <end>, x[t+1], ..
+        after = after.to(wide)
         score = self.mixer(base, after)  # (B, A, K, m)
         weight = mixing_weight(score, self.config.mix_weight)
         if fixed_weight is not None:
@@ -271,19 +274,16 @@ class QuietStar(nn.Module):
         nll_mix = nll_mix.where(targets.valid[:, :, None], 0.0)
 
         # the output before a token of the thought is what that token was drawn from
-        log_p = -linear_nll(
-            branch[..., :n, :],
-            head,
-            thoughts.clamp(min=0),
-            self.config.policy_temperature,
-            self.model.config.forbidden,
-        )  # (B, A, K, n)
-        log_p = log_p.where(thoughts != PAUSE, 0.0).sum(-1)  # nobody chose a pause
+        drawn_from = head if self.end_row is None else torch.cat([head, self.end_row[None]])
+        temperature, never = self.config.policy_temperature, self.model.config.forbidden
+        log_p = log_p_of(thoughts, branch[..., :n, :], drawn_from, temperature, never)
+        reward = self.reward(nll_later, nll_mix, targets.valid).detach()
+        cost = self.config.thought_cost * lengths(thoughts).to(reward.dtype)  # (B, A, K)
         return Step(
             nll_base=nll_base,
             nll_mix=nll_mix,
             log_p=log_p,
-            reward=self.reward(nll_later, nll_mix, targets.valid).detach(),
+            reward=reward - cost.where(targets.valid.all(-1)[:, :, None], 0.0),
             weight=mixed.weight.detach(),
             base_valid=targets.next_valid,
             valid=targets.valid,
@@ -318,12 +318,12 @@ class QuietStar(nn.Module):
         scale = self.config.embedding_scale
         return self.start * scale, self.end * scale
 
-    @torch.no_grad()
-    def initialise(self, start_ids: list[int], end_ids: list[int]) -> None:
-        """Begin the start and end vectors from the mean embedding of some tokens (of `---`)."""
-        for vector, ids in ((self.start, start_ids), (self.end, end_ids)):
-            rows = self.model.tok_embeddings.weight[ids]
-            vector.copy_(rows.mean(0) / self.config.embedding_scale)
+    @property
+    def end_row(self) -> Tensor | None:
+        """(D,) output vector of `<end>`, beside the head's; None where thoughts are n tokens."""
+        if self.config.end == "fixed":
+            return None
+        return self.end_output.to(self.model.head.dtype) * self.config.embedding_scale
 
     @contextlib.contextmanager
     def with_settings(self, **changes) -> Iterator[None]:
@@ -343,5 +343,6 @@ class QuietStar(nn.Module):
         Returns:
             (B, A, K, m, V) without, (B, A, K, m, V) with, and mixing weights (B, A, K, m).
         """
-        mixed = self.mix(anchors, *self.score(tokens, documents, anchors, thoughts), **fixed)
+        base, branch = self.score(tokens, documents, anchors, thoughts)
+        mixed = self.mix(anchors, base, self.after(branch, thoughts), **fixed)
         return *mixed_log_p(mixed, self.model.head, self.config.mix_space), mixed.weight

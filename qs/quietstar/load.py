@@ -23,7 +23,8 @@ from qs.model.tokenizer import Tokenizer
 from qs.model.weights import check_shapes, load_into
 from qs.quietstar.algorithm import QuietStar
 
-STORED = ("embedding_scale", "mix_weight", "mix_space")  # settings that weights depend on
+STORED = ("embedding_scale", "mix_weight", "mix_space", "end")  # settings that weights depend on
+THOUGHT_VECTORS = {"start", "end", "end_output"}  # stored divided by --embedding-scale
 
 
 WEIGHTS = {
@@ -143,9 +144,9 @@ def read(folder: Path, settings: Config) -> tuple[ModelConfig, Tokenizer]:
 def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietStar, Tokenizer]:
     """Read a checkpoint (Hugging Face, Mistral's own, or Quiet-STaR) into a QuietStar.
 
-    Start vector, end vector and mixing head are taken from the checkpoint if it has them and made
-    new otherwise (from --start-text, --end-text and --seed). Stored start and end vectors are
-    rescaled if --embedding-scale differs from the checkpoint's.
+    Vectors and mixing head are taken from the checkpoint if it has them and made new otherwise
+    (from --start-text, --end-text and --seed). Stored vectors are rescaled if --embedding-scale
+    differs from the checkpoint's; an output vector of `<end>` is left alone with --end fixed.
 
     Raises:
         ValueError: the checkpoint is damaged, does not fit (see `check_fits`), or its mixing head
@@ -158,12 +159,15 @@ def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietSta
     model, masters = quiet.model, quiet.masters
     extras = {n: p.data for n, p in quiet.named_parameters() if not n.startswith("model.")}
     targets = {n: masters.get(f"model.{n}", p.data) for n, p in model.named_parameters()}
-    thinks = load_into(folder, targets, extras)
+    stored = read_settings(folder) or {}
+    own = dict(extras)  # of which the checkpoint has numbers, if it has any
+    if stored.get("end") != "drawn":
+        own.pop("end_output", None)
+    thinks = load_into(folder, targets, own)
     for name, parameter in model.named_parameters():
         if isinstance(master := masters.get(f"model.{name}"), Tensor):
             parameter.data.copy_(master)
     if thinks:
-        stored = read_settings(folder) or {}
         published = dataclasses.asdict(ThoughtConfig())
         trained = {key: stored.get(key, published[key]) for key in STORED}
         for key in ("mix_weight", "mix_space"):
@@ -172,14 +176,25 @@ def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietSta
                     f"{folder}: its mixing head was trained with --{key.replace('_', '-')} "
                     f"{trained[key]}, got {getattr(config, key)}"
                 )
-        for vector in (quiet.start, quiet.end):
-            vector.data.mul_(trained["embedding_scale"] / config.embedding_scale)
-    else:
-        start, end = (first_tokens(tokenizer, t) for t in (config.start_text, config.end_text))
-        quiet.initialise(start, end)
+        for name in THOUGHT_VECTORS & own.keys():
+            own[name].mul_(trained["embedding_scale"] / config.embedding_scale)
+    for name in THOUGHT_VECTORS & (extras.keys() - own.keys() if thinks else extras.keys()):
+        text = config.start_text if name == "start" else config.end_text
+        begin_vector(quiet, name, first_tokens(tokenizer, text))
     for name in extras.keys() & masters.keys():
         masters[name].copy_(extras[name])
     return quiet, tokenizer
+
+
+@torch.no_grad()
+def begin_vector(quiet: QuietStar, name: str, ids: list[int]) -> None:
+    """Begin one of THOUGHT_VECTORS from the mean embedding of some tokens (of `---`).
+
+    The output vector of `<end>` begins from theirs: it is drawn as often as its text.
+    """
+    model = quiet.model
+    rows = model.head if name == "end_output" else model.tok_embeddings.weight
+    getattr(quiet, name).copy_(rows[ids].mean(0) / quiet.config.embedding_scale)
 
 
 def allocate(shape: ModelConfig, settings: Config, placement: Placement) -> QuietStar:

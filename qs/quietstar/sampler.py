@@ -1,4 +1,4 @@
-"""The sampler: after every anchor, K hidden thoughts of n tokens each, all in parallel.
+"""The sampler: after every anchor, K hidden thoughts of n tokens each or at most, in parallel.
 
 The text is read once and its keys and values are kept. Then n passes follow, each of one slot for
 every branch: `<start>`, z_1, .., z_{n-1} go in, and z_1, .., z_n are drawn from what comes out. A
@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qs.model.mistral import Mistral
+from qs.model import kernels
+from qs.model.mistral import Mistral, at_least_float32
 from qs.quietstar.attention import CachedBranches, CachedText, new_cache
+from qs.quietstar.ends import ENDED
 from qs.quietstar.losses import LOGITS_AT_ONCE
 from qs.quietstar.masks import Layout, dense_mask
 
@@ -60,6 +62,7 @@ def sample(
     uniforms: Tensor,
     temperature: float = 1.0,
     forbidden: Sequence[int] = (),
+    end: Tensor | None = None,
 ) -> Tensor:
     """Sample every thought of every anchor.
 
@@ -71,9 +74,10 @@ def sample(
         uniforms: (B, A, K, n) numbers in [0, 1), float64.
         temperature: 0 is greedy.
         forbidden: ids that a thought never holds.
+        end: (D,) output vector of `<end>`, which a thought may draw; None: it has n tokens.
 
     Returns:
-        (B, A, K, n) token ids.
+        (B, A, K, n) token ids, and ENDED from where a thought has drawn its end.
     """
     B, A, K, n = uniforms.shape
     if n == 0:
@@ -83,7 +87,9 @@ def sample(
     both = branch_cache(model, cache, (A, K, n))
     uniforms = uniforms.to(start.device)
     rows = max(1, LOGITS_AT_ONCE // shape.vocab_size)
-    ids = allowed_ids(shape.vocab_size, set(forbidden), start.device)
+    V = shape.vocab_size
+    ids = allowed_ids(V if end is None else V + 1, set(forbidden), start.device)
+    ended = torch.zeros((B, A, K), dtype=torch.bool, device=start.device)
     x = start.to(model.compute_dtype).expand(B, A * K, -1).contiguous()
     drawn = []
     for j, attend in enumerate(
@@ -92,10 +98,24 @@ def sample(
         outputs = model(x, positions[..., j], attend, both).flatten(0, 1)  # (B A K, D)
         numbers = uniforms[..., j].flatten()
         pieces = zip(outputs.split(rows), numbers.split(rows), strict=True)
-        tokens = torch.cat([choose(model.logits(o), u, ids, temperature) for o, u in pieces])
-        drawn.append(tokens.view(B, A, K))
-        x = model.embed(tokens).view(B, A * K, -1)
+        tokens = torch.cat(
+            [choose(thought_logits(model, o, end), u, ids, temperature) for o, u in pieces]
+        ).view(B, A, K)
+        if end is not None:
+            ended |= tokens == V
+            tokens = tokens.where(~ended, ENDED)
+        drawn.append(tokens)
+        x = model.embed(tokens.clamp(min=0)).view(B, A * K, -1)
     return torch.stack(drawn, -1)
+
+
+def thought_logits(model: Mistral, outputs: Tensor, end: Tensor | None) -> Tensor:
+    """(N, D) outputs -> (N, V) logits of what a thought goes on with; column V: of `<end>` (D,)."""
+    logits = model.logits(outputs)
+    if end is None:
+        return logits
+    ending = kernels.product(at_least_float32(outputs), end[None].to(logits.dtype))
+    return torch.cat([logits, ending], 1)
 
 
 def choose(

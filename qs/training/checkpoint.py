@@ -78,7 +78,7 @@ def save_model(
     model = {n.removeprefix("model."): x for n, x in parameters.items() if n.startswith("model.")}
     if config.run.thinks:
         thought = {n: x for n, x in parameters.items() if not n.startswith("model.")}
-        stored = {name: getattr(config.thought, name) for name in (*STORED, "thoughts", "ahead")}
+        stored = {name: getattr(config.thinking, name) for name in (*STORED, "thoughts", "ahead")}
         stored["objective"] = config.run.objective
         weights.save(folder, shape, model, thought, stored, _whole)
     else:

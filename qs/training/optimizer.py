@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from qs.config import OptimConfig
 from qs.model.exact import Exact
 from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.load import THOUGHT_VECTORS
 from qs.training.lowbit import LowBitAdamW
 
 
@@ -111,7 +112,7 @@ class MasterAdamW(torch.optim.AdamW):
 def make_optimizer(
     quiet: QuietStar, config: OptimConfig, offload: bool = False, eight_bits: bool = False
 ) -> MasterAdamW | LowBitAdamW:
-    """AdamW with a learning rate for each of model, mixing head, and start and end vectors.
+    """AdamW with a learning rate for each of model, mixing head, and vectors of start and end.
 
     Weight decay touches matrices only.
 
@@ -127,7 +128,7 @@ def make_optimizer(
         lr = config.lr
         if name.startswith("mixer."):
             lr = config.mixer_lr
-        elif name in ("start", "end"):
+        elif name in THOUGHT_VECTORS:
             lr = config.thought_lr
         decay = config.weight_decay if tensor.ndim >= 2 else 0.0
         groups.setdefault((lr, decay), []).append(tensor)

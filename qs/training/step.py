@@ -164,17 +164,21 @@ def thought_statistics(parts: Sequence[Part], config: Config, size: int) -> dict
 
     Returns:
         thought_entropy: of how often each token was sampled, in nats; thought_top: share of the
-        commonest one; thought_same: share of positions whose K thoughts are equal, for K > 1.
+        commonest one; thought_same: share of positions whose K thoughts are equal, for K > 1;
+        thought_length: mean tokens of a thought, where they end themselves.
     """
     if not config.sampled:
         return {}
     thoughts = [part.thoughts for part in parts]
     counts = torch.zeros(size, device=thoughts[0].device)
     for each in thoughts:
-        counts += each.flatten().bincount(minlength=size)
-    share = total(counts)
-    share = share / share.sum()
+        counts += (each.flatten() + 1).clamp(min=0).bincount(minlength=size + 1)[1:]  # no ENDED
+    tokens = total(counts)
+    share = tokens / tokens.sum().clamp(min=1)
     found = {"thought_entropy": -share.xlogy(share).sum(), "thought_top": share.max()}
+    if config.thinking.end == "drawn":
+        sampled = torch.tensor(sum(each[..., 0].numel() for each in thoughts))
+        found["thought_length"] = tokens.sum() / total(sampled.to(counts))
     if config.thought.samples > 1 and config.thought.sample_temperature > 0:
         same = sum((each == each[:, :, :1]).all(-1).all(-1).sum() for each in thoughts)
         positions = torch.tensor(sum(each[:, :, 0, 0].numel() for each in thoughts))

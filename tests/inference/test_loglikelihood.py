@@ -15,6 +15,7 @@ from qs.quietstar import algorithm
 from qs.quietstar.anchors import Numbers
 
 QUIET = module(ThoughtConfig(thoughts=2, ahead=3, samples=2, beta=0.0))
+DRAWN = module(ThoughtConfig(thoughts=3, end="drawn", ahead=3, samples=2, beta=0.0))
 
 
 @st.composite
@@ -65,16 +66,17 @@ ways = st.builds(
     ways=st.lists(ways, min_size=1, max_size=2),
     budgets=st.sampled_from([(1024, 2**24), (1, 2**24), (12, 2**24), (1024, 40)]),
     again=st.booleans(),
+    quiet=st.sampled_from([QUIET, DRAWN]),
 )
-def test_a_batch_in_chunks_is_each_token_alone(texts, ways, budgets, again):
-    reading = read_texts(QUIET.model, [text.ids for text in texts], 20) if again else None
+def test_a_batch_in_chunks_is_each_token_alone(texts, ways, budgets, again, quiet):
+    reading = read_texts(quiet.model, [text.ids for text in texts], 20) if again else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loglikelihood, "SLOTS_AT_ONCE", budgets[0])
         patch.setattr(loglikelihood, "SCORED_AT_ONCE", budgets[1])
-        results = score(QUIET, texts, ways, reading)
+        results = score(quiet, texts, ways, reading)
     for thinking, scores in zip(ways, results, strict=True):
         for text, result in zip(texts, scores, strict=True):
-            log_p, likeliest, thoughts = alone(QUIET, text, thinking)
+            log_p, likeliest, thoughts = alone(quiet, text, thinking)
             torch.testing.assert_close(result.log_p, log_p, rtol=1e-9, atol=1e-9)
             assert (result.likeliest.tolist(), result.thoughts) == (likeliest, thoughts)
 

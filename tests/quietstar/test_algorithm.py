@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import pytest
@@ -27,13 +28,15 @@ from tiny import module as tiny_module
 from torch import Tensor
 
 import qs.quietstar.algorithm
+import qs.quietstar.ends
 import qs.quietstar.losses
 import qs.quietstar.mixer
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.model.config import ModelConfig
 from qs.model.mistral import Mistral
 from qs.quietstar.algorithm import PAUSE, QuietStar
-from qs.quietstar.load import eager
+from qs.quietstar.ends import ENDED, lengths
+from qs.quietstar.load import begin_vector, eager
 from qs.quietstar.losses import linear_nll
 from qs.quietstar.terms import Step, Terms, loss_terms, targets_ahead, term_weights
 
@@ -59,8 +62,8 @@ def outputs_agree(case: Case, module: QuietStar, answer: Answer) -> None:
     base, branch = module.score(case.tokens, case.documents, case.anchors, case.thoughts)
     for key, value in answer.base.items():
         close(base[key], value)
-    before_text = case.config.thoughts + 2
     for (b, a, k), values in answer.branch.items():
+        before_text = int((case.thoughts[b, a, k] != ENDED).sum()) + 2
         t = int(case.anchors[b, a])
         home = [int(d) == int(case.documents[b, t]) for d in case.documents[b, t + 1 :]]
         known = before_text + (home.index(False) if False in home else len(home))
@@ -127,13 +130,16 @@ def test_weight_zero_is_the_base_prediction_and_weight_one_is_the_thought_predic
     module = case.module().requires_grad_(False)
     step = case.step(module, fixed_weight=0.0)
     same(step.nll_mix, later_nll(case, step))
-    same(step.reward, torch.zeros_like(step.reward))
+    earns = step.valid.all(-1)[:, :, None]
+    paid = case.config.thought_cost * lengths(case.thoughts).double()
+    same(step.reward, -paid * earns)
     step = case.step(module, fixed_weight=1.0)
     _, branch = module.score(case.tokens, case.documents, case.anchors, case.thoughts)
     T, m = case.tokens.shape[1], case.config.ahead
     at = (case.anchors[:, :, None] + torch.arange(1, m + 1)).clamp(max=T - 1)
     targets = case.tokens.gather(1, at.flatten(1)).view(at.shape)[:, :, None]
-    nll = linear_nll(branch[..., -m:, :], module.model.head, targets.expand_as(step.nll_mix))
+    after = module.after(branch, case.thoughts)
+    nll = linear_nll(after, module.model.head, targets.expand_as(step.nll_mix))
     same(step.nll_mix, nll.where(step.valid[:, :, None], 0.0))
 
 
@@ -156,7 +162,7 @@ def test_mixed_prediction_of_step_zero_equals_the_base_prediction_exactly(
         return linear_nll(outputs, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        for place in (qs.quietstar.algorithm, qs.quietstar.mixer):
+        for place in (qs.quietstar.algorithm, qs.quietstar.mixer, qs.quietstar.ends):
             patch.setattr(place, "linear_nll", watched)
         step = case.step(module)
     base, mixed, _ = judged  # of the text, of the mixture, of the thoughts' tokens
@@ -172,15 +178,19 @@ def test_mixed_prediction_of_step_zero_equals_the_base_prediction_exactly(
     torch.testing.assert_close(step.nll_mix, later_nll(case, step), rtol=limit, atol=limit)
 
 
-@given(seed=seeds, scale=st.sampled_from([1.0, 100.0]))
-def test_start_and_end_begin_as_the_mean_embedding_of_their_text(seed: int, scale: float):
-    module = QuietStar(Mistral(SHAPE), ThoughtConfig(embedding_scale=scale))
+@given(seed=seeds, scale=st.sampled_from([1.0, 100.0]), tied=st.booleans())
+def test_vectors_begin_as_the_mean_of_their_text(seed: int, scale: float, tied: bool):
+    shape = dataclasses.replace(SHAPE, tied=tied)
+    module = QuietStar(Mistral(shape), ThoughtConfig(embedding_scale=scale, end="drawn"))
     with torch.no_grad():
         module.model.tok_embeddings.weight.copy_(normal(7, 8, seed=seed))
-    module.initialise([2], [3, 5, 3])
+    begin_vector(module, "start", [2])
+    begin_vector(module, "end", [3, 5, 3])
     rows = module.model.tok_embeddings.weight
     torch.testing.assert_close(module.start * scale, rows[2])
     torch.testing.assert_close(module.end * scale, (2 * rows[3] + rows[5]) / 3)
+    begin_vector(module, "end_output", [4, 6])  # drawn as often as they are, about
+    torch.testing.assert_close(module.end_row, module.model.head[[4, 6]].mean(0))
 
 
 SHAPE = ModelConfig(7, dim=8, layers=2, heads=2, kv_heads=1, head_dim=4, hidden_dim=12)
@@ -212,9 +222,9 @@ def test_no_prediction_and_no_thought_sees_the_future(case: Case, cut: int):
     base, branch = module.score(case.tokens, case.documents, case.anchors, case.thoughts)
     base_2, branch_2 = module.score(changed, case.documents, case.anchors, case.thoughts)
     same(base_2[:, :cut], base[:, :cut])
-    last = case.anchors[:, :, None, None] + torch.arange(-1 - case.config.thoughts, 1 + 3)
-    last = last[..., : branch.shape[3]].clamp(min=case.anchors[:, :, None, None])
-    last = last.expand(branch.shape[:4])  # latest true token that each branch slot holds or sees
+    anchors = case.anchors[:, :, None, None]
+    ahead = torch.arange(branch.shape[3]) - 1 - lengths(case.thoughts)[..., None]
+    last = anchors + ahead.clamp(min=0)  # latest true token that each branch slot holds or sees
     same(branch_2[last < cut], branch[last < cut])
 
 
@@ -239,7 +249,9 @@ def test_no_branch_sees_another_branch(case: Case, data):
     size = case.thoughts.shape[:3]
     chosen = tuple(data.draw(st.integers(0, limit - 1)) for limit in size)
     changed = case.thoughts.clone()
-    changed[chosen] = torch.tensor([kept[(kept.index(i) + 1) % len(kept)] for i in changed[chosen]])
+    here = changed[chosen]
+    tokens = here[here != ENDED].tolist() or [kept[-1]]  # one of no token gets one
+    here[: len(tokens)] = torch.tensor([kept[(kept.index(i) + 1) % len(kept)] for i in tokens])
     rest = torch.ones(size, dtype=torch.bool)
     rest[chosen] = False
     before, after = case.step(module), case.step(module, thoughts=changed)
@@ -426,11 +438,13 @@ def test_each_loss_term_is_a_sum_over_what_counts(case: Case):
     seed=seeds,
     rule=st.sampled_from(["all", "random", "uncertain"]),
     share=st.floats(0.01, 1),
+    end=st.sampled_from(["fixed", "drawn"]),
 )
-def test_same_generator_gives_the_same_step(case: Case, seed: int, rule: str, share: float):
-    config = ThoughtConfig(
-        thoughts=2, ahead=1, anchors=rule, anchor_share=1.0 if rule == "all" else share
-    )
+def test_same_generator_gives_the_same_step(
+    case: Case, seed: int, rule: str, share: float, end: str
+):
+    share = 1.0 if rule == "all" else share
+    config = ThoughtConfig(thoughts=2, ahead=1, anchors=rule, anchor_share=share, end=end)
     module = case.but(config=config).module().requires_grad_(False)
     first, second = (module(case.tokens, case.documents, generator=seeded(seed)) for _ in range(2))
     for x, y in zip(first, second, strict=True):
@@ -478,9 +492,14 @@ def test_anchors_are_a_share_of_the_positions_sorted_and_distinct(
     seed=seeds,
     rule=st.sampled_from(["all", "random", "uncertain", "given"]),
     greedy=st.booleans(),
+    end=st.sampled_from(["fixed", "drawn"]),
 )
-def test_splitting_a_batch_draws_the_same_thoughts(case: Case, seed: int, rule: str, greedy: bool):
-    kind = {} if rule in ("all", "given") else {"anchors": rule, "anchor_share": 0.5}
+def test_splitting_a_batch_draws_the_same_thoughts(
+    case: Case, seed: int, rule: str, greedy: bool, end: str
+):
+    kind = {"end": end}
+    if rule not in ("all", "given"):
+        kind |= {"anchors": rule, "anchor_share": 0.5}
     if greedy:
         kind |= {"sample_temperature": 0.0, "beta": 0.0}
     config = ThoughtConfig(thoughts=2, ahead=1, **kind)

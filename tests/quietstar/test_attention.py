@@ -184,7 +184,7 @@ def test_a_cache_is_one_pair_of_zeros_for_each_layer():
 @torch.no_grad()
 def test_decoding_with_a_cache_gives_the_outputs_of_the_packed_pass(case: Case, fast: bool):
     module = case.module("dense")
-    model, config, shape = module.model, case.config, case.shape
+    model, shape = module.model, case.shape
     base, branch = module.score(case.tokens, case.documents, case.anchors, case.thoughts)
     outputs, cache = prefill(model, case.tokens, case.documents)
     same(outputs, base)
@@ -197,8 +197,7 @@ def test_decoding_with_a_cache_gives_the_outputs_of_the_packed_pass(case: Case, 
         positions, attend = layout.branches.position, CachedBranches.of(*rule)
         steps = list(CachedBranches.steps(*rule))
     both = branch_cache(model, cache, (A, K, n + 1))
-    start = (module.start * config.embedding_scale).expand(B, A, K, 1, -1)
-    x = torch.cat([start, model.embed(case.thoughts)], 3)
+    x = module.embed_branches(case.tokens, case.anchors, case.thoughts)[..., : n + 1, :]
     for depth in range(n + 1):
         step, at = steps[depth], positions[..., depth].flatten(1)
         out = model(x[..., depth, :].flatten(1, 2), at, step, both)

@@ -88,7 +88,7 @@ def test_log_probability_of_every_token_of_a_thought_agrees(case: Recorded):
     official = case.steps(case.values["action_ll"])  # (B, L - 1, K, n)
     targets = targets_of(*case.text, everywhere, case.m)
     base, branch = quiet.score(*case.text, everywhere, case.thoughts)
-    mixed = quiet.mix(everywhere, base, branch)
+    mixed = quiet.mix(everywhere, base, quiet.after(branch, case.thoughts))
     seen = comparable(case)[:, :-1]
     for i in range(case.n):  # nobody chose a pause: only token i has a probability
         alone = torch.full_like(case.thoughts, PAUSE)

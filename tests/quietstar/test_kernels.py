@@ -56,7 +56,8 @@ def test_thoughts_are_those_of_the_step_that_is_compiled(case: Case, seed: int):
             patch.setattr(model_kernels, "serves", lambda x, serves=serves: serves)
             _, cache = prefill(module.model, case.tokens, case.documents)
             start, forbidden = module.vectors[0], case.shape.forbidden
-            drawn.append(sample(module.model, start, layout, cache, uniforms, 1.0, forbidden))
+            thought = (start, layout, cache, uniforms, 1.0, forbidden, module.end_row)
+            drawn.append(sample(module.model, *thought))
     assert torch.equal(*drawn)
 
 

@@ -78,6 +78,41 @@ def test_another_embedding_scale_keeps_the_vectors_that_are_used(
     same_bits(dict(quiet.mixer.named_parameters()), {n[6:]: extras[n] for n in list(extras)[2:]})
 
 
+DRAWN = ThoughtConfig(end="drawn", embedding_scale=10.0, end_text="plus")
+
+
+def test_the_output_vector_of_a_drawn_end_comes_back_and_is_rescaled(tiny, tmp_path, extras):
+    own = torch.arange(float(DIM))
+    kept = {"embedding_scale": 10.0, "end": "drawn"}
+    folder = store(tiny, tmp_path / "w", extras | {"end_output": own}, kept)
+    quiet, _ = load(folder, Config(DRAWN, run=SHORT), CPU)
+    same_bits(extras_of(quiet), extras | {"end_output": own})
+    other = dataclasses.replace(DRAWN, embedding_scale=2.0)
+    quiet, _ = load(folder, Config(other, run=SHORT), CPU)
+    torch.testing.assert_close(quiet.end_row, own * 10)
+    quiet, _ = load(folder, Config(dataclasses.replace(DRAWN, end="fixed"), run=SHORT), CPU)
+    same_bits(extras_of(quiet), extras)  # it is left alone
+    (folder / "config.json").unlink()
+    shutil.copy(tiny.weights / "config.json", folder)
+    quiet, _ = load(folder, Config(ThoughtConfig(), run=SHORT), CPU)
+    same_bits(extras_of(quiet), extras)
+
+
+def test_an_end_that_a_checkpoint_did_not_draw_begins_from_its_text(tiny, tmp_path, extras):
+    folder = store(tiny, tmp_path / "w", extras, {"embedding_scale": 10.0, "end": "fixed"})
+    for source, kept in ((folder, extras), (tiny.weights, {})):
+        quiet, tokenizer = load(source, Config(DRAWN, run=SHORT), CPU)
+        rows = quiet.model.head[first_tokens(tokenizer, "plus")]
+        torch.testing.assert_close(quiet.end_row, rows.mean(0))
+        same_bits({n: x for n, x in extras_of(quiet).items() if n in kept}, kept)
+
+
+def test_a_checkpoint_that_lost_the_output_vector_of_its_end_is_refused(tiny, tmp_path, extras):
+    folder = store(tiny, tmp_path / "w", extras, {"embedding_scale": 10.0, "end": "drawn"})
+    with pytest.raises(ValueError, match=r"1 tensor missing \(end_output_embedding\)"):
+        load(folder, Config(DRAWN, run=SHORT), CPU)
+
+
 def test_the_released_layout_is_read_as_published(tiny, tmp_path, extras):
     folder = store(tiny, tmp_path / "w", extras, None)
     assert model_config.read_settings(folder) is None

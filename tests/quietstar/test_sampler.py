@@ -28,6 +28,7 @@ import qs.quietstar.sampler
 from qs.config import ThoughtConfig
 from qs.model.config import ModelConfig
 from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.ends import ENDED
 from qs.quietstar.masks import Layout
 from qs.quietstar.sampler import prefill, sample
 
@@ -46,7 +47,8 @@ def sampled(case: Case, module: QuietStar, uniforms: Tensor, temperature: float 
     start = module.start * case.config.embedding_scale
     layout = Layout(case.documents, case.anchors, *case.thoughts.shape[2:])
     forbidden = case.shape.forbidden
-    return sample(module.model, start, layout, cache, uniforms, temperature, forbidden)
+    end = module.end_row
+    return sample(module.model, start, layout, cache, uniforms, temperature, forbidden, end)
 
 
 def slowly(
@@ -56,12 +58,13 @@ def slowly(
     parameters = dict(module.named_parameters())
     _, stopped = read_text(parameters, case.shape, case.tokens, case.documents)
     start = parameters["start"] * case.config.embedding_scale
-    tokens = torch.zeros(uniforms.shape, dtype=torch.int64)
+    tokens = torch.full(uniforms.shape, ENDED)
     seen = {}
     for b, a, k in torch.cartesian_prod(*map(torch.arange, uniforms.shape[:3])).tolist():
         reader, numbers = stopped[b, int(case.anchors[b, a])], uniforms[b, a, k].tolist()
-        thought, seen[b, a, k] = think(reader, start, numbers, temperature)
-        tokens[b, a, k] = torch.tensor(thought, dtype=torch.int64)
+        thought, seen[b, a, k] = think(reader, case.config, start, numbers, temperature)
+        said = [i for i in thought if i < VOCAB]
+        tokens[b, a, k, : len(said)] = torch.tensor(said, dtype=torch.int64)
     return tokens, seen
 
 
@@ -95,9 +98,10 @@ def test_greedy_takes_the_likeliest_allowed_token_whatever_the_numbers(
     found = sampled(case, module, uniforms, 0.0)
     _, seen = slowly(case, module, uniforms, 0.0)
     for key, scores in seen.items():
-        for token, row in zip(found[key].tolist(), scores, strict=True):
-            allowed = [i for i in range(VOCAB) if i not in case.shape.forbidden]
-            assert token == max(allowed, key=lambda i, row=row: float(row[i]))
+        for token, row in zip(found[key].tolist(), scores, strict=False):
+            allowed = [i for i in range(len(row)) if i not in case.shape.forbidden]
+            likeliest = max(allowed, key=lambda i, row=row: float(row[i]))
+            assert token == (ENDED if likeliest == VOCAB else likeliest)
 
 
 @given(case=thinking, temperature=st.sampled_from([0.5, 1.0, 3.0]))
@@ -112,8 +116,9 @@ def test_log_p_in_scoring_is_that_under_which_the_tokens_were_sampled(
     step = case.step(module, thoughts=thoughts)
     for key, scores in seen.items():
         total = torch.zeros((), dtype=torch.float64)
-        for token, row in zip(thoughts[key].tolist(), scores, strict=True):
-            total = total + log_p(row, token, temperature, set(case.shape.forbidden))
+        for token, row in zip(thoughts[key].tolist(), scores, strict=False):
+            chosen = VOCAB if token == ENDED else token
+            total = total + log_p(row, chosen, temperature, set(case.shape.forbidden))
         close(step.log_p[key], total)
 
 
