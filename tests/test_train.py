@@ -25,6 +25,7 @@ from qs import files
 from qs.config import GROUPS
 from qs.evaluation.heldout import HeldoutScore, closing_table
 from qs.evaluation.tokens import NllScore
+from qs.model import __main__ as model_commands
 from qs.quietstar.terms import loss_terms
 from qs.tables import terminal
 from qs.training.step import train_step
@@ -33,6 +34,16 @@ from qs.training.trainer import bar_text, collapse, collapse_warning, peak_memor
 FLAGS = {
     "quiet": ["--save-every", "2", "--micro-batch", "2", "--anchors", "random"]
     + ["--anchor-share", "0.5"],
+    "drawn": [
+        "--end",
+        "drawn",
+        "--thought-cost",
+        "0.01",
+        "--end-text",
+        "plus",
+        "--save-every",
+        "2",
+    ],
     # so long that the run reaches into the second epoch of its data
     "plain": ["--objective", "plain", "--save-every", "2", "--seq", "40", "--batch", "8"],
 }
@@ -132,8 +143,7 @@ def test_a_resumed_run_equals_one_that_never_saved_on_the_way(tiny, straight, tm
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_checkpoints_on_the_way_hold_the_position_in_the_data(straight, objective):
-    windows = {"quiet": 103, "plain": 40}[objective]
-    rows = {"quiet": 4, "plain": 8}[objective]
+    windows, rows = (40, 8) if objective == "plain" else (103, 4)
     for step in (2, 4, 6):
         path = straight[objective] / f"step_{step:06d}" / "trainer.json"
         epoch, index = divmod(step * rows, windows)
@@ -445,6 +455,27 @@ def test_gradients_of_terms_are_measured_as_often_as_asked(tiny, tmp_path):
         True,
         False,
     ]
+
+
+def test_a_run_whose_thoughts_end_themselves_says_how_long_they_are(straight, tmp_path):
+    found, name = straight["drawn"], "end_output_embedding"
+    for record in log(found)[1:]:
+        assert 0 < record["thought_length"] < 2
+    for score in ("before", "after"):
+        text = json.loads((found / "results.json").read_text())[score]["text"]
+        assert 0 < text["length"] < 2
+    assert "thought_length" not in log(straight["quiet"])[1]
+    assert json.loads((straight["quiet"] / "before.json").read_text())["text"]["length"] is None
+    (first, last) = (
+        load_file(found / f"step_00000{step}" / "model.safetensors")[name] for step in (2, 6)
+    )
+    assert not torch.equal(first, last)  # it is trained
+    export = ["export", str(found), f"--out={tmp_path / 'w'}", "--layout"]
+    assert model_commands.main([*export, "quietstar"]) == 0
+    assert torch.equal(load_file(tmp_path / "w" / "model.safetensors")[name], last)
+    shutil.rmtree(tmp_path / "w")
+    assert model_commands.main([*export, "hf"]) == 0
+    assert name not in load_file(tmp_path / "w" / "model.safetensors")
 
 
 def test_a_run_without_evaluation_says_so(tiny, tmp_path, capsys):

@@ -37,8 +37,8 @@ class FrontierPoint:
     """Thinking only where the prediction without thoughts is unsure; in nats."""
 
     above: float  # entropy from which on a token thinks
-    share: float  # of the tokens that think, and so of the thought tokens
-    slots: float  # computed for each token, the n + 3 of a thought and its text included
+    share: float  # of the tokens that think
+    slots: float  # computed for each token: itself and, where it thinks, start, thought and end
     gain: float  # mean of nll_base - nll_mix over all tokens; 0 where a token does not think
     kept: float | None  # share of the gain of thinking everywhere; None if that gained nothing
     gold: float | None = None  # gold answer probability; None where answers are not known
@@ -74,7 +74,7 @@ def measure_hard_tokens(opened: Opened) -> tuple[dict[str, Any], list[Table]]:
     """
     run, thought, tokenizer = opened.config.run, opened.config.thought, opened.tokenizer
     data, table = heldout_data(run, tokenizer), token_table(opened)
-    deciles, points = by_decile(table), frontier(table, thought.thoughts)
+    deciles, points = by_decile(table), frontier(table)
     text = heldout_text(data, tokenizer, run.seq, run.eval_rows)
     if text.questions is not None:  # other rows than those of the table: documents are whole
         answers = measure_heldout(opened.quiet, text, opened.config).answers
@@ -156,13 +156,13 @@ def by_decile(table: TokenTable) -> list[Decile]:
     return deciles
 
 
-def frontier(table: TokenTable, thoughts: int, points: int = 10) -> list[FrontierPoint]:
-    """What is gained against what is thought, n = `thoughts` tokens each time.
+def frontier(table: TokenTable, points: int = 10) -> list[FrontierPoint]:
+    """What is gained against what is thought.
 
     Thresholds are quantiles of the entropy; the first lets every token think.
     """
-    columns = (table.nll_base, table.nll_mix, table.entropy)
-    nll_base, nll_mix, entropy = (x[table.scored].double().numpy() for x in columns)
+    columns = (table.nll_base, table.nll_mix, table.entropy, table.length)
+    nll_base, nll_mix, entropy, length = (x[table.scored].double().numpy() for x in columns)
     gain, result = nll_base - nll_mix, []
     for share in np.linspace(1, 0, points, endpoint=False):
         above = float(np.quantile(entropy, 1 - share)) if share < 1 else 0.0
@@ -171,7 +171,7 @@ def frontier(table: TokenTable, thoughts: int, points: int = 10) -> list[Frontie
         point = FrontierPoint(
             above=above,
             share=float(thinks.mean()),
-            slots=float(1 + thinks.mean() * (thoughts + 2)),
+            slots=float(1 + (thinks * (length + 2)).mean()),
             gain=float(kept / len(gain)),
             kept=float(kept / total) if total > 0 else None,
         )

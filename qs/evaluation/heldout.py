@@ -41,6 +41,7 @@ class AnswerScore:
     useful: float | None = None  # share of thoughts that begin with the steps, if any are sampled
     useful_interval: list[float] | None = None
     weight: float | None = None  # mean mixing weight at the answers
+    length: float | None = None  # mean tokens of a thought there, where they end themselves
 
 
 @dataclass(frozen=True)
@@ -132,18 +133,18 @@ def measure_heldout(
 
 def summarise(text: TextRows, measured: Measured, config: Config) -> HeldoutScore:
     """Means and intervals of what was measured on some text with these settings."""
-    think, other = config.run.thinks, measured.other
+    how, other = (config.run.thinks, config.thinking.end == "drawn"), measured.other
     if text.questions is None:
-        return HeldoutScore(nll_score(measured.text, think))
+        return HeldoutScore(nll_score(measured.text, *how))
     kinds, scores = np.array([q.kind for q in text.questions]), []
     for kind in (*dict.fromkeys(kinds.tolist()), ALL) if len(kinds) else ():
         here = (kinds == kind) | (kind == ALL)
         answers = AnswerTable(*(column[here] for column in measured.answers))
         scores.append(_answer_score(kind, answers, config))
-    nll = other.nll_mix if think else other.nll_base
+    nll = other.nll_mix if config.run.thinks else other.nll_base
     return HeldoutScore(
-        text=nll_score(measured.text, think),
-        other=nll_score(other, think),
+        text=nll_score(measured.text, *how),
+        other=nll_score(other, *how),
         answers=tuple(scores),
         other_rows=tuple(zip(other.tokens.tolist(), nll.tolist(), strict=True)),
     )
@@ -165,6 +166,7 @@ def _answer_score(kind: str, answers: AnswerTable, config: Config) -> AnswerScor
         useful=hits / count if config.sampled else None,
         useful_interval=wilson(hits, count) if config.sampled else None,
         weight=float(answers.weight.mean()),
+        length=float(answers.length.mean()) if config.thinking.end == "drawn" else None,
     )
 
 
@@ -234,6 +236,8 @@ def _table(heads: list[str], scores: list[HeldoutScore], change: Estimate | None
             row("thoughts that hold the steps", [x.answers[-1].useful for x in scores[:-1]])
         if last.thinks:
             row("mixing weight at the answer", [x.answers[-1].weight for x in scores[:-1]])
+        if last.answers[-1].length is not None:
+            row("tokens of a thought there", [x.answers[-1].length for x in scores[:-1]])
     for title, part in (("all other tokens", "other"), ("held-out text", "text")):
         texts = [getattr(score, part) for score in scores]
         if texts[-1] is None:
@@ -247,4 +251,6 @@ def _table(heads: list[str], scores: list[HeldoutScore], change: Estimate | None
             row("  gain by thinking", [x.gain for x in texts[:-1]])
             row("    95 % +-", [x.gain_interval for x in texts[:-1]])
             row("  mixing weight", [x.weight for x in texts[:-1]])
+        if texts[-1].length is not None:
+            row("  tokens of a thought", [x.length for x in texts[:-1]])
     return Table("", ("", *heads), rows)

@@ -19,6 +19,7 @@ from qs.evaluation.tokens import Question, TextRows, windows
 from qs.model.tokenizer import Tokenizer
 from qs.presets import ONE_THOUGHT
 from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.ends import lengths
 from qs.quietstar.losses import entropy
 from qs.quietstar.terms import targets_ahead
 
@@ -119,6 +120,7 @@ class AnswerTable(NamedTuple):
     useful: np.ndarray  # 1 where the thought begins with the steps that reach the answer, else 0
     weight: np.ndarray  # mixing weight
     entropy: np.ndarray  # of the prediction without a thought
+    length: np.ndarray  # tokens of the thought
 
     def gold_above(self, threshold: float) -> float:
         """Mean probability if only predictions of more entropy (nats) are thought about."""
@@ -156,6 +158,7 @@ def measure_answers(
             table.gold_mix[i], table.nll_mix[i] = _gold(mix[line], q)
             table.useful[i] = own[line, : len(q.working)].tolist() == list(q.working)
             table.weight[i], table.entropy[i] = weight[line].item(), entropy(base[line]).item()
+            table.length[i] = lengths(own[line])
     return table
 
 

@@ -19,6 +19,7 @@ from qs.evaluation.statistics import ratio_estimate
 from qs.output import progress
 from qs.presets import ONE_THOUGHT
 from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.ends import lengths
 from qs.quietstar.losses import entropy
 from qs.quietstar.sampler import step_generator
 
@@ -73,6 +74,7 @@ class RowSums(NamedTuple):
     nll_base: np.ndarray  # without thoughts
     nll_mix: np.ndarray  # with thoughts
     weight: np.ndarray  # mixing weight
+    length: np.ndarray  # tokens of the thought
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,14 @@ class TokenTable:
     entropy: Tensor  # (R, T) of the prediction without thoughts; (R, 0) where not asked for
     thoughts: Tensor  # (R, T, n)
 
+    @property
+    def length(self) -> Tensor:
+        """(R, T) tokens of each thought."""
+        return lengths(self.thoughts)
+
     def row_sums(self, chosen: Tensor) -> RowSums:
         """Sums over the tokens that (R, T) `chosen` names."""
-        columns = (chosen, self.nll_base, self.nll_mix, self.weight)
+        columns = (chosen, self.nll_base, self.nll_mix, self.weight, self.length)
         return RowSums(*(x.where(chosen, 0).double().sum(1).numpy() for x in columns))
 
 
@@ -165,15 +172,20 @@ class NllScore:
     gain: float | None = None  # nll_base - nll_mix, paired by token
     gain_interval: float | None = None  # half of its 95 % interval over rows; None for one row
     weight: float | None = None  # mean mixing weight
+    length: float | None = None  # mean tokens of a thought, where they end themselves
 
 
-def nll_score(sums: RowSums, think: bool = True) -> NllScore:
+def nll_score(sums: RowSums, think: bool = True, drawn: bool = False) -> NllScore:
     """Means over all tokens that were summed; without `think`, nothing of what is after a thought.
+
+    `drawn` is whether thoughts ended themselves.
 
     Raises:
         ValueError: no token was scored.
     """
-    count, base, mix, weight = np.stack(sums, 1).sum(0)  # row by row, as in scores of old runs
+    count, base, mix, weight, length = np.stack(sums, 1).sum(
+        0
+    )  # row by row, as in scores of old runs
     if count == 0:
         raise ValueError("no token to score: every row holds padding or single-token documents")
     if not think:
@@ -185,4 +197,5 @@ def nll_score(sums: RowSums, think: bool = True) -> NllScore:
         gain=(base - mix) / count,
         gain_interval=ratio_estimate(sums.nll_base - sums.nll_mix, sums.tokens).interval,
         weight=weight / count,
+        length=length / count if drawn else None,
     )

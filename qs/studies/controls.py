@@ -20,7 +20,8 @@ from qs.evaluation.heldout import Measured
 from qs.evaluation.statistics import Estimate, mean_estimate, paired, ratio_estimate
 from qs.evaluation.tokens import Change, TextRows
 from qs.files import write_text
-from qs.quietstar.algorithm import PAUSE, QuietStar
+from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.ends import ENDED, PAUSE
 from qs.quietstar.sampler import allowed_ids
 from qs.tables import Table
 
@@ -46,17 +47,18 @@ def shuffled(quiet: QuietStar, documents: Tensor, thoughts: Tensor, generator: G
 def random_tokens(
     quiet: QuietStar, documents: Tensor, thoughts: Tensor, generator: Generator
 ) -> Tensor:
-    """Tokens drawn evenly from all that a thought may hold."""
+    """Tokens drawn evenly from all that a thought may hold; each thought keeps its length."""
     config = quiet.model.config
     allowed = allowed_ids(config.vocab_size, set(config.forbidden), thoughts.device)
-    return allowed[torch.randint(len(allowed), thoughts.shape, generator=generator)]
+    other = allowed[torch.randint(len(allowed), thoughts.shape, generator=generator)]
+    return other.where(thoughts != ENDED, ENDED)
 
 
 def repeated_start(
     quiet: QuietStar, documents: Tensor, thoughts: Tensor, generator: Generator
 ) -> Tensor:
-    """The start token repeated."""
-    return torch.full_like(thoughts, PAUSE)
+    """The start token repeated, as often as there were tokens."""
+    return torch.full_like(thoughts, PAUSE).where(thoughts != ENDED, ENDED)
 
 
 @dataclass(frozen=True)

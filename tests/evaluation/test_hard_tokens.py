@@ -13,6 +13,7 @@ from qs.config import RunConfig, ThoughtConfig
 from qs.evaluation.hard_tokens import by_decile, frontier, most_helped
 from qs.evaluation.statistics import ratio_estimate
 from qs.evaluation.tokens import TextRows, TokenTable, measure_tokens
+from qs.quietstar.ends import ENDED
 
 seeds = st.integers(0, 2**32 - 1)
 THOUGHT = ThoughtConfig(thoughts=2, ahead=3, samples=3)
@@ -26,7 +27,9 @@ def drawn(seed, rows, length=9):
     scored = torch.zeros_like(documents, dtype=torch.bool)
     scored[:, :-1] = (inside == documents[:, :-1]) & (inside >= 0)
     columns = (torch.from_numpy(numbers.random((rows, length))) for _ in range(4))
-    return TokenTable(tokens, documents, scored, *columns, torch.zeros(rows, length, 2))
+    lengths = torch.from_numpy(numbers.integers(0, 6, (rows, length, 1)))
+    thoughts = torch.zeros(rows, length, 5).long().where(torch.arange(5) < lengths, ENDED)
+    return TokenTable(tokens, documents, scored, *columns, thoughts)
 
 
 def columns_of(table):
@@ -65,16 +68,17 @@ def test_thinking_where_it_is_unsure_keeps_the_gain_of_those_tokens(seed, rows):
     table.scored[0, 0] = True  # something is
     base, mix, entropy, _ = columns_of(table)
     gain = base - mix
-    points = frontier(table, 5, points=10)
+    points = frontier(table, points=10)
     assert points[0].share == 1
-    assert points[0].slots == 8
+    spent = 3 + (table.thoughts[table.scored] != ENDED).sum(1).numpy()
+    assert points[0].slots == pytest.approx(spent.mean())
     assert points[0].gain == pytest.approx(gain.mean())
     shares = [point.share for point in points]
     assert shares == sorted(shares, reverse=True)
     for point in points[1:]:
         thinks = entropy > point.above
         assert point.share == thinks.mean()
-        assert point.slots == pytest.approx(1 + 7 * thinks.mean())
+        assert point.slots == pytest.approx(np.where(thinks, spent, 1).mean())
         assert point.gain == pytest.approx(gain[thinks].sum() / len(gain))
         if gain.sum() > 0:
             assert point.kept == pytest.approx(gain[thinks].sum() / gain.sum())

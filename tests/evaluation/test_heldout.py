@@ -192,6 +192,15 @@ def test_the_table_has_the_change_of_other_tokens_with_its_paired_interval():
     assert "change" not in terminal(table)
 
 
+def test_where_thoughts_end_themselves_the_table_says_how_long_they_are():
+    text = NllScore(9, 3.25, 3.125, 0.125, 0.01, 0.2, 4.5)
+    line = ["tokens", "of", "a", "thought", "4.5000"]
+    assert line in cells_of(score_table(HeldoutScore(text)))
+    answers = (AnswerScore("all", 10, 0.1, 0.01, 2.5, 0.9, 0.02, 1.0, 0.9, [0.0, 1.0], 0.5, 3.5),)
+    line = ["tokens", "of", "a", "thought", "there", "3.5000"]
+    assert line in cells_of(score_table(HeldoutScore(text, text, answers)))
+
+
 def test_no_table_without_both_scores():
     for before, after in ((None, SCORE), (SCORE, None)):
         assert "no held-out text was evaluated" in terminal(closing_table(before, after))

@@ -126,7 +126,7 @@ def test_an_answer_is_measured_as_by_hand_and_the_rest_is_other_tokens(quiet, te
     expected = np.array(lines)
     close = dict(rtol=2e-4, atol=1e-5)
     np.testing.assert_allclose(np.array(result.answers[:6]).T, expected, **close)
-    np.testing.assert_allclose(np.array(result.other).T, np.array(other), **close)
+    np.testing.assert_allclose(np.array(result.other[:4]).T, np.array(other), **close)
     counts = result.text.tokens - result.other.tokens
     assert counts.sum() == len(text.questions)
 

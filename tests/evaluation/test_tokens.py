@@ -14,6 +14,7 @@ from qs.data.dataset import TokenDataset
 from qs.evaluation.statistics import ratio_estimate
 from qs.evaluation.tokens import TextRows, measure_tokens, nll_score, windows
 from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.ends import ENDED
 from qs.quietstar.sampler import step_generator
 
 seeds = st.integers(0, 2**32 - 1)
@@ -21,6 +22,7 @@ few = settings(max_examples=6)
 # whatever a run trains with, text is scored with one thought before every token
 TRAINED = [
     ThoughtConfig(thoughts=2, ahead=3, samples=3),
+    ThoughtConfig(thoughts=3, end="drawn", thought_cost=0.1),
     ThoughtConfig(thoughts=1, anchors="random", anchor_share=0.3, baseline="none"),
     ThoughtConfig(thoughts=0, beta=0.0, ahead=2, mix_weight="sigmoid", mix_space="probability"),
 ]
@@ -142,7 +144,8 @@ def test_sums_are_of_the_chosen_tokens_of_each_row(seed):
     sums = table.row_sums(chosen)
     for row in range(len(tokens)):
         at = chosen[row]
-        columns = (at, table.nll_base[row], table.nll_mix[row], table.weight[row])
+        length = (table.thoughts[row] != ENDED).sum(-1)
+        columns = (at, table.nll_base[row], table.nll_mix[row], table.weight[row], length)
         expected = [sum(column[at].tolist()) for column in columns]
         assert [column[row] for column in sums] == pytest.approx(expected, rel=1e-9)
 

@@ -159,7 +159,7 @@ def control(thinks: bool = True, name: str = "name", **settings) -> Control:
 
 def drawn(seed: int, questions: int = 6, rows: int = 4) -> Measured:
     numbers = np.random.default_rng(seed)
-    answers, sums = numbers.random((7, questions)), RowSums(*numbers.random((4, rows)) + 1)
+    answers, sums = numbers.random((8, questions)), RowSums(*numbers.random((5, rows)) + 1)
     return Measured(AnswerTable(*answers)._replace(useful=answers[4] < 0.5), sums, sums)
 
 

@@ -17,7 +17,7 @@ import train
 from qs.training import distributed
 
 FLAGS = ["--save-every", "3", "--anchors", "random", "--anchor-share", "0.5", "--micro-batch", "1"]
-FLAGS += ["--beta", "100", "--lr", "1e-3", "--mixer-lr", "1e-3"]
+FLAGS += ["--beta", "100", "--lr", "1e-3", "--mixer-lr", "1e-3", "--end", "drawn"]
 
 
 def launch(arguments: list[str], count: int = 2, script: str = "train.py") -> None:
