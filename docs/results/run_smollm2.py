@@ -1,333 +1,293 @@
-"""What run-smollm2.sh runs, in one process so that every pass is compiled once.
+"""The experiment of smollm2.md, arm by arm; what run-smollm2.sh starts.
 
-Results are written after each piece, and pieces that no time is left for are skipped and named.
+    python docs/results/run_smollm2.py MODEL DATA QUESTIONS OUT [--seconds 530] [--only A,B]
+
+Results are written after each arm, into OUT/smollm2.json; arms that are there already are not run
+again, and those that no time is left for are named. `--list` shows the arms in their order.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
-import sys
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from smollm2_bridge import Bridge, answer_nll, bridge_room, make_bridge
+from smollm2_study import GPU, REHEARSAL, SMALL, Phase, Study, last, reads_again
 
-from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
-from qs.data.dataset import TokenDataset, Windows
 from qs.data.question_sets import read_questions
-from qs.evaluation import question_sets
-from qs.evaluation.exam_results import Exam
 from qs.evaluation.statistics import ratio_estimate
-from qs.evaluation.tokens import TokenTable, measure_tokens, nll_score, windows
-from qs.inference.decoding import thought_text
-from qs.quietstar.algorithm import QuietStar
-from qs.quietstar.ends import pauses
-from qs.quietstar.load import allocate, begin_vector, choose_placement, first_tokens, load
-from qs.quietstar.sampler import step_generator
-from qs.quietstar.terms import targets_of
-from qs.training.optimizer import exact_parameters, make_optimizer
-from qs.training.step import train_step
 from qs.training.work import operations
 
-BEGAN = time.perf_counter()
-REHEARSE = "--rehearse" in sys.argv
-MODEL, DATA, QUESTIONS = map(Path, sys.argv[1:4])
-SECONDS, OUT = float(sys.argv[4]), Path(sys.argv[5])
-T, B, N = (24, 2, 2) if REHEARSE else (256, 8, 8)
-ROWS, ASKED, RATE_STEPS = (4, 2, 2) if REHEARSE else (128, 96, 20)
-FOUND: dict[str, Any] = {}
-
-THOUGHT = ThoughtConfig(thoughts=N, ahead=4, samples=2, beta=100.0)
-RUN = RunConfig(data=str(DATA), weights=str(MODEL), seq=T, batch=B, grad_norms_every=0)
-
-
-def left() -> float:
-    return SECONDS - (time.perf_counter() - BEGAN)
+SIZES = {"gpu": GPU, "small": SMALL, "rehearsal": REHEARSAL}
+PLAIN, PAUSE = {"objective": "plain"}, {"objective": "pause"}
+ALONE = {  # head and vectors by likelihood; the model's gradient clips nothing
+    "lr": 0.0,
+    "weight_decay": 0.0,
+    "thought_lr": 1e-4,
+    "clip": 1e6,
+    "beta": 0.0,
+    "samples": 1,
+}
 
 
-def note(name: str, what: Any) -> None:
-    """Write down one result."""
-    FOUND[name] = what
-    (OUT / "smollm2.json").write_text(json.dumps(FOUND, indent=1))
-    print(f"-- {time.perf_counter() - BEGAN:.0f} s, {name}: {json.dumps(what)[:1500]}", flush=True)
+@dataclass(frozen=True)
+class Arm:
+    """What is trained, and what is measured afterwards.
+
+    Attributes:
+        phases: of training; none: the model as it is.
+        seed: of thoughts.
+        start, end: texts that the vectors begin from.
+        again: the end slot reads the anchor's own token.
+        bridge: on the documents of the bridge, from the model that has read written ones.
+        asks: whether the question sets are asked.
+        samples: K of the room, if not that of the sizes.
+        operations: as many steps as take the floating-point operations of thinking ones.
+    """
+
+    phases: tuple[Phase, ...] = ()
+    seed: int = 0
+    start: str = "---"
+    end: str = "---"
+    again: bool = False
+    bridge: bool = False
+    asks: bool = False
+    samples: int | None = None
+    operations: bool = False
+
+    @property
+    def thinks(self) -> bool:
+        return not (self.phases and self.phases[-1].settings.get("objective") == "plain")
 
 
-class Study:
-    """The model that is trained, another that reads text of any length, and where both began."""
-
-    def __init__(self) -> None:
-        config = Config(THOUGHT, OptimConfig(warmup=5), RUN)
-        self.placement = choose_placement(config.run)
-        training = self.placement.for_training(offload=False, alone=True)
-        self.quiet, self.tokenizer = load(MODEL, config, training)
-        self.config = config
-        self.begun = {n: x.detach().clone() for n, x in exact_parameters(self.quiet).items()}
-        self.train, heldout = TokenDataset(DATA), TokenDataset(DATA, "heldout")
-        self.heldout = windows(heldout, T, ROWS)
-        eager = dataclasses.replace(self.placement, compile=False, attention="structured")
-        self.reader = allocate(self.quiet.model.config, config, eager)
-
-    @torch.no_grad()
-    def reset(self) -> None:
-        """Begin again."""
-        own = dict(self.quiet.named_parameters())
-        for name, tensor in exact_parameters(self.quiet).items():
-            tensor.copy_(self.begun[name])
-            own[name].copy_(self.begun[name])
-        self.quiet.pause, self.quiet.config = False, self.config.thought
-
-    # Room
-
-    @torch.no_grad()
-    def room(self, kind: str, text: str, again: bool, K: int) -> dict:
-        """Rewards of untrained thoughts at fixed mixing weights.
-
-        Args:
-            kind: own, shuffled, or pauses.
-            text: that start and end vectors begin from.
-            again: the end slot reads the anchor's own token instead.
-            K: thoughts a position.
-        """
-        quiet, rows = self.quiet, min(4, ROWS)
-        ids = first_tokens(self.tokenizer, text)
-        for name in ("start", "end"):
-            begin_vector(quiet, name, ids)
-        tokens, documents = (
-            x[:rows].to(quiet.start.device) for x in (self.heldout.tokens, self.heldout.documents)
-        )
-        embed = quiet.embed_branches
-
-        def anchored(tokens: Tensor, anchors: Tensor, thoughts: Tensor) -> Tensor:
-            x = embed(tokens, anchors, thoughts)
-            x[:, :, :, N + 1] = quiet.model.embed(tokens.gather(1, anchors))[:, :, None]
-            return x
-
-        if again:
-            quiet.embed_branches = anchored
-        with quiet.with_settings(samples=K):
-            anchors, thoughts = quiet.think(tokens, documents, generator=step_generator(0, 0))
-            if kind == "shuffled":
-                order = torch.randperm(T, generator=torch.Generator().manual_seed(0))
-                thoughts = thoughts[:, order.to(thoughts.device)]
-            elif kind == "pauses":
-                thoughts = pauses(thoughts.shape, thoughts.device)
-            targets = targets_of(tokens, documents, anchors, quiet.config.ahead)
-            base, branch = quiet.score(tokens, documents, anchors, thoughts)
-            found: dict[str, Any] = {}
-            for weight in (0.1, 0.3, 1.0):
-                mixed = quiet.mix(anchors, base, branch, weight)
-                step = quiet.judge(targets, anchors, thoughts, base, branch, mixed)
-                reward = step.reward[step.valid.all(-1)]  # (positions, K)
-                found[str(weight)] = {
-                    "mean": reward.mean().item(),
-                    "best": reward.amax(1).mean().item(),
-                    "oracle": reward.amax(1).clamp(min=0).mean().item(),
-                    "within": reward.var(1).mean().sqrt().item(),
-                    "between": reward.mean(1).std().item(),
-                }
-            found["loss"] = (
-                step.nll_mix[step.valid[:, :, None].expand_as(step.nll_mix)].mean().item()
-            )
-        if again:
-            del quiet.embed_branches
-        return found
-
-    # Training
-
-    def trained(
-        self,
-        optim: OptimConfig,
-        steps: int,
-        seed: int = 0,
-        objective: str = "quiet",
-        **thought: Any,
-    ) -> list[dict]:
-        """Train from the beginning; a record of each step."""
-        self.reset()
-        config = self.config.changed(
-            steps=steps, seed=seed, objective=objective, **dataclasses.asdict(optim), **thought
-        )
-        self.quiet.config, self.quiet.pause = config.thinking, config.run.pauses
-        optimizer = make_optimizer(self.quiet, config.optim)
-        data, position, records = Windows(self.train, T, 0), (0, 0), []
-        for step in range(steps):
-            batch, position = data.batch(position, B)
-            text = (x.to(self.quiet.start.device) for x in (batch.tokens, batch.documents))
-            records.append(train_step(self.quiet, optimizer, *text, config, step))
-        return records
-
-    def measured(self, rows: int = ROWS, thinks: bool = True, shuffled: bool = True) -> dict:
-        """Held-out NLL with and without thoughts, and what they are like."""
-        text = dataclasses.replace(
-            self.heldout,
-            tokens=self.heldout.tokens[:rows],
-            documents=self.heldout.documents[:rows],
-        )
-        run = dataclasses.replace(RUN, objective="quiet" if thinks else "plain")
-        table = measure_tokens(self.quiet, text, run, entropies=rows == ROWS)
-        found = dataclasses.asdict(nll_score(table.row_sums(table.scored), thinks))
-        found["rows"] = table.row_sums(table.scored)
-        if not thinks:
-            return found
-        found |= collapse(table)
-        if rows == ROWS:
-            found["deciles"] = deciles(table)
-            if shuffled and not self.quiet.pause:
-                other = measure_tokens(self.quiet, text, run, elsewhere)
-                found["shuffled"] = dataclasses.asdict(nll_score(other.row_sums(other.scored)))
-                both = zip(table.row_sums(table.scored), other.row_sums(other.scored), strict=True)
-                (count, _), _, (own, foreign), _ = both
-                own_gain = ratio_estimate(foreign - own, count)
-                found["own_over_shuffled"] = list(own_gain)
-            found["said"] = []
-            for t in range(20, T, 28):
-                before = self.tokenizer.decode(table.tokens[0, t - 15 : t + 1].tolist())
-                thought = thought_text(self.tokenizer, [], table.thoughts[0, t].tolist())
-                found["said"].append((before, thought))
-        return found
-
-    def asked(self, name: str) -> dict:
-        """Gold answer probability, thoughts off and on."""
-        with torch.no_grad():
-            exact = exact_parameters(self.quiet)
-            for n, p in self.reader.named_parameters():
-                p.copy_(exact[n])
-        found = {}
-        for task in ("gsm8k", "commonsense_qa"):
-            with self.reader.with_settings(
-                thoughts=N, ahead=1, samples=1, beta=0.0, baseline="none"
-            ):
-                exam = Exam(task, str(MODEL), name, N, samples=2, batch=32)
-                questions = read_questions(task, "heldout", QUESTIONS, ASKED)
-                out = OUT / "answers" / name
-                summed = question_sets.run(exam, self.reader, self.tokenizer, questions, out)
-                found[task] = json.loads(json.dumps(summed, default=str))
-        return found
-
-
-def elsewhere(
-    quiet: QuietStar, documents: Tensor, thoughts: Tensor, numbers: torch.Generator
-) -> Tensor:
-    """The thoughts of other positions of the row."""
-    order = torch.randperm(thoughts.shape[1], generator=numbers)
-    return thoughts[:, order.to(thoughts.device)]
-
-
-def collapse(table: TokenTable) -> dict:
-    """How many thoughts are distinct, and the share of the most frequent token."""
-    thoughts = table.thoughts[table.scored]
-    _, counts = thoughts.flatten().unique(return_counts=True)
-    distinct = len(thoughts.unique(dim=0)) / max(1, len(thoughts))
-    return {"distinct": distinct, "commonest": float(counts.max() / counts.sum())}
-
-
-def deciles(table: TokenTable) -> list[dict]:
-    """Gain by decile of the entropy of the prediction without thoughts."""
-    base, mix, entropy = (
-        x[table.scored].double().numpy() for x in (table.nll_base, table.nll_mix, table.entropy)
+def phased(*phases: tuple[float, dict[str, Any]], true: bool = False) -> tuple[Phase, ...]:
+    """Phases by their shares; `true`: the first has the true continuation for thoughts."""
+    return tuple(
+        Phase(settings, share, true and not i) for i, (share, settings) in enumerate(phases)
     )
-    order = np.argsort(entropy, kind="stable")
-    parts = [(base[i], (base - mix)[i]) for i in np.array_split(order, 10)]
-    return [{"nll": b.mean(), "gain": g.mean(), "se": g.std() / len(g) ** 0.5} for b, g in parts]
 
 
-def compared(one: dict, other: dict, column: str) -> list[float]:
-    """Mean difference in nats a token between two arms, paired by row, and half its interval."""
-    a, b = one["rows"], other["rows"]
-    return list(ratio_estimate(getattr(b, column) - a.nll_base, a.tokens))
+THINK = (Phase(),)
+LIKELY = {"beta": 0.0, "samples": 1}
+TRUE = phased((0.5, LIKELY), (0.5, {}), true=True)
+ONLY_TRUE = (Phase(LIKELY, true=True),)
+ARMS = {  # in the order of their value
+    "as it is": Arm(asks=True),
+    "plain": Arm((Phase(PLAIN),), asks=True),
+    "quiet, seed 0": Arm(THINK, asks=True),
+    "pause": Arm((Phase(PAUSE),)),
+    "bridge, begun": Arm(bridge=True, asks=True),
+    "bridge, plain": Arm((Phase(PLAIN),), bridge=True, asks=True),
+    "bridge, quiet, seed 0": Arm(THINK, bridge=True, asks=True),
+    "bridge, pause": Arm((Phase(PAUSE),), bridge=True, asks=True),
+    "true first, seed 0": Arm(TRUE),
+    "end reads again, seed 0": Arm(THINK, again=True),
+    "head and vectors first, seed 0": Arm(phased((0.3, ALONE), (0.7, {}))),
+    "beta 0": Arm((Phase({"beta": 0.0}),)),
+    "bridge, quiet, seed 1": Arm(THINK, seed=1, bridge=True, asks=True),
+    "bridge, beta 0": Arm((Phase({"beta": 0.0}),), bridge=True, asks=True),
+    "quiet, seed 1": Arm(THINK, seed=1),
+    "true first, seed 1": Arm(TRUE, seed=1),
+    "true first, end reads again": Arm(TRUE, again=True),
+    "beta 10": Arm((Phase({"beta": 10.0}),)),
+    "n 0 first": Arm(phased((0.3, {"thoughts": 0, "beta": 0.0}), (0.7, {}))),
+    "bridge, true first": Arm(TRUE, bridge=True, asks=True),
+    "16 thoughts": Arm(samples=16),
+    "16 thoughts, end reads again": Arm(samples=16, again=True),
+    "plain, same operations": Arm((Phase(PLAIN),), operations=True),
+    "bridge, plain, same operations": Arm((Phase(PLAIN),), bridge=True, operations=True),
+}
+for seed in (0, 1):  # what REINFORCE begins from
+    ARMS[f"head and vectors alone, seed {seed}"] = Arm((Phase(ALONE),), seed=seed)
+    ARMS[f"true alone, seed {seed}"] = Arm(ONLY_TRUE, seed=seed)
+ARMS["true alone, end reads again"] = Arm(ONLY_TRUE, again=True)
+for start, end in (("---", "---"), (" ", " "), (" (", ")"), ("\n", "\n")):
+    for again in (True,) if start == "---" else (False, True):
+        name = f"untrained, from {start!r} to {'the word before' if again else repr(end)}"
+        ARMS[name] = Arm(start=start, end=end, again=again)
 
 
-def shown(measures: dict) -> dict:
-    return {name: value for name, value in measures.items() if name != "rows"}
+class Experiment:
+    """The study, what is known so far, and the time there is."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.began, self.options, self.out = time.perf_counter(), options, options.out
+        self.sizes = SIZES[options.sizes]
+        self.study = Study(options.model, options.data, self.sizes, dtype=options.dtype)
+        self.path, self.longest = self.out / "smollm2.json", 0.0
+        self.found: dict[str, Any] = {}
+        if self.path.exists():
+            self.found = json.loads(self.path.read_text())
+        if self.found.setdefault("sizes", dataclasses.asdict(self.sizes)) != json.loads(
+            json.dumps(dataclasses.asdict(self.sizes))
+        ):
+            raise SystemExit(f"{self.path} is of other sizes: give another folder")
+        self.bridge: Bridge | None = None
+        self.taught: dict[str, Any] = {}
+
+    @property
+    def left(self) -> float:
+        return self.options.seconds - (time.perf_counter() - self.began)
+
+    def note(self, name: str, what: dict) -> None:
+        """Write down one arm."""
+        self.found[name] = what
+        self.path.write_text(json.dumps(self.found, indent=1))
+        seconds = time.perf_counter() - self.began
+        told = {k: v for k, v in what.items() if k not in ("rows", "said", "deciles", "log")}
+        print(f"-- {seconds:.0f} s, {name}: {json.dumps(told)[:3000]}", flush=True)
+
+    def go(self, arms: list[str]) -> None:
+        """Run what is not done yet while there is time."""
+        for name in arms:
+            if name in self.found:
+                continue
+            if self.left < 1.2 * self.longest:
+                print(f"-- skipped, {self.left:.0f} s left: {name}", flush=True)
+                continue
+            began = time.perf_counter()
+            found = self.run(ARMS[name])
+            seconds = time.perf_counter() - began
+            self.longest = max(self.longest, seconds)
+            self.note(name, {"seconds": seconds} | found)
+
+    def run(self, arm: Arm) -> dict[str, Any]:
+        """Train and measure one arm."""
+        study, sizes = self.study, self.sizes
+        data, extra = study.data, {}
+        study.reset()
+        if arm.bridge:
+            data, extra = self.on_the_bridge()
+        if arm.start != "---" or arm.end != "---":
+            study.begin_vectors(arm.start, arm.end)
+        phases = [dataclasses.replace(p, settings=extra | p.settings) for p in arm.phases]
+        with reads_again(study.quiet, arm.again):
+            steps, found = self.steps(arm, extra), {}
+            began = time.perf_counter()
+            if phases:
+                records = study.train(phases, steps, arm.seed, data)
+                found |= {"steps": steps, "training": time.perf_counter() - began}
+                found |= {"last": last(records)}
+                keep = ("loss", "nll_base", "nll_talk", "reward", "weight_mean", "thought_top")
+                found["log"] = [{k: r[k] for k in keep if k in r} for r in records]
+            measured, rows = study.measured(arm.thinks, data)
+            found |= measured | {"rows": rows}
+            if arm.thinks:
+                found["room"] = self.room(arm)
+            if arm.bridge:
+                found["answers"] = answer_nll(study, self.bridge.heldout)
+                heldout = [p.question for p in self.bridge.heldout]
+                found["held-out problems"] = study.asked(heldout, arm.thinks)
+            if arm.asks:
+                sets = ("gsm8k",) if arm.bridge else ("gsm8k", "commonsense_qa")
+                for name in sets:
+                    questions = read_questions(name, "heldout", self.options.questions, sizes.asked)
+                    found[name] = study.asked(questions, arm.thinks)
+        return found
+
+    def room(self, arm: Arm) -> dict[str, Any]:
+        K = arm.samples or self.sizes.room_samples
+        if arm.bridge:
+            return bridge_room(self.study, self.bridge.heldout, K)
+        return self.study.room(K)[0]
+
+    def steps(self, arm: Arm, extra: dict[str, Any]) -> int:
+        """Of the whole arm."""
+        if not arm.operations:
+            return self.sizes.steps
+        config, shape = self.study.config.changed(**extra), self.study.quiet.model.config
+        thinking, plain = (
+            sum(operations(config.changed(objective=each), shape).values())
+            for each in ("quiet", "plain")
+        )
+        return round(self.sizes.steps * thinking / plain)
+
+    def on_the_bridge(self) -> tuple[Path, dict[str, Any]]:
+        """Begin from the model that has read written workings; the data, and settings there."""
+        study, options = self.study, self.options
+        settings = {
+            "thoughts": self.sizes.bridge_thoughts,
+            "ahead": 3,
+            "anchors": "uncertain",
+            "anchor_share": self.sizes.share / 4,
+        }
+        if self.bridge is None:
+            self.bridge = make_bridge(options.questions, study, options.model, self.out / "bridge")
+            phase = Phase(PLAIN | {"lr": 3e-5})
+            records = study.train([phase], self.sizes.bridge_steps, 0, self.bridge.written)
+            study.begin_vectors(" ", " ")
+            self.taught = study.values()
+            print(f"-- taught by written workings: {last(records)}", flush=True)
+        study.reset(self.taught)
+        study.quiet.config = study.config.changed(**settings).thought
+        return self.bridge.mixed, settings
+
+    def table(self) -> str:
+        """What each arm came to, as Markdown; differences are paired by row."""
+        lines = [
+            "| arm | without | with | gain | own over shuffled | over pauses | against plain |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for name, found in self.found.items():
+            if name == "sizes":
+                continue
+            plain = self.found.get("bridge, plain" if name.startswith("bridge") else "plain")
+            against = ""
+            if plain and found["nll_mix"] is not None:
+                against = interval(*compared(plain["rows"], found["rows"]))
+            cells = [f"{found['nll_base']:.4f}", f"{found['nll_mix'] or np.nan:.4f}"]
+            cells.append(interval(found["gain"], found["gain_interval"]))
+            cells += [
+                interval(*found.get(f"own over {x}", (None, None))) for x in ("shuffled", "pauses")
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} | {against} |")
+        return "\n".join(lines)
 
 
-def last(records: list[dict], many: int = 10) -> dict:
-    names = ("nll_base", "nll_talk", "policy", "reward", "weight_mean", "grad_norm")
-    kept = records[-many:]
-    return {n: float(np.mean([r[n] for r in kept])) for n in names if n in kept[0]}
+def compared(plain: dict, other: dict) -> list[float]:
+    """Nats a token that an arm with thoughts gains on plain training, and half its interval."""
+    count, before, after = (
+        np.array(x) for x in (plain["tokens"], plain["nll_base"], other["nll_mix"])
+    )
+    return list(ratio_estimate(before - after, count))
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    began = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - began
+def interval(mean: float | None, half: float | None) -> str:
+    if mean is None:
+        return ""
+    return f"{mean:+.4f}" + (f" +- {half:.4f}" if half is not None else "")
 
 
 def main() -> None:
-    study = Study()
-    note(
-        "setting", {"model": str(MODEL), "placement": str(study.placement), "T": T, "B": B, "n": N}
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("model", "data", "questions", "out"):
+        parser.add_argument(name, type=Path, nargs="?")
+    parser.add_argument(
+        "--seconds", type=float, default=530, help="no arm begins that would end later"
     )
-    before = study.measured()
-    note("as it is", shown(before))
-    K = 2 if REHEARSE else 8
-    starts = [("---", False), ("\n", False), (" so", False), ("---", True), ("\n", True)]
-    for text, again in starts[3:4] if REHEARSE else starts:
-        for kind in ("own", "shuffled", "pauses"):
-            name = f"room, from {text!r}, {kind}" + ", anchor's token at the end" * again
-            note(name, study.room(kind, text, again, K))
-    study.reset()
-
-    rates = {}
-    for lr in (3e-5,) if REHEARSE else (3e-6, 3e-5):
-        for head in (1e-4, 1e-3):
-            optim = OptimConfig(lr=lr, mixer_lr=head, thought_lr=head, warmup=5)
-            records, seconds = timed(lambda optim=optim: study.trained(optim, RATE_STEPS))
-            measures = study.measured(min(32, ROWS))
-            rates[lr, head] = optim, measures["nll_mix"], seconds / RATE_STEPS
-            note(f"rates, model {lr:g}, head {head:g}", last(records, 5) | shown(measures))
-    optim, _, seconds = min(rates.values(), key=lambda rate: rate[1])
-    # every arm the same steps: what is left holds four that think, and measuring
-    steps = RATE_STEPS if REHEARSE else int(max(20, min(200, (left() - 120) / 4 / seconds)))
-    note("chosen", dataclasses.asdict(optim) | {"steps": steps, "seconds_a_step": seconds})
-
-    arms = {
-        "plain": ({"objective": "plain"}, 0),
-        "quiet, seed 0": ({}, 0),
-        "quiet, seed 1": ({}, 1),
-        "pause": ({"objective": "pause"}, 0),
-        "beta 0": ({"beta": 0.0}, 0),
-    }
-    plain, logs = None, {}
-    for name, (changes, seed) in arms.items():
-        if left() < 20 + steps * seconds and not REHEARSE:
-            note(name, {"skipped": f"{left():.0f} s left"})
-            continue
-        records, took = timed(lambda c=changes, s=seed: study.trained(optim, steps, s, **c))
-        measures = study.measured(thinks=name != "plain")
-        found = {"seconds": took, "last": last(records)} | shown(measures)
-        if name == "plain":
-            plain = measures
-        elif plain:
-            found["with_thoughts_against_plain"] = compared(plain, measures, "nll_mix")
-            found["without_thoughts_against_plain"] = compared(plain, measures, "nll_base")
-        note(name, found)
-        logs[name] = records
-        (OUT / "logs.json").write_text(json.dumps(logs))
-        if name == "quiet, seed 0" and left() > 60:
-            note(f"questions, {name}", study.asked("quiet"))
-    if left() > 40 or REHEARSE:
-        study.reset()
-        note("questions, as it is", study.asked("begun"))
-    shape, quiet_config = study.quiet.model.config, study.config
-    ratio = sum(operations(quiet_config, shape).values()) / sum(
-        operations(quiet_config.changed(objective="plain"), shape).values()
-    )
-    more = round(steps * ratio)
-    fits = left() - 10 > more * 0.06
-    if fits or REHEARSE:
-        more = min(more, 5) if REHEARSE else more
-        records, took = timed(lambda: study.trained(optim, more, 0, "plain"))
-        measures = shown(study.measured(thinks=False))
-        note("plain, same operations", {"steps": more, "seconds": took} | measures)
-    else:
-        note("plain, same operations", {"skipped": f"{more} steps, {left():.0f} s left"})
-    print(f"{time.perf_counter() - BEGAN:.0f} s")
+    parser.add_argument("--only", default="", help="arms, separated by semicolons")
+    parser.add_argument("--sizes", choices=SIZES, default="gpu")
+    parser.add_argument("--rehearse", action="store_const", dest="sizes", const="rehearsal")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument("--list", action="store_true", help="show the arms in their order")
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join(ARMS))
+        return
+    arms = [name.strip() for name in options.only.split(";") if name.strip()] or list(ARMS)
+    if unknown := set(arms) - ARMS.keys():
+        parser.error(f"no arm is named {', '.join(sorted(unknown))}: see --list")
+    options.out.mkdir(parents=True, exist_ok=True)
+    experiment = Experiment(options)
+    print(f"{experiment.study.placement}", flush=True)
+    experiment.go(arms)
+    print(experiment.table())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,177 @@
+"""Text that needs reasoning, in real language: GSM8K's problems with their equations.
+
+A document is a problem and its answer, `Q: ..\\nA: 72\\n`. In some the equations of the published
+solution stand before the answer, `A: 48/2=24, 48+24=72 => 72\\n`: short enough for a thought, and
+they begin where a thought that is had before the answer begins.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from smollm2_study import Study
+from torch import Tensor
+
+from qs.config import PADDING
+from qs.data.answers import parse_number
+from qs.data.prepare import prepare_dataset
+from qs.data.prompts import direct_answer, direct_prompt
+from qs.data.question_sets import BenchmarkQuestion, read_questions
+from qs.evaluation.statistics import mean_estimate
+from qs.evaluation.tokens import TextRows
+from qs.quietstar.algorithm import PAUSE
+
+WRITTEN = 0.3  # share of documents with their equations
+ENDS = " =>"  # what stands between the last equation and the answer
+EQUATION = re.compile(r"<<([^<>]*)>>")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question and the equations that lead to its answer."""
+
+    question: BenchmarkQuestion
+    equations: str
+
+    @property
+    def left_out(self) -> str:
+        return direct_prompt(self.question) + direct_answer(self.question)
+
+    @property
+    def written(self) -> str:
+        answer = direct_answer(self.question)
+        return f"{direct_prompt(self.question)} {self.equations}{ENDS}{answer}"
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """Datasets of such documents.
+
+    Attributes:
+        written: folder with those documents alone that have their equations.
+        mixed: folder with all training documents; held-out ones have no equations.
+        heldout: problems that are in no training document.
+        test: questions of the untouched test set.
+    """
+
+    written: Path
+    mixed: Path
+    heldout: list[Problem]
+    test: list[BenchmarkQuestion]
+
+
+def read_problems(questions: Path, study: Study) -> list[Problem]:
+    """The training problems whose equations fit into a thought, in a drawn order."""
+    lines = (questions / "gsm8k" / "train.jsonl").read_text().splitlines()
+    problems = []
+    for question, line in zip(read_questions("gsm8k", "train", questions), lines, strict=True):
+        equations = ", ".join(EQUATION.findall(json.loads(line)["answer"]))
+        tokens = study.tokenizer.encode(f" {equations}{ENDS}")
+        if equations and len(tokens) - 1 <= study.sizes.bridge_thoughts:
+            problems.append(Problem(question, equations))
+    random.Random(0).shuffle(problems)
+    return problems
+
+
+def make_bridge(questions: Path, study: Study, model: Path, out: Path) -> Bridge:
+    """Prepare both datasets in a folder, unless they are there."""
+    problems = read_problems(questions, study)
+    heldout, train = problems[: study.sizes.problems], problems[study.sizes.problems :]
+    written = train[: round(WRITTEN * len(train))]
+    mixed = [p.written for p in written] + [p.left_out for p in train[len(written) :]]
+    random.Random(1).shuffle(mixed)
+    texts = {"written": [p.written for p in written], "mixed": mixed}
+    for name, documents in texts.items():
+        if (out / name).exists():
+            continue
+        for part, some in {"train": documents, "heldout": [p.left_out for p in heldout]}.items():
+            path = out / f"{name}-{part}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps({"text": text}) + "\n" for text in some))
+        prepare_dataset(
+            [out / f"{name}-train.jsonl"],
+            out / name,
+            model,
+            workers=1,
+            heldout_sources=[out / f"{name}-heldout.jsonl"],
+        )
+    test = read_questions("gsm8k", "heldout", questions, study.sizes.asked)
+    return Bridge(out / "written", out / "mixed", heldout, test)
+
+
+def rows_of(study: Study, problems: list[Problem]) -> tuple[TextRows, Tensor]:
+    """A row for each problem without its equations, and (B, 1) the slot before its answer."""
+    encode = study.tokenizer.encode
+    rows = [encode(p.left_out, bos=True, eos=True) for p in problems]
+    prompts = [encode(direct_prompt(p.question) + " ", bos=True) for p in problems]
+    T = max(map(len, rows))
+    tokens = torch.tensor([row + [0] * (T - len(row)) for row in rows])
+    documents = torch.tensor([[0] * len(row) + [PADDING] * (T - len(row)) for row in rows])
+    return TextRows(tokens, documents), torch.tensor([[len(prompt) - 1] for prompt in prompts])
+
+
+def true_workings(study: Study, problems: list[Problem]) -> Tensor:
+    """(B, 1, 1, n) equations as thoughts; pauses before those that are shorter."""
+    n, thoughts = study.quiet.config.thoughts, []
+    for problem in problems:
+        ids = study.tokenizer.encode(f" {problem.equations}{ENDS}")[1:][-n:]
+        thoughts.append([PAUSE] * (n - len(ids)) + ids)
+    return torch.tensor(thoughts)[:, None, None]
+
+
+def reached(said: str) -> str | None:
+    """The number that equations come to, as far as they are written."""
+    kept = re.split(r"=>|\n|Q:", said)[0]
+    numbers = re.findall(r"=\s*\$?(-?[\d,]*\.?\d+)", kept)
+    return parse_number(numbers[-1]) if numbers else None
+
+
+def bridge_room(study: Study, problems: list[Problem], K: int) -> dict[str, Any]:
+    """What thoughts before the answer earn: own, foreign, pauses, and the true equations."""
+    text, anchors = rows_of(study, problems)
+    device = study.quiet.start.device
+    others = {"true": true_workings(study, problems)}
+    found, own, rewards = study.room(K, text, anchors.to(device), others)
+    right = torch.tensor(
+        [
+            [reached(study.said(z)) == p.question.gold for z in thoughts[0]]
+            for p, thoughts in zip(problems, own, strict=True)
+        ]
+    )
+    equations = [["=" in study.said(z) for z in thoughts[0]] for thoughts in own]
+    found["share with an equation"] = torch.tensor(equations).float().mean().item()
+    found["share right"] = right.float().mean().item()
+    found["problems with a right one"] = right.any(1).float().mean().item()
+    both = right.any(1) & ~right.all(1)  # right and wrong thoughts of the same problem
+    for weight, each in rewards["own"].items():
+        good = (each * right).sum(1) / right.sum(1).clamp(min=1)
+        bad = (each * ~right).sum(1) / (~right).sum(1).clamp(min=1)
+        if both.any():
+            difference = mean_estimate((good - bad)[both].numpy())
+            found[weight]["right over wrong"] = list(difference)
+    found["paired problems"] = int(both.sum())
+    return found
+
+
+@torch.no_grad()
+def answer_nll(study: Study, problems: list[Problem]) -> dict[str, float]:
+    """NLL of the answers in nats, after the problem alone and after its true equations, as text."""
+    found = {}
+    for way in ("left_out", "written"):
+        sums = []
+        for problem in problems:
+            ids = study.tokenizer.encode(getattr(problem, way), bos=True)
+            answer = len(study.tokenizer.encode(direct_answer(problem.question).lstrip(" ")))
+            x = torch.tensor([ids], device=study.quiet.start.device)
+            outputs, _ = study.quiet.base(x, torch.zeros_like(x))
+            log_p = study.quiet.model.logits(outputs[0, :-1]).log_softmax(-1)
+            chosen = log_p.gather(1, x[0, 1:, None])[-answer:]
+            sums.append(-chosen.sum().item())
+        found[way] = sum(sums) / len(sums)
+    return found
