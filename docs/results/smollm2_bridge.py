@@ -28,6 +28,7 @@ from qs.evaluation.tokens import TextRows
 from qs.quietstar.algorithm import PAUSE
 
 WRITTEN = 0.3  # share of documents with their equations
+FITS = 24  # tokens of the equations, at most
 ENDS = " =>"  # what stands between the last equation and the answer
 EQUATION = re.compile(r"<<([^<>]*)>>")
 
@@ -67,13 +68,13 @@ class Bridge:
 
 
 def read_problems(questions: Path, study: Study) -> list[Problem]:
-    """The training problems whose equations fit into a thought, in a drawn order."""
+    """The training problems whose equations are short, in a drawn order."""
     lines = (questions / "gsm8k" / "train.jsonl").read_text().splitlines()
     problems = []
     for question, line in zip(read_questions("gsm8k", "train", questions), lines, strict=True):
         equations = ", ".join(EQUATION.findall(json.loads(line)["answer"]))
         tokens = study.tokenizer.encode(f" {equations}{ENDS}")
-        if equations and len(tokens) - 1 <= study.sizes.bridge_thoughts:
+        if equations and len(tokens) - 1 <= FITS:
             problems.append(Problem(question, equations))
     random.Random(0).shuffle(problems)
     return problems

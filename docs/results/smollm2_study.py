@@ -270,8 +270,10 @@ class Study:
         found = {"questions": len(items), "chance": float(np.mean([x.chance for x in items]))}
         found |= {name: float(np.mean(p)) for name, p in gold.items() if p}
         if thinks:
-            found["gain"] = list(paired(gold["without"], gold["own"]))
-            found["own over shuffled"] = list(paired(gold["shuffled"], gold["own"]))
+            for other in ("without", "shuffled"):
+                one, own = (np.array(gold[name]) for name in (other, "own"))
+                found[f"own over {other}"] = list(paired(one, own))
+                found[f"own over {other}, nats"] = list(paired(np.log(one), np.log(own)))
         return found
 
 
