@@ -25,7 +25,7 @@ from qs.data.prompts import direct_answer, direct_prompt
 from qs.data.question_sets import BenchmarkQuestion, read_questions
 from qs.evaluation.statistics import mean_estimate
 from qs.evaluation.tokens import TextRows
-from qs.quietstar.algorithm import PAUSE
+from qs.quietstar.ends import PAUSE
 
 WRITTEN = 0.3  # share of documents with their equations
 FITS = 24  # tokens of the equations, at most

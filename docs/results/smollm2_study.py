@@ -26,8 +26,9 @@ from qs.evaluation.tokens import TextRows, TokenTable, measure_tokens, nll_score
 from qs.inference.cache import read_texts
 from qs.inference.decoding import thought_text
 from qs.inference.loglikelihood import Thinking, score
-from qs.quietstar.algorithm import QuietStar, pauses
-from qs.quietstar.load import choose_placement, eager, first_tokens, load
+from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.ends import pauses
+from qs.quietstar.load import begin_vector, choose_placement, eager, first_tokens, load
 from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import targets_ahead, targets_of
 from qs.training.optimizer import exact_parameters, make_optimizer
@@ -129,7 +130,8 @@ class Study:
 
     def begin_vectors(self, start: str, end: str) -> None:
         """Take start and end vectors from some texts."""
-        self.quiet.initialise(*(first_tokens(self.tokenizer, text) for text in (start, end)))
+        for name, text in (("start", start), ("end", end)):
+            begin_vector(self.quiet, name, first_tokens(self.tokenizer, text))
 
     # Training
 
@@ -209,7 +211,7 @@ class Study:
         base, branch = quiet.score(x, documents, anchors, thoughts)
         found = {}
         for weight in (0.1, 0.3, 1.0, None):
-            mixed = quiet.mix(anchors, base, branch, weight)
+            mixed = quiet.mix(anchors, base, quiet.after(branch, thoughts), weight)
             step = quiet.judge(targets, anchors, thoughts, base, branch, mixed)
             found[str(weight or "head")] = step.reward[step.valid.all(-1)].double().cpu()
         return found
