@@ -5,6 +5,8 @@ A row of text and every thought that branches off it are laid out side by side a
     text slots          x_0 x_1 ... x_{T-1}                        depth 0
     branch (t, k)       <start> z_1 .. z_n <end> x_{t+1} .. x_{t+m-1}    depth 1, 2, ..., n + m + 1
 
+(a thought of fewer tokens leaves over the last slots of its branch, see `ends`).
+
 A slot is `(anchor, branch, depth)`: the text position it hangs from, which thought it belongs to,
 and how far along that thought it is. Text slots are their own anchor. The rule (`sees`):
 

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qs.model import kernels
 from qs.model.mistral import Mistral, at_least_float32
 from qs.quietstar.attention import CachedBranches, CachedText, new_cache
 from qs.quietstar.ends import ENDED
@@ -114,8 +113,8 @@ def thought_logits(model: Mistral, outputs: Tensor, end: Tensor | None) -> Tenso
     logits = model.logits(outputs)
     if end is None:
         return logits
-    ending = kernels.product(at_least_float32(outputs), end[None].to(logits.dtype))
-    return torch.cat([logits, ending], 1)
+    ending = at_least_float32(outputs) * end.to(logits.dtype)  # (N, D)
+    return torch.cat([logits, ending.sum(1, keepdim=True)], 1)
 
 
 def choose(

@@ -92,7 +92,7 @@ def _known_answers(opened: Opened, thinks: bool) -> tuple[Answers, Answers]:
     config = opened.config if thinks else opened.config.changed(objective="plain")
     text = text_with_answers(config.run, opened.tokenizer)
     answers = measure_heldout(opened.quiet, text, config).answers
-    thought = Answers(answers.gold_mix, 1 + opened.config.thought.thoughts)
+    thought = Answers(answers.gold_mix, 1 + float(answers.length.mean()))
     return Answers(answers.gold_base, 1), thought
 
 
