@@ -1,8 +1,9 @@
 """Every setting, once: frozen dataclasses from which flags, presets and JSON are derived.
 
-A field carries its help sentence and limits (`qs/settings.py`); `qs/cli.py` turns the fields into
-flags, and `Config.to_json` / `from_json` write and read the run folder's `config.json`. Symbols are
-those of the paper: n thought tokens, m true tokens ahead, K thoughts per position.
+Those of a thought are in `qs/thinking.py`. A field carries its help sentence and limits
+(`qs/settings.py`); `qs/cli.py` turns the fields into flags, and `Config.to_json` / `from_json`
+write and read the run folder's `config.json`. Symbols are those of the paper: n thought tokens, m
+true tokens ahead, K thoughts per position.
 """
 
 from __future__ import annotations
@@ -13,91 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qs.settings import MOST, check_limits, check_names, check_types, setting
+from qs.thinking import ThoughtConfig
 
 TOKENS = 2**27  # of a step
-
-
-@dataclass(frozen=True)
-class ThoughtConfig:
-    """What a thought is, how it is mixed in and what it is rewarded for."""
-
-    thoughts: int = setting(
-        9,
-        "n: sampled tokens in one thought, start and end not counted; with 0, text is predicted "
-        "after start and end alone, while decoding and question sets do not think",
-        least=0,
-        most=4096,
-    )
-    end: Literal["fixed", "drawn"] = setting(
-        "fixed",
-        "fixed: a thought has n tokens; drawn: the model ends it, after n tokens at most",
-        later=True,
-    )
-    thought_cost: float = setting(
-        0.0, "nats that each token of a thought takes off its reward", least=0, later=True
-    )
-    ahead: int = setting(4, "m: true tokens ahead that a thought is judged on", least=1, most=4096)
-    samples: int = setting(2, "K: thoughts sampled at each position", least=1, most=2**20)
-    beta: float = setting(1e6, "weight of the policy loss", least=0)
-    base_weight: float = setting(
-        0.5, "share of the base NLL in the likelihood loss; the rest is talk", least=0, most=1
-    )
-    baseline: Literal["mean", "none"] = setting(
-        "mean", "REINFORCE baseline: the mean reward of a position's own K thoughts, or none"
-    )
-    keep_negative: bool = setting(False, "also push down thoughts that are below the baseline")
-    sample_temperature: float = setting(
-        1.0, "temperature thoughts are sampled at; 0 is greedy", least=0
-    )
-    policy_temperature: float = setting(3.0, "temperature of log p in the policy loss", above=0)
-    mix_weight: Literal["linear", "sigmoid"] = setting(
-        "linear", "mixing weight: unbounded and 0 at the start, or bounded to (0, 1)"
-    )
-    mix_space: Literal["output", "probability"] = setting(
-        "output", "mix outputs (equals mixing logits) or probabilities (needs sigmoid)"
-    )
-    embedding_scale: float = setting(
-        100.0,
-        "start and end vectors are stored divided by this, so that Adam moves them faster",
-        least=1e-6,
-        most=1e6,
-    )
-    start_text: str = setting("---", "text whose embedding the start vector begins from")
-    end_text: str = setting("---", "text whose embedding the end vector begins from")
-    anchors: Literal["all", "random", "uncertain"] = setting(
-        "all", "positions that think: all, a random share, or where the base model is least sure"
-    )
-    anchor_share: float = setting(1.0, "share of a row's positions that think", above=0, most=1)
-
-    def anchor_count(self, seq: int) -> int:
-        """A: positions that think in a row of `seq` tokens."""
-        return max(1, round(seq * self.anchor_share))
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-        if self.anchors == "all" and self.anchor_share != 1:
-            raise ValueError(
-                f"--anchor-share {self.anchor_share} needs --anchors random or uncertain"
-            )
-        if self.beta > 0 and self.baseline == "mean" and self.samples < 2:
-            raise ValueError(
-                "--samples 1 leaves the mean baseline nothing to compare with (every advantage "
-                "is 0): use --samples 2 or more, --baseline none, or --beta 0"
-            )
-        if self.beta > 0 and self.thoughts == 0:
-            raise ValueError("--thoughts 0 leaves REINFORCE no token to reward: pass --beta 0")
-        if self.beta > 0 and self.sample_temperature == 0:
-            raise ValueError(
-                "--sample-temperature 0 (greedy) makes all K thoughts equal and every advantage "
-                "0: sample above 0, or pass --beta 0"
-            )
-        if self.thought_cost and self.end == "fixed":
-            raise ValueError(
-                f"--thought-cost {self.thought_cost} changes nothing where all thoughts have n "
-                "tokens: add --end drawn"
-            )
-        if self.mix_space == "probability" and self.mix_weight != "sigmoid":
-            raise ValueError("--mix-space probability needs --mix-weight sigmoid")
 
 
 @dataclass(frozen=True)
@@ -278,11 +197,12 @@ class Config:
 
         Pauses are all equal and earn nothing; next-token training has the base term alone.
         """
-        alone = {"beta": 0.0, "end": "fixed", "thought_cost": 0.0}
+        alone = {"beta": 0.0, "end": "fixed", "thought_cost": 0.0, "reference": "own"}
         if self.run.pauses:
             return dataclasses.replace(self.thought, samples=1, **alone)
         if not self.run.thinks:
-            return dataclasses.replace(self.thought, base_weight=1.0, **alone)
+            alone |= {"base_weight": 1.0, "likelihood_weight": 1.0}
+            return dataclasses.replace(self.thought, **alone)
         return self.thought
 
     @property

@@ -27,6 +27,27 @@ PRESETS = {
             eval_rows=192,
         ),
     ),
+    "rlp": Config(  # the same model and text by RLP's choices (arXiv:2510.01265)
+        ThoughtConfig(
+            thoughts=5,
+            ahead=1,
+            samples=16,
+            beta=1.0,
+            likelihood_weight=0.0,
+            reference="average",
+            baseline="others",
+            keep_negative=True,
+            length_norm=True,
+            sample_temperature=0.7,
+            policy_temperature=0.7,
+            mix_weight="one",
+            embedding_scale=1.0,
+            start_text=":",
+            end_text=";",
+        ),
+        OptimConfig(lr=3e-5, mixer_lr=3e-3, thought_lr=3e-3, warmup=10, decay="cosine"),
+        RunConfig(data="tiny", weights="tiny", seq=64, batch=4, steps=240, eval_rows=192),
+    ),
     "published": Config(),  # the released run: 100 steps of 8 rows of 256 tokens
     "sums": Config(  # STaR on the bundled model of sums, in minutes on a CPU
         optim=OptimConfig(lr=1e-3, warmup=10, decay="cosine", weight_decay=0.1, beta2=0.98),

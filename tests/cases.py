@@ -18,6 +18,12 @@ from qs.quietstar.ends import ENDED
 from qs.quietstar.terms import Step, Terms, count_terms, loss_terms, term_weights
 
 VOCAB = 7
+MIXINGS = [
+    ("linear", "output"),
+    ("sigmoid", "output"),
+    ("sigmoid", "probability"),
+    ("one", "output"),
+]
 torch.set_num_threads(1)  # tensors here are tiny: on a busy machine two threads are 50 times slower
 seeds = st.integers(0, 2**32 - 1)
 
@@ -85,7 +91,7 @@ def thought_configs(draw, **fixed) -> ThoughtConfig:
     thoughts, samples = draw(st.integers(0, 3)), draw(st.integers(1, 3))
     beta = draw(st.sampled_from([0.0, 1.0, 30.0])) if fixed.get("thoughts", thoughts) else 0.0
     alone = beta > 0 and fixed.get("samples", samples) == 1
-    mix = st.sampled_from([("linear", "output"), ("sigmoid", "output"), ("sigmoid", "probability")])
+    mix = st.sampled_from(MIXINGS)
     weight, space = draw(mix)
     drawn = draw(st.booleans())
     values = {
@@ -96,7 +102,10 @@ def thought_configs(draw, **fixed) -> ThoughtConfig:
         "samples": samples,
         "beta": beta,
         "base_weight": draw(st.sampled_from([0.0, 0.5, 0.8])),
-        "baseline": "none" if alone else draw(st.sampled_from(["mean", "none"])),
+        "likelihood_weight": draw(st.sampled_from([1.0, 0.0, 0.3])),
+        "reward": draw(st.sampled_from(["information-gain", "exact", "probability"])),
+        "baseline": "none" if alone else draw(st.sampled_from(["mean", "others", "none"])),
+        "length_norm": draw(st.booleans()),
         "keep_negative": draw(st.booleans()),
         "policy_temperature": draw(st.sampled_from([1.0, 3.0])),
         "mix_weight": weight,

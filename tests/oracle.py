@@ -225,7 +225,7 @@ def judge(
     fixed_weight: float | None = None,
 ) -> Answer:
     """One whole step, given the thoughts; arguments as of `QuietStar.forward`."""
-    answer, m, n = Answer(), config.ahead, thoughts.shape[3]
+    answer, m, n, own = Answer(), config.ahead, thoughts.shape[3], {}
     rows, embeddings = tokens.tolist(), parameters["model.tok_embeddings.weight"]
     answer.base, stopped = read_text(parameters, shape, tokens, documents)
 
@@ -261,33 +261,46 @@ def judge(
             plain, after = answer.base[b, t + i - 1], outputs[len(thought) + i]
             target = row[t + i]
             score = mixer(parameters, plain, after)
-            w = score if config.mix_weight == "linear" else 1 / (1 + (-score).exp())
+            w = {"linear": score, "sigmoid": 1 / (1 + (-score).exp()), "one": ZERO + 1}
+            w = w[config.mix_weight]
             if fixed_weight is not None:
                 w = ZERO + fixed_weight
             if config.mix_space == "output":
-                mixed = nll(parameters, (1 - w) * plain + w * after, target)
+                p = likelihood(logits(parameters, (1 - w) * plain + w * after))
             else:
-                p_plain, p_after = ((-nll(parameters, x, target)).exp() for x in (plain, after))
-                mixed = -((1 - w) * p_plain + w * p_after).log()
+                p_plain, p_after = (likelihood(logits(parameters, x)) for x in (plain, after))
+                p = (1 - w) * p_plain + w * p_after
+            mixed = -p[target].log()
             answer.weight[b, a, k, i - 1] = w
             answer.nll_mix[b, a, k, i - 1] = mixed
-            gains.append((answer.nll_base[b, t + i - 1] - mixed).item())
+            if config.reward == "exact":
+                gains.append(float(p.argmax() == target))
+            elif config.reward == "probability":
+                gains.append(p[target].item() / m)
+            else:
+                gains.append((answer.nll_base[b, t + i - 1] - mixed).item())
         if len(gains) == m:
-            answer.reward[b, a, k] = sum(gains) - config.thought_cost * len(thought)
+            earned = min(gains) if config.reward == "exact" else sum(gains)
+            answer.reward[b, a, k] = earned - config.thought_cost * len(thought)
+        if config.length_norm:
+            own[b, a, k] = n / max(len(actions), 1)
 
     talk = []
     for i in range(m):
         parts = [value for key, value in answer.nll_mix.items() if key[3] == i]
         talk.append(mean(parts, len(parts)))
     policy = []
-    for (b, a, k), own in answer.reward.items():
-        others = [value for key, value in answer.reward.items() if key[:2] == (b, a)]
-        advantage = own - (sum(others) / len(others) if config.baseline == "mean" else 0)
+    for (b, a, k), earned in answer.reward.items():
+        with_it = [value for key, value in answer.reward.items() if key[:2] == (b, a)]
+        without = [v for key, v in answer.reward.items() if key[:2] == (b, a) and key[2] != k]
+        among = {"mean": with_it, "others": without, "none": []}[config.baseline]
+        advantage = earned - (sum(among) / len(among) if among else 0)
         if advantage > 0 or config.keep_negative:
-            policy.append(-advantage * answer.log_p[b, a, k])
+            policy.append(-advantage * answer.log_p[b, a, k] * own.get((b, a, k), 1))
     base = mean(list(answer.nll_base.values()), len(answer.nll_base))
     answer.terms = (base, mean(talk, m), mean(policy, len(answer.reward) * n))
     answer.loss = config.base_weight * base + (1 - config.base_weight) * answer.terms[1]
+    answer.loss = config.likelihood_weight * answer.loss
     if config.beta > 0:
         answer.loss = answer.loss + config.beta * answer.terms[2]
     return answer

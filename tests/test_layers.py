@@ -21,7 +21,8 @@ ROOMS = {  # each room: the rooms it may import, besides the modules everybody m
     "studies": "evaluation star training inference data quietstar model",
     "bench": "evaluation training inference data quietstar model",
 }
-EVERYBODY = {"config", "settings", "environment", "presets", "cli", "files", "output", "tables"}
+EVERYBODY = {"config", "thinking", "settings", "environment", "presets"}
+EVERYBODY |= {"cli", "files", "output", "tables"}
 RUNTIME = {"torch", "numpy", "sentencepiece", "safetensors", "tqdm"} | set(sys.stdlib_module_names)
 EXTRAS = {
     "pyarrow",

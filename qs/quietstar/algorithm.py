@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +31,9 @@ from qs.model.mistral import Mistral
 from qs.quietstar.anchors import choose_anchors, draw, uncertainty
 from qs.quietstar.attention import packed_attention
 from qs.quietstar.ends import PAUSE, after_end, close_up, lengths, log_p_of, pauses
-from qs.quietstar.losses import Baseline, linear_nll, rewards
+from qs.quietstar.losses import Baseline, Reward, linear_nll, rewards
 from qs.quietstar.masks import Layout, every_position, one_document
-from qs.quietstar.mixer import Mixed, MixingHead, mixed_log_p, mixed_nll, mixing_weight
+from qs.quietstar.mixer import Mixed, MixingHead, foretold, mixed_log_p, mixed_nll
 from qs.quietstar.sampler import prefill, sample
 from qs.quietstar.terms import Step, Targets, Terms, loss_terms, targets_of, term_weights
 
@@ -40,7 +41,7 @@ from qs.quietstar.terms import Step, Targets, Terms, loss_terms, targets_of, ter
 class QuietStar(nn.Module):
     """A Mistral that thinks: the model, learned vectors of start and end, and the mixing head.
 
-    Three parts can be replaced: `quiet.reward = f` (as `losses.rewards`), `quiet.baseline = f`
+    Three parts can be replaced: `quiet.reward = f` (as `losses.Reward`), `quiet.baseline = f`
     (rewards (..., K) -> what they are compared with) and `quiet.mixer = module` (as `MixingHead`).
 
     Args:
@@ -68,8 +69,8 @@ class QuietStar(nn.Module):
         drawn = config.end == "drawn"
         self.end_output = nn.Parameter(torch.zeros(model.config.dim)) if drawn else None
         self.mixer = MixingHead(model.config.dim)
-        self.reward = rewards
-        self.baseline: Baseline | None = None  # None: as `config.baseline` says
+        self.reward: Reward | None = None  # None, here and below: as `config` says
+        self.baseline: Baseline | None = None
         self.masters: dict[str, Tensor | Exact] = {}  # float32 values of parameters of fewer bits
 
     def forward(
@@ -240,11 +241,7 @@ class QuietStar(nn.Module):
         base = base.gather(1, later).view(B, A, 1, m, D).expand(-1, -1, K, -1, -1).to(wide)
         after = after.to(wide)
         score = self.mixer(base, after)  # (B, A, K, m)
-        weight = mixing_weight(score, self.config.mix_weight)
-        if fixed_weight is not None:
-            weight = torch.full_like(weight, fixed_weight)
-            score = torch.special.logit(weight)
-        return Mixed(base, after, score, weight)
+        return Mixed.by(base, after, score, self.config.mix_weight, fixed_weight)
 
     def _later(self, anchors: Tensor, T: int) -> Tensor:
         """(B, A * m) text positions that predict x[t+1] .. x[t+m] (the last one past the end)."""
@@ -267,7 +264,8 @@ class QuietStar(nn.Module):
         nll_base = linear_nll(base, head, targets.next)  # (B, T)
         nll_base = nll_base.where(targets.next_valid, 0.0)
         later = self._later(anchors, base.shape[1])
-        nll_later = nll_base.gather(1, later).view_as(targets.valid)  # (B, A, m)
+        reference = nll_base if targets.reference is None else targets.reference
+        nll_later = reference.gather(1, later).view_as(targets.valid)  # (B, A, m)
 
         true = targets.ahead[:, :, None].expand(mixed.score.shape)  # (B, A, K, m)
         nll_mix = mixed_nll(mixed, head, true, self.config.mix_space)
@@ -277,7 +275,10 @@ class QuietStar(nn.Module):
         drawn_from = head if self.end_row is None else torch.cat([head, self.end_row[None]])
         temperature, never = self.config.policy_temperature, self.model.config.forbidden
         log_p = log_p_of(thoughts, branch[..., :n, :], drawn_from, temperature, never)
-        reward = self.reward(nll_later, nll_mix, targets.valid).detach()
+        kind, space = self.config.reward, self.config.mix_space
+        right = foretold(mixed, head, true, space) if kind == "exact" else None
+        reward = self.reward or partial(rewards, kind=kind, right=right)
+        reward = reward(nll_later, nll_mix, targets.valid).detach()
         cost = self.config.thought_cost * lengths(thoughts).to(reward.dtype)  # (B, A, K)
         return Step(
             nll_base=nll_base,

@@ -36,6 +36,11 @@ def lengths(thoughts: Tensor) -> Tensor:
     return (thoughts != ENDED).sum(-1)
 
 
+def actions(thoughts: Tensor) -> Tensor:
+    """(..., n) thoughts -> (...) choices that each is made of: its tokens, and its end if drawn."""
+    return (lengths(thoughts) + 1).clamp(max=thoughts.shape[-1])
+
+
 def log_p_of(
     thoughts: Tensor, outputs: Tensor, head: Tensor, temperature: float, forbidden: Sequence[int]
 ) -> Tensor:

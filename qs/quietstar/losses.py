@@ -53,21 +53,40 @@ def linear_nll(
     return LinearNLL.apply(outputs, head, targets, temperature, never, rows).view(shape)
 
 
-def rewards(nll_base: Tensor, nll_mix: Tensor, valid: Tensor) -> Tensor:
-    """How much likelier each thought made the true tokens that follow.
+def rewards(
+    nll_base: Tensor,
+    nll_mix: Tensor,
+    valid: Tensor,
+    kind: str = "information-gain",
+    right: Tensor | None = None,
+) -> Tensor:
+    """What each thought earns by the true tokens that follow.
 
     Args:
         nll_base: (B, A, m) NLL of x[t+i] without a thought.
         nll_mix: (B, A, K, m) NLL of x[t+i] with thought k.
         valid: (B, A, m) which targets count.
+        kind: "information-gain": the sum over i of `nll_base - nll_mix` in nats; "exact": 1 if all
+            m predictions are right, else 0; "probability": the mean of exp(-nll_mix).
+        right: (B, A, K, m) whether x[t+i] is the likeliest token with thought k; for "exact".
 
     Returns:
-        (B, A, K) sum over i of `nll_base - nll_mix` in nats, a constant for the gradient; 0 for
-        positions of which any target is not valid.
-    """
-    gain = (nll_base[:, :, None] - nll_mix).sum(-1)
-    return gain.where(valid.all(-1)[:, :, None], 0.0).detach()
+        (B, A, K), a constant for the gradient; 0 for positions of which any target is not valid.
 
+    Source: exact: Reinforcement Pre-Training (arXiv:2506.08007); probability: as of answers in RLPR
+    (arXiv:2506.18254); information gain over a moving average: RLP (arXiv:2510.01265).
+    """
+    if kind == "exact":
+        earned = right.all(-1).to(nll_mix.dtype)
+    elif kind == "probability":
+        earned = (-nll_mix).exp().mean(-1)
+    else:
+        earned = (nll_base[:, :, None] - nll_mix).sum(-1)
+    return earned.where(valid.all(-1)[:, :, None], 0.0).detach()
+
+
+Reward = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""What each thought earns, of the first three arguments of `rewards`: (B, A, K)."""
 
 Baseline = Callable[[Tensor], Tensor]
 """Rewards (..., K) of a position's own thoughts -> what each is compared with, (..., 1 or K)."""
@@ -89,7 +108,21 @@ def mean_baseline(reward: Tensor) -> Tensor:
     return reward.mean(-1, keepdim=True)
 
 
-BASELINES: dict[str, Baseline] = {"mean": mean_baseline, "none": torch.zeros_like}
+def others_baseline(reward: Tensor) -> Tensor:
+    """(..., K) mean over a position's other K - 1 thoughts: leave-one-out, without that scale.
+
+    Raises:
+        ValueError: K < 2.
+    """
+    K, mean = reward.shape[-1], mean_baseline(reward)
+    return (K * mean - reward) / (K - 1)
+
+
+BASELINES: dict[str, Baseline] = {
+    "mean": mean_baseline,
+    "others": others_baseline,
+    "none": torch.zeros_like,
+}
 
 
 def advantages(

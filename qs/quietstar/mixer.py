@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qs.model.kernels import product
-from qs.quietstar.losses import linear_nll
+from qs.quietstar.losses import LOGITS_AT_ONCE, linear_nll
 
 
 class MixingHead(nn.Sequential):
@@ -52,7 +52,9 @@ class MixingHead(nn.Sequential):
 
 
 def mixing_weight(score: Tensor, kind: str) -> Tensor:
-    """Weight of the thought: the score itself (`linear`, unbounded) or its sigmoid."""
+    """Weight of the thought: the score itself (`linear`, unbounded), its sigmoid, or `one`."""
+    if kind == "one":
+        return torch.ones_like(score)
     return score.sigmoid() if kind == "sigmoid" else score
 
 
@@ -85,6 +87,17 @@ class Mixed(NamedTuple):
     score: Tensor
     weight: Tensor
 
+    @staticmethod
+    def by(
+        base: Tensor, after: Tensor, score: Tensor, kind: str, fixed_weight: float | None = None
+    ) -> Mixed:
+        """Mixed by weights of a kind made of the scores, or by one weight instead."""
+        weight = mixing_weight(score, kind)
+        if fixed_weight is not None:
+            weight = torch.full_like(weight, fixed_weight)
+            score = torch.special.logit(weight)
+        return Mixed(base, after, score, weight)
+
 
 def mixed_nll(mixed: Mixed, head: Tensor, targets: Tensor, space: str) -> Tensor:
     """NLL in nats of (...) targets under the mixture; (V, D) head; space as `--mix-space` says."""
@@ -92,6 +105,17 @@ def mixed_nll(mixed: Mixed, head: Tensor, targets: Tensor, space: str) -> Tensor
         plain, after = (linear_nll(x, head, targets) for x in (mixed.base, mixed.after))
         return mix_nll(plain, after, mixed.score)
     return linear_nll(mix_outputs(mixed.base, mixed.after, mixed.weight), head, targets)
+
+
+@torch.no_grad()
+def foretold(mixed: Mixed, head: Tensor, targets: Tensor, space: str) -> Tensor:
+    """Whether each of (...) targets is the likeliest token; other arguments as of `mixed_nll`."""
+    rows = max(1, LOGITS_AT_ONCE // head.shape[0])
+    flat = [x.flatten(0, targets.ndim - 1).split(rows) for x in mixed]
+    pieces = [
+        mixed_log_p(Mixed(*some), head, space)[1].argmax(-1) for some in zip(*flat, strict=True)
+    ]
+    return torch.cat(pieces).view(targets.shape) == targets
 
 
 def mixed_log_p(mixed: Mixed, head: Tensor, space: str) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qs.config import PADDING, ThoughtConfig
+from qs.quietstar.ends import actions
 from qs.quietstar.losses import Baseline, reinforce
 from qs.quietstar.masks import every_position
 
@@ -59,12 +60,21 @@ class Targets(NamedTuple):
         next_valid: (B, T) whether it counts, for the prediction without thoughts.
         ahead: (B, A, m) x[t+1] .. x[t+m] after each anchor and
         valid: (B, A, m) which of them count.
+        reference: (B, T) NLL of x[t+1] without thoughts that rewards are over, 0 where it does not
+            count; None: the model's own.
     """
 
     next: Tensor
     next_valid: Tensor
     ahead: Tensor
     valid: Tensor
+    reference: Tensor | None = None
+
+    def of(self, rows: slice, anchors: slice) -> Targets:
+        """Those of some rows, and of some of their anchors."""
+        reference = None if self.reference is None else self.reference[rows]
+        text, thought = (x[rows] for x in self[:2]), (x[rows, anchors] for x in self[2:4])
+        return Targets(*text, *thought, reference)
 
 
 def targets_of(
@@ -147,13 +157,17 @@ def loss_terms(step: Step, config: ThoughtConfig, baseline: Baseline | None = No
     policy = step.nll_base.new_zeros(())
     if config.beta > 0:
         baseline = baseline or config.baseline
-        policy = reinforce(step.log_p, step.reward, baseline, config.keep_negative)
+        log_p, n = step.log_p, step.thoughts.shape[-1]
+        if config.length_norm:  # a mean over its own tokens, times the n that it is divided by
+            log_p = log_p * (n / actions(step.thoughts).clamp(min=1))
+        policy = reinforce(log_p, step.reward, baseline, config.keep_negative)
     return Terms(step.nll_base.sum(), step.nll_mix.sum((0, 1, 2)), policy)
 
 
 def term_weights(config: ThoughtConfig) -> Terms:
     """What each mean of the terms weighs in the loss."""
-    return Terms(config.base_weight, 1 - config.base_weight, config.beta)
+    base, both = config.base_weight, config.likelihood_weight
+    return Terms(both * base, both * (1 - base), config.beta)
 
 
 def count_terms(base_valid: Tensor, valid: Tensor, samples: int, thoughts: int) -> Terms:

@@ -18,6 +18,7 @@ from qs.model.mistral import Mistral
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import Placement
 from qs.quietstar.losses import LOGITS_AT_ONCE
+from qs.quietstar.terms import term_weights
 
 MIB, GIB = 2**20, 2**30
 ACTIVATIONS = 128  # MiB, on a CPU: what its caches cannot hold costs more than reading text again
@@ -141,7 +142,8 @@ def split(
     for count in range(2, rows + 1):
         if fits(some := math.ceil(rows / count), A):
             return _even(rows, some), A
-    if config.thinking.base_weight == 1 and config.thinking.beta == 0:
+    _, talk, policy = term_weights(config.thinking)
+    if talk == policy == 0:
         return 1, A  # parts after the first would have nothing to train
     for count in range(2, A + 1):
         if fits(1, some := math.ceil(A / count)):

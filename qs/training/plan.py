@@ -108,11 +108,13 @@ def _plan(
     # of several processes each keeps its share in float32, and all of the layers while it thinks
     narrow = sizes.matrices if placement.dtype == torch.bfloat16 and ranks == 1 else 0
     weights, gradients = (4 * sizes.all - 2 * narrow) // ranks, 4 * sizes.all // ranks
-    optimizer = (8 * sizes.all + 4 * narrow) // ranks
+    # a moving average, and the weights while it is in their place
+    average = (8 * sizes.all - 2 * narrow) * (config.thinking.reference == "average")
+    optimizer = (8 * sizes.all + 4 * narrow) // ranks + average
     moments = run.moments or "float32"
     if moments == "8bit":
         gradients -= 2 * narrow
-        optimizer = int(LOW_BIT_BYTES * sizes.all) + 2 * narrow
+        optimizer = int(LOW_BIT_BYTES * sizes.all) + 2 * narrow + average
     anchors = config.thinking.anchor_count(run.seq) if run.thinks else 0
     logits = logit_bytes(config, shape, placement, rows, anchors)  # at most
     caches = cache_bytes(config, shape, width, rows) + draw_bytes(config, shape, rows)

@@ -19,6 +19,7 @@ from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.anchors import draw
 from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import Step, Targets, Terms, count_terms, targets_of
+from qs.training.average import Average
 from qs.training.distributed import ALONE, Ranks, gathered, total, whole
 from qs.training.memory import ACTIVATIONS, split
 
@@ -64,8 +65,7 @@ class Part(NamedTuple):
         for row in range(0, B, rows):
             for first in range(0, max(1, A), max(1, anchors)):
                 at = slice(row, row + rows), slice(first, first + anchors)
-                of_text, of_anchors = self.targets[:2], self.targets[2:]
-                targets = Targets(*(x[at[0]] for x in of_text), *(x[at] for x in of_anchors))
+                targets = self.targets.of(*at)
                 text = self.tokens[at[0]], self.documents[at[0]]
                 thought = self.anchors[at], self.thoughts[at]
                 parts.append(Part(*text, *thought, targets, first == 0))
@@ -74,7 +74,7 @@ class Part(NamedTuple):
     def text_only(self) -> Part:
         """The text without its anchors, for the base term."""
         _, none = at = slice(None), slice(0)
-        targets = self.targets._replace(ahead=self.targets.ahead[at], valid=self.targets.valid[at])
+        targets = self.targets.of(*at)
         thought = self.anchors[:, none], self.thoughts[:, none]
         return self._replace(targets=targets, anchors=thought[0], thoughts=thought[1])
 
@@ -97,10 +97,12 @@ def think(
     generator: torch.Generator,
     ranks: Ranks = ALONE,
     counted: Tensor | None = None,
+    average: Average | None = None,
 ) -> list[Part]:
     """Split a batch into micro-batches and let each think (plain training has no thoughts).
 
     With several ranks (B, T) is one rank's share; the numbers of the ranks before it are passed by.
+    Rewards are over the prediction of `average`, if there is one.
     """
     B, T = tokens.shape
     if config.run.thinks:
@@ -121,6 +123,8 @@ def think(
             thoughts = anchors.new_zeros((*anchors.shape, quiet.config.samples, 0))
         counting = None if counted is None else counted[rows]
         targets = targets_of(*text, anchors, quiet.config.ahead, counting)
+        if average:
+            targets = average.judge(quiet, *text, targets)
         batch = Part(*text, anchors, thoughts, targets, True)
         parts += batch.split(*some)
     return parts
@@ -245,6 +249,7 @@ def train_step(
     measure_terms: bool = False,
     ranks: Ranks = ALONE,
     counted: Tensor | None = None,
+    average: Average | None = None,
 ) -> dict[str, float]:
     """One optimiser step on a batch (B, T).
 
@@ -255,6 +260,7 @@ def train_step(
         measure_terms: also measure the gradient norm of each loss term.
         ranks: who this is of how many; (B, T) is its share of the batch.
         counted: (B, T) True where a token counts as a target; None: everywhere.
+        average: of the weights, with `--reference average`; it moves along.
 
     Returns:
         What goes into the log: losses and rewards in nats, mixing weight, gradient norms, lr.
@@ -263,7 +269,8 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * share
     generator = step_generator(config.run.seed, step)
-    parts = think(quiet, tokens, documents, config, generator, ranks, counted)
+    assert (average is not None) == (config.thinking.reference == "average")
+    parts = think(quiet, tokens, documents, config, generator, ranks, counted, average)
     counts = sum_over_ranks([part.counts for part in parts])
     norms = term_norms(quiet, parts, counts, ranks) if measure_terms else {}
     sums = accumulate(quiet, parts, counts, ranks)
@@ -280,6 +287,8 @@ def train_step(
     finite = math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])
     if finite:
         optimizer.step()
+        if average:
+            average.update(quiet)
     quiet.zero_grad()
     return record | {"lr": config.optim.lr * share, "skipped": int(not finite)}
 

@@ -21,8 +21,10 @@ from qs.data.dataset import TokenDataset, Windows, resolve_data
 from qs.environment import environment
 from qs.model.config import read_model_config
 from qs.quietstar.load import choose_placement, load
+from qs.quietstar.terms import term_weights
 from qs.settings import check_names
 from qs.training import checkpoint, distributed
+from qs.training.average import Average
 from qs.training.optimizer import exact_parameters, make_optimizer, names_of_updated
 from qs.training.plan import settle
 from qs.training.step import train_step
@@ -62,6 +64,8 @@ class Trainer:
 
     def __init__(self, config: Config, start: Path, folder: Path):
         run = config.run
+        if not any(term_weights(config.thinking)):
+            raise ValueError("--likelihood-weight 0 without REINFORCE trains nothing: raise it")
         self.start, self.folder = start, folder
         placement = choose_placement(run)
         self.ranks = distributed.start(placement.device)
@@ -83,6 +87,11 @@ class Trainer:
         size = sum(p.numel() for p in self.quiet.parameters())
         layers = self.quiet.model.layers
         distributed.shard(self.quiet, layers, self.placement.dtype, ["think", "predict"])
+        self.average = None
+        if config.thinking.reference == "average":
+            if self.ranks.count > 1:
+                raise ValueError("--reference average: expected one process; use --reference own")
+            self.average = Average(self.quiet, config.thinking.average_decay)
         self.optimizer = make_optimizer(self.quiet, config.optim, plan.offload, plan.eight_bits)
         self.names = names_of_updated(self.quiet)
         self.state = State()
@@ -131,6 +140,8 @@ class Trainer:
                 f"run from {self.start} with --weights"
             )
         checkpoint.load_optimizer(self.start, self.optimizer, self.names)
+        if self.average:
+            self.average.load(self.start)
         path = self.start / files.TRAINER
         stored = files.read_json(path)
         if not isinstance(stored, dict) or any(
@@ -177,6 +188,7 @@ class Trainer:
             state.step,
             measure_terms,
             self.ranks,
+            average=self.average,
         )
         state.step += 1
         state.epoch, state.index = position
@@ -224,6 +236,8 @@ class Trainer:
             checkpoint.save_model(folder, shape, parameters, self.config, self.start)
             moments = checkpoint.optimizer_tensors(self.optimizer, self.names)
             checkpoint.save_optimizer(folder, moments)
+            if self.average:
+                self.average.save(folder)
             if folder:
                 files.write_json(folder / files.TRAINER, dataclasses.asdict(self.state))
 

@@ -38,7 +38,7 @@ from qs.quietstar.algorithm import PAUSE, QuietStar
 from qs.quietstar.ends import ENDED, lengths
 from qs.quietstar.load import begin_vector, eager
 from qs.quietstar.losses import linear_nll
-from qs.quietstar.terms import Step, Terms, loss_terms, targets_ahead, term_weights
+from qs.quietstar.terms import Step, Terms, loss_terms, targets_ahead, targets_of, term_weights
 
 # Equals naive code
 
@@ -125,7 +125,23 @@ def later_nll(case: Case, step: Step) -> Tensor:
     return nll[:, :, None].expand_as(step.nll_mix)
 
 
-@given(case=cases())
+@given(case=cases(config=thought_configs(reward="information-gain")), seed=seeds)
+def test_information_gain_is_over_the_reference_where_there_is_one(case: Case, seed: int):
+    module = case.module().requires_grad_(False)
+    everywhere = case.documents, case.anchors, case.config.ahead, case.counted
+    targets = targets_of(case.tokens, *everywhere)
+    reference = normal(*case.tokens.shape, seed=seed).abs().where(targets.next_valid, 0.0)
+    step, plain = (
+        case.step(module, targets=targets._replace(reference=reference)),
+        case.step(module),
+    )
+    more = later_nll(case, plain._replace(nll_base=reference)) - later_nll(case, plain)
+    same(step.reward, plain.reward + more.sum(-1) * step.valid.all(-1)[:, :, None])
+    for one, other in zip(step._replace(reward=plain.reward), plain, strict=True):
+        assert torch.equal(one, other)  # no prediction and no loss of likelihood changes
+
+
+@given(case=cases(config=thought_configs(reward="information-gain")))
 def test_weight_zero_is_the_base_prediction_and_weight_one_is_the_thought_prediction(case: Case):
     module = case.module().requires_grad_(False)
     step = case.step(module, fixed_weight=0.0)

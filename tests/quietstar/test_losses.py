@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -26,9 +27,11 @@ from torch import Tensor
 
 from qs.config import ThoughtConfig
 from qs.model.config import ModelConfig
+from qs.presets import PRESETS
 from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.ends import ENDED
 from qs.quietstar.losses import advantages, linear_nll, reinforce, rewards
-from qs.quietstar.terms import Terms, count_terms, loss_terms, targets_ahead
+from qs.quietstar.terms import Step, Terms, count_terms, loss_terms, targets_ahead, term_weights
 
 # Likelihood
 
@@ -129,8 +132,27 @@ def test_reward_is_the_gain_over_all_targets_or_nothing(seed: int, sizes: tuple[
         assert math.isclose(float(found[b, a, k]), expected, abs_tol=1e-12)
 
 
+def test_rewards_of_each_kind_are_what_hands_compute():
+    nll_base = torch.tensor([[[2.0, 1.0]]], dtype=torch.float64)
+    nll_mix = -torch.tensor([[[[0.5, 0.25], [0.5, 1.0]]]], dtype=torch.float64).log()
+    right = torch.tensor([[[[True, False], [True, True]]]])
+    valid = torch.ones((1, 1, 2), dtype=torch.bool)
+    gains = [3 - math.log(8), 3 - math.log(2)]
+    for kind, expected in (
+        ("information-gain", gains),
+        ("exact", [0.0, 1.0]),
+        ("probability", [0.375, 0.75]),
+    ):
+        found = rewards(nll_base, nll_mix, valid, kind, right)
+        same(found, torch.tensor([[expected]], dtype=torch.float64))
+        assert not rewards(nll_base, nll_mix, ~valid, kind, right).any()
+
+
 @given(
-    seed=seeds, K=st.integers(2, 4), baseline=st.sampled_from(["mean", "none"]), keep=st.booleans()
+    seed=seeds,
+    K=st.integers(2, 4),
+    baseline=st.sampled_from(["mean", "others", "none"]),
+    keep=st.booleans(),
 )
 def test_advantage_is_the_reward_over_the_mean_of_the_same_position(
     seed: int, K: int, baseline: str, keep: bool
@@ -138,7 +160,8 @@ def test_advantage_is_the_reward_over_the_mean_of_the_same_position(
     reward = normal(2, 3, K, seed=seed)
     found = advantages(reward, baseline, keep)
     for b, a, k in itertools.product(range(2), range(3), range(K)):
-        mean = sum(reward[b, a].tolist()) / K if baseline == "mean" else 0.0
+        own, total = float(reward[b, a, k]), sum(reward[b, a].tolist())
+        mean = {"mean": total / K, "others": (total - own) / (K - 1), "none": 0.0}[baseline]
         expected = float(reward[b, a, k]) - mean
         expected = expected if keep else max(expected, 0.0)
         assert math.isclose(float(found[b, a, k]), expected, abs_tol=1e-12)
@@ -178,6 +201,14 @@ def test_without_baseline_the_expected_gradient_is_that_of_the_expected_reward(
 ):
     logits, worth = normal(V, seed=seed).requires_grad_(), normal(V, seed=seed + 1)
     found = expected_gradient(logits, worth, K, "none", keep=True)
+    close(found, -K * gradient_of_expected_reward(logits, worth))
+
+
+@pytest.mark.parametrize("K", [2, 3])
+@given(seed=seeds, V=st.integers(2, 4))
+def test_the_mean_of_the_others_leaves_the_expected_gradient_as_it_is(K: int, seed: int, V: int):
+    logits, worth = normal(V, seed=seed).requires_grad_(), normal(V, seed=seed + 1)
+    found = expected_gradient(logits, worth, K, "others", keep=True)
     close(found, -K * gradient_of_expected_reward(logits, worth))
 
 
@@ -224,21 +255,31 @@ def anchor_step(module: QuietStar, anchor: int, thoughts: list[list[int]]):
     return module(tokens, anchors=torch.tensor([[anchor]]), thoughts=thoughts)
 
 
-@pytest.mark.parametrize("n", [1, 2])
-@pytest.mark.parametrize("anchor", [0, 2])
+def test_rlp_draws_and_learns_at_one_temperature_with_nothing_but_reinforce():
+    config = PRESETS["rlp"].thought
+    assert term_weights(config) == (0, 0, 1)
+    assert config.sample_temperature == config.policy_temperature == 0.7
+    names = ("samples", "ahead", "reference", "average_decay", "baseline", "mix_weight")
+    values = [getattr(config, name) for name in names]
+    assert values == [16, 1, "average", 0.999, "others", "one"]
+
+
+@pytest.mark.parametrize(
+    ("n", "anchor", "changes"),
+    [
+        (1, 0, {}),
+        (2, 2, {}),
+        (2, 0, {"reward": "exact", "ahead": 1, "mix_weight": "one"}),
+        (1, 2, {"reward": "probability"}),
+        (2, 2, {"mix_weight": "one", "length_norm": True}),
+    ],
+)
 def test_expected_policy_gradient_of_the_whole_model_is_that_of_the_expected_reward(
-    n: int, anchor: int
+    n: int, anchor: int, changes: dict
 ):
-    config = ThoughtConfig(
-        thoughts=n,
-        ahead=2,
-        samples=1,
-        beta=1.0,
-        baseline="none",
-        keep_negative=True,
-        policy_temperature=1.0,
-    )
-    module = random_module(SMALL, config, seed=n)
+    settings = {"ahead": 2, "policy_temperature": 1.0, "keep_negative": True} | changes
+    config = ThoughtConfig(thoughts=n, samples=1, beta=1.0, baseline="none", **settings)
+    module = random_module(SMALL, config, seed=3)
     found = {name: torch.zeros_like(p) for name, p in module.named_parameters()}
     mass, worth = 0.0, torch.zeros((), dtype=torch.float64)
     for thought in itertools.product((0, 2, 3, 4), repeat=n):  # 1 is forbidden
@@ -270,6 +311,20 @@ def test_expected_policy_gradient_with_two_thoughts_and_the_mean_baseline_is_hal
     worth = (step.log_p.exp() * step.reward).sum()
     half = {name: -(1 - 1 / 2) * 2 * value for name, value in gradients(worth, module).items()}
     same_gradients(found, half)
+
+
+def test_the_length_norm_is_a_mean_over_what_a_thought_chose():
+    ended = torch.tensor([[5, 5, 5], [5, ENDED, ENDED], [ENDED] * 3])  # 3, 2 and 1 choices
+    config = ThoughtConfig(baseline="none", keep_negative=True, beta=1.0, end="drawn")
+    log_p = torch.tensor([-6.0, -4.0, -1.0], dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    step = Step(
+        zero, zero[..., None, None], log_p, torch.ones(3), zero, zero, zero, zero, ended, zero
+    )
+    for norm, expected in ((False, [1.0, 1.0, 1.0]), (True, [1.0, 3 / 2, 3.0])):
+        policy = loss_terms(step, dataclasses.replace(config, length_norm=norm)).policy
+        (slope,) = torch.autograd.grad(-policy, log_p)
+        same(slope, torch.tensor(expected, dtype=torch.float64))
 
 
 # Sums and counts

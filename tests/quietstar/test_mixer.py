@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from qs.quietstar.mixer import (
     Mixed,
     MixingHead,
+    foretold,
     mix_nll,
     mix_outputs,
     mixed_log_p,
@@ -69,6 +70,7 @@ def test_the_score_of_a_new_head_is_zero_and_its_other_layers_are_not(seed: int)
 def test_a_linear_weight_is_the_score_and_a_sigmoid_weight_is_bounded(score: float):
     x = torch.tensor(score, dtype=torch.float64)
     assert mixing_weight(x, "linear") is x
+    assert mixing_weight(x, "one") == 1
     weight = float(mixing_weight(x, "sigmoid"))
     assert math.isclose(weight, 1 / (1 + math.exp(-score)), rel_tol=1e-12)
     assert 0 < weight <= 1
@@ -126,7 +128,8 @@ def test_a_mixture_is_never_less_likely_than_both_and_its_gradient_is_finite(
 
 
 @pytest.mark.parametrize(
-    ("kind", "space"), [("linear", "output"), ("sigmoid", "output"), ("sigmoid", "probability")]
+    ("kind", "space"),
+    [("linear", "output"), ("sigmoid", "output"), ("sigmoid", "probability"), ("one", "output")],
 )
 def test_log_probabilities_of_all_tokens_hold_the_nll_of_each(kind, space):
     numbers = torch.Generator().manual_seed(0)
@@ -141,6 +144,7 @@ def test_log_probabilities_of_all_tokens_hold_the_nll_of_each(kind, space):
     for token in range(7):
         targets = torch.full((3, 2), token)
         torch.testing.assert_close(-mix[..., token], mixed_nll(mixed, head, targets, space))
+        assert torch.equal(foretold(mixed, head, targets, space), mix.argmax(-1) == token)
     if space == "probability":
         weight = score.sigmoid()[..., None]
         there = (after @ head.T).softmax(-1)
