@@ -11,17 +11,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from smollm2_bridge import Bridge, answer_nll, bridge_room, make_bridge
 from smollm2_study import GPU, REHEARSAL, SMALL, Phase, Study, last, reads_again
+from smollm2_tables import tables
 
 from qs.data.question_sets import read_questions
-from qs.evaluation.statistics import ratio_estimate
 from qs.training.work import operations
 
 SIZES = {"gpu": GPU, "small": SMALL, "rehearsal": REHEARSAL}
@@ -128,6 +128,7 @@ class Experiment:
             json.dumps(dataclasses.asdict(self.sizes))
         ):
             raise SystemExit(f"{self.path} is of other sizes: give another folder")
+        self.scratch = tempfile.TemporaryDirectory()  # of the bridge's datasets
         self.bridge: Bridge | None = None
         self.taught: dict[str, Any] = {}
 
@@ -218,7 +219,8 @@ class Experiment:
             "anchor_share": self.sizes.share / 4,
         }
         if self.bridge is None:
-            self.bridge = make_bridge(options.questions, study, options.model, self.out / "bridge")
+            folder = Path(self.scratch.name)
+            self.bridge = make_bridge(options.questions, study, options.model, folder)
             phase = Phase(PLAIN | {"lr": 3e-5})
             records = study.train([phase], self.sizes.bridge_steps, 0, self.bridge.written)
             study.begin_vectors(" ", " ")
@@ -227,41 +229,6 @@ class Experiment:
         study.reset(self.taught)
         study.quiet.config = study.config.changed(**settings).thought
         return self.bridge.mixed, settings
-
-    def table(self) -> str:
-        """What each arm came to, as Markdown; differences are paired by row."""
-        lines = [
-            "| arm | without | with | gain | own over shuffled | over pauses | against plain |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for name, found in self.found.items():
-            if name == "sizes":
-                continue
-            plain = self.found.get("bridge, plain" if name.startswith("bridge") else "plain")
-            against = ""
-            if plain and found["nll_mix"] is not None:
-                against = interval(*compared(plain["rows"], found["rows"]))
-            cells = [f"{found['nll_base']:.4f}", f"{found['nll_mix'] or np.nan:.4f}"]
-            cells.append(interval(found["gain"], found["gain_interval"]))
-            cells += [
-                interval(*found.get(f"own over {x}", (None, None))) for x in ("shuffled", "pauses")
-            ]
-            lines.append(f"| {name} | {' | '.join(cells)} | {against} |")
-        return "\n".join(lines)
-
-
-def compared(plain: dict, other: dict) -> list[float]:
-    """Nats a token that an arm with thoughts gains on plain training, and half its interval."""
-    count, before, after = (
-        np.array(x) for x in (plain["tokens"], plain["nll_base"], other["nll_mix"])
-    )
-    return list(ratio_estimate(before - after, count))
-
-
-def interval(mean: float | None, half: float | None) -> str:
-    if mean is None:
-        return ""
-    return f"{mean:+.4f}" + (f" +- {half:.4f}" if half is not None else "")
 
 
 def main() -> None:
@@ -287,7 +254,7 @@ def main() -> None:
     experiment = Experiment(options)
     print(f"{experiment.study.placement}", flush=True)
     experiment.go(arms)
-    print(experiment.table())
+    print(tables(experiment.found))
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def read_problems(questions: Path, study: Study) -> list[Problem]:
 
 
 def make_bridge(questions: Path, study: Study, model: Path, out: Path) -> Bridge:
-    """Prepare both datasets in a folder, unless they are there."""
+    """Prepare both datasets in a new folder."""
     problems = read_problems(questions, study)
     heldout, train = problems[: study.sizes.problems], problems[study.sizes.problems :]
     written = train[: round(WRITTEN * len(train))]
@@ -89,11 +89,8 @@ def make_bridge(questions: Path, study: Study, model: Path, out: Path) -> Bridge
     random.Random(1).shuffle(mixed)
     texts = {"written": [p.written for p in written], "mixed": mixed}
     for name, documents in texts.items():
-        if (out / name).exists():
-            continue
         for part, some in {"train": documents, "heldout": [p.left_out for p in heldout]}.items():
             path = out / f"{name}-{part}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps({"text": text}) + "\n" for text in some))
         prepare_dataset(
             [out / f"{name}-train.jsonl"],

@@ -46,7 +46,7 @@ class Sizes:
     steps: int = 100  # of every arm
     lr: float = 1e-5  # of the model
     rows: int = 128  # of held-out text
-    asked: int | None = None  # questions of a set; None: all
+    asked: int | None = 256  # questions of a set; None: all
     batch_asked: int = 64
     room_rows: int = 8
     room_share: float = 0.25
