@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from smollm2_bridge import Bridge, answer_nll, bridge_room, make_bridge
-from smollm2_study import GPU, REHEARSAL, SMALL, Phase, Study, last, reads_again
+from smollm2_study import GPU, REHEARSAL, SMALL, Phase, Study, last
 from smollm2_tables import tables
+from smollm2_thoughts import reads_again
 
 from qs.data.question_sets import read_questions
 from qs.training.work import operations

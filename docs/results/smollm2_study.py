@@ -6,15 +6,15 @@ are made of: phases of training, the room that thoughts have, held-out text, que
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from smollm2_thoughts import elsewhere, others_thoughts, silent, true_thoughts
 from torch import Tensor
 
 from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
@@ -26,11 +26,10 @@ from qs.evaluation.tokens import TextRows, TokenTable, measure_tokens, nll_score
 from qs.inference.cache import read_texts
 from qs.inference.decoding import thought_text
 from qs.inference.loglikelihood import Thinking, score
-from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.ends import pauses
 from qs.quietstar.load import begin_vector, choose_placement, eager, first_tokens, load
 from qs.quietstar.sampler import step_generator
-from qs.quietstar.terms import targets_ahead, targets_of
+from qs.quietstar.terms import targets_of
 from qs.training.optimizer import exact_parameters, make_optimizer
 from qs.training.step import train_step
 
@@ -277,83 +276,6 @@ class Study:
                 found[f"own over {other}"] = list(paired(one, own))
                 found[f"own over {other}, nats"] = list(paired(np.log(one), np.log(own)))
         return found
-
-
-# What is replaced in a module for a while
-
-
-@contextlib.contextmanager
-def true_thoughts(quiet: QuietStar, share: float) -> Iterator[None]:
-    """Sampled thoughts give way, with probability `share`, to the tokens that truly follow.
-
-    Near the end of a document they run on into the next one.
-    """
-    think = quiet.think
-
-    def instead(
-        tokens: Tensor, documents: Tensor, anchors: Tensor | None = None, generator: Any = None
-    ) -> tuple[Tensor, Tensor]:
-        quiet.pause = share == 1  # then nothing is sampled
-        anchors, sampled = think(tokens, documents, anchors, generator)
-        quiet.pause = False
-        true = targets_ahead(tokens, documents, anchors, sampled.shape[3])[0]
-        true = true[:, :, None].expand_as(sampled)
-        coins = torch.rand(sampled.shape[:3], generator=generator).to(sampled.device)
-        return anchors, true.where((coins < share)[..., None], sampled)
-
-    if share:
-        quiet.think = instead
-    try:
-        yield
-    finally:
-        if share:
-            del quiet.think
-
-
-@contextlib.contextmanager
-def reads_again(quiet: QuietStar, wanted: bool) -> Iterator[None]:
-    """The end slot reads the anchor's own token, in place of the end vector."""
-    embed = quiet.embed_branches
-
-    def instead(tokens: Tensor, anchors: Tensor, thoughts: Tensor) -> Tensor:
-        x = embed(tokens, anchors, thoughts).clone()
-        again = quiet.model.embed(tokens.gather(1, anchors))[:, :, None]  # (B, A, 1, D)
-        x[:, :, :, thoughts.shape[3] + 1] = again
-        return x
-
-    if wanted:
-        quiet.embed_branches = instead
-    try:
-        yield
-    finally:
-        if wanted:
-            del quiet.embed_branches
-
-
-@contextlib.contextmanager
-def others_thoughts(quiet: QuietStar) -> Iterator[None]:
-    """Every text gets the thoughts of the next one in its batch."""
-    sample = quiet.sample
-    quiet.sample = lambda *args: sample(*args).roll(1, 0)
-    try:
-        yield
-    finally:
-        del quiet.sample
-
-
-def elsewhere(
-    quiet: QuietStar, documents: Tensor, thoughts: Tensor, numbers: torch.Generator
-) -> Tensor:
-    """The thoughts of other positions of the row."""
-    order = torch.randperm(thoughts.shape[1], generator=numbers)
-    return thoughts[:, order.to(thoughts.device)]
-
-
-def silent(
-    quiet: QuietStar, documents: Tensor, thoughts: Tensor, numbers: torch.Generator
-) -> Tensor:
-    """Pauses."""
-    return pauses(thoughts.shape, thoughts.device)
 
 
 # What is told of numbers
