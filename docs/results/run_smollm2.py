@@ -77,6 +77,13 @@ def phased(*phases: tuple[float, dict[str, Any]], true: bool = False) -> tuple[P
 THINK = (Phase(),)
 LIKELY = {"beta": 0.0, "samples": 1}
 TRUE = phased((0.5, LIKELY), (0.5, {}), true=True)
+RLP = {  # the thought alone predicts, and nothing is learned by likelihood (`--preset rlp`)
+    "samples": 4,
+    "beta": 1.0,
+    "likelihood_weight": 0.0,
+    "baseline": "others",
+    "mix_weight": "one",
+}
 ONLY_TRUE = (Phase(LIKELY, true=True),)
 ARMS = {  # in the order of their value
     "as it is": Arm(asks=True),
@@ -91,6 +98,7 @@ ARMS = {  # in the order of their value
     "end reads again, seed 0": Arm(THINK, again=True),
     "head and vectors first, seed 0": Arm(phased((0.3, ALONE), (0.7, {}))),
     "beta 0": Arm((Phase({"beta": 0.0}),)),
+    "bridge, rlp": Arm((Phase(RLP),), bridge=True, asks=True),
     "bridge, quiet, seed 1": Arm(THINK, seed=1, bridge=True, asks=True),
     "bridge, beta 0": Arm((Phase({"beta": 0.0}),), bridge=True, asks=True),
     "quiet, seed 1": Arm(THINK, seed=1),
@@ -218,6 +226,9 @@ class Experiment:
             "ahead": 3,
             "anchors": "uncertain",
             "anchor_share": self.sizes.share / 4,
+            "beta": 10.0,
+            "keep_negative": True,
+            "policy_temperature": 1.0,
         }
         if self.bridge is None:
             folder = Path(self.scratch.name)

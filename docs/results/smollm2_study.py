@@ -322,4 +322,4 @@ def last(records: list[dict], many: int = 10) -> dict[str, float]:
         "nll_base", "nll_talk", "policy", "reward", "weight_mean", "grad_norm", "thought_entropy",
     )  # fmt: skip
     kept = records[-many:]
-    return {n: float(np.mean([r[n] for r in kept])) for n in names if kept and n in kept[-1]}
+    return {n: float(np.mean([r[n] for r in kept])) for n in names if all(n in r for r in kept)}
