@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from qs.settings import MOST, check_limits, check_names, check_types, setting
 from qs.thinking import ThoughtConfig
 
 TOKENS = 2**27  # of a step
+STAGE = r"0|[1-9]\d{0,3}-[1-9]\d{0,3}"  # of a curriculum
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,12 @@ class RunConfig:
         later=True,
     )
     steps: int = setting(100, "optimiser steps", least=1)
+    curriculum: str = setting(
+        "",
+        "stages of equally many steps, each n-m of its thoughts, or 0 without any: "
+        "16-8,12-4,8-4,0 (Fast Quiet-STaR); --thoughts and --ahead are then those of measuring",
+        later=True,
+    )
     seed: int = setting(0, "seed of data order, thoughts and new parameters", least=0, most=2**128)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
@@ -107,6 +115,14 @@ class RunConfig:
             raise ValueError(
                 f"--micro-batch {self.micro_batch} does not divide --batch {self.batch}"
             )
+        stages = self.curriculum.split(",") if self.curriculum else []
+        if wrong := [stage for stage in stages if not re.fullmatch(STAGE, stage)]:
+            raise ValueError(
+                f"--curriculum {self.curriculum}: expected stages n-m or 0, such as "
+                f"16-8,12-4,8-4,0, found {wrong[0]!r}"
+            )
+        if stages and self.objective != "quiet":
+            raise ValueError(f"--curriculum is of --objective quiet, got {self.objective}")
 
     @property
     def thinks(self) -> bool:
@@ -190,6 +206,13 @@ class Config:
                 f"--ahead {self.thought.ahead} does not fit in rows of --seq {self.run.seq} tokens:"
                 " no thought would have its m true tokens; lower --ahead or raise --seq"
             )
+        n, m = self.thought.thoughts, self.thought.ahead
+        for name, stage in self.stages:
+            if stage.thought.thoughts > n or stage.thought.ahead > m:
+                raise ValueError(
+                    f"--curriculum {name} goes beyond --thoughts {n} and --ahead {m}, which memory "
+                    "and positions are counted for: raise them"
+                )
 
     @property
     def thinking(self) -> ThoughtConfig:
@@ -204,6 +227,21 @@ class Config:
             alone |= {"base_weight": 1.0, "likelihood_weight": 1.0}
             return dataclasses.replace(self.thought, **alone)
         return self.thought
+
+    @property
+    def stages(self) -> list[tuple[str, Config]]:
+        """The curriculum's stages in their order: a name, and these settings with its n and m."""
+        stages = []
+        for name in filter(None, self.run.curriculum.split(",")):
+            n, _, m = name.partition("-")
+            shape = {"thoughts": int(n), "ahead": int(m)} if m else {"objective": "plain"}
+            stages.append((name, self.changed(curriculum="", **shape)))
+        return stages
+
+    def stage(self, step: int) -> tuple[str, Config]:
+        """Name and settings of a step's stage (0-based); without a curriculum "" and these."""
+        stages = self.stages or [("", self)]
+        return stages[step * len(stages) // self.run.steps]
 
     @property
     def sampled(self) -> bool:

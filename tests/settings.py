@@ -92,5 +92,11 @@ OUT_OF_RANGE = [
     (RunConfig, {"save_every": -1}, "--save-every must be at least 0, got -1"),
     (RunConfig, {"grad_norms_every": -1}, "--grad-norms-every must be at least 0, got -1"),
     (RunConfig, {"eval_rows": -1}, "--eval-rows must be at least 0, got -1"),
+    (
+        RunConfig,
+        {"curriculum": "4-2,0-1"},
+        "--curriculum 4-2,0-1: expected stages n-m or 0, .*'0-1'",
+    ),
+    (RunConfig, {"curriculum": "4-2,0", "objective": "pause"}, "--curriculum is of --objective qu"),
     (RunConfig, {"seed": -1}, "--seed must be at least 0, got -1"),
 ]  # of a group: changes, and the message

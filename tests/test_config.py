@@ -81,6 +81,17 @@ def test_true_tokens_ahead_must_fit_in_a_row():
     Config(run=run, thought=ThoughtConfig(ahead=3))
 
 
+def test_stages_share_the_steps_and_stay_within_what_memory_is_counted_for():
+    config = Config(run=RunConfig(curriculum="8-4,4-2,0", steps=7))
+    names = [config.stage(step)[0] for step in range(7)]
+    assert names == ["8-4", "8-4", "8-4", "4-2", "4-2", "0", "0"]
+    shapes = [(s.thought.thoughts, s.thought.ahead, s.run.thinks) for _, s in config.stages]
+    assert shapes == [(8, 4, True), (4, 2, True), (9, 4, False)]
+    assert Config().stage(99) == ("", Config())
+    with pytest.raises(ValueError, match="--curriculum 10-4 goes beyond --thoughts 9 and --ahead"):
+        Config(run=RunConfig(curriculum="10-4,0"))
+
+
 # JSON names
 
 

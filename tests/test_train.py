@@ -133,6 +133,17 @@ def test_a_resumed_run_equals_an_uninterrupted_run(
     same_run(found, straight[objective])
 
 
+def test_a_curriculum_goes_on_in_its_stage_and_the_log_names_it(tiny, tmp_path):
+    flags = ["--curriculum=2-2,1-1,0", "--save-every=3"]
+    whole, half = (run(tmp_path / name, tiny.flags(tmp_path / name, *flags)) for name in "ab")
+    assert [line["stage"] for line in log(whole)[1:]] == ["2-2", "2-2", "1-1", "1-1", "0", "0"]
+    assert ["reward" in line for line in log(whole)[1:]] == [True] * 4 + [False] * 2
+    shutil.rmtree(half / "step_000006")
+    (half / "results.json").unlink()
+    assert train.main(["--resume", str(half)]) == 0
+    same_run(half, whole)
+
+
 def test_a_resumed_run_equals_one_that_never_saved_on_the_way(tiny, straight, tmp_path):
     flags = tiny.flags(tmp_path / "out", *FLAGS["quiet"], "--save-every=0")
     found = run(tmp_path / "out", flags)

@@ -171,30 +171,35 @@ class Trainer:
             ValueError: too many steps in a row were not finite.
         """
         run, state, began = self.config.run, self.state, time.perf_counter()
+        stage, config = self.chosen.stage(state.step)
         batch, position = self.windows.batch((state.epoch, state.index), run.batch)
         share = run.batch // self.ranks.count
         mine = slice(self.ranks.rank * share, (self.ranks.rank + 1) * share)
         tokens, documents = (
             x[mine].to(self.placement.device) for x in (batch.tokens, batch.documents)
         )
-        every = run.grad_norms_every if run.thinks else 0
+        every = run.grad_norms_every if config.run.thinks else 0
         measure_terms = bool(every) and state.step % every == 0
-        record = train_step(
-            self.quiet,
-            self.optimizer,
-            tokens,
-            documents,
-            self.chosen,
-            state.step,
-            measure_terms,
-            self.ranks,
-            average=self.average,
-        )
+        average = self.average if config.thinking.reference == "average" else None
+        with self.quiet.with_settings(**dataclasses.asdict(config.thinking)):
+            record = train_step(
+                self.quiet,
+                self.optimizer,
+                tokens,
+                documents,
+                config,
+                state.step,
+                measure_terms,
+                self.ranks,
+                None,
+                average,
+            )
         state.step += 1
         state.epoch, state.index = position
         state.skipped += int(record["skipped"])
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if record["skipped"] else 0
-        record = {"step": state.step} | record | self._rates(time.perf_counter() - began)
+        rates = self._rates(config, time.perf_counter() - began)
+        record = {"step": state.step} | ({"stage": stage} if stage else {}) | record | rates
         if self.ranks.first:
             self.log.append([record], flushed=False)
         if state.skipped_in_a_row >= SKIPS_ALLOWED:
@@ -205,10 +210,10 @@ class Trainer:
             raise ValueError(distributed.from_first(problem))
         return record
 
-    def _rates(self, seconds: float) -> dict[str, float]:
-        run, thought = self.config.run, self.config.thinking
+    def _rates(self, config: Config, seconds: float) -> dict[str, float]:
+        run, thought = config.run, config.thinking
         rates = {"tokens_per_second": run.batch * run.seq / seconds}
-        if self.config.sampled:
+        if config.sampled:
             anchors = run.batch * thought.anchor_count(run.seq)
             sampled = anchors * thought.samples * thought.thoughts
             rates["thought_tokens_per_second"] = sampled / seconds
