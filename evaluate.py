@@ -33,7 +33,7 @@ from qs.environment import environment
 from qs.evaluation import exam_results, question_sets
 from qs.evaluation.exam_results import Exam
 from qs.evaluation.hard_tokens import by_decile, measure_hard_tokens, token_table
-from qs.evaluation.heldout import heldout_data, heldout_score, score_table
+from qs.evaluation.heldout import heldout_data, heldout_score, score_tables
 from qs.evaluation.page import PAGE_ROWS, write_thoughts
 from qs.evaluation.thoughts import read_thoughts
 from qs.inference.decoding import Decoding, token_line
@@ -87,7 +87,7 @@ def score(args: argparse.Namespace) -> None:
     print(f"model   {folder}\ndata    {data.folder}: {data.tokens:,} held-out tokens")
     print(f"device  {placement}")
     result = heldout_score(quiet, data, tokenizer, config, "held-out text")
-    print("\n" + terminal(score_table(result)))
+    print("\n" + terminal(*score_tables(result)))
     if args.show and config.run.thinks:
         rows = min(config.run.eval_rows, PAGE_ROWS)
         passages = read_thoughts(quiet, data, tokenizer, config, rows)
@@ -127,7 +127,7 @@ def tasks(args: argparse.Namespace) -> None:
         facts["environment"] = environment
         before = files.read_results(out).get("exams", {})
         files.add_results(out, {"exams": before | {exam.file: facts}})
-        print("\n" + "\n\n".join(map(terminal, made)))
+        print("\n" + terminal(*made))
         tables += made
     print(f"\nwritten to {out / files.RESULTS} and, a line for each question, beside it")
     title, made = f"{opened.folder} on {', '.join(args.tasks)}", f"Made with {words(environment)}."
@@ -148,7 +148,7 @@ def text(args: argparse.Namespace) -> None:
     out, environment = begin_results(args, opened)
     facts, tables = measure_hard_tokens(opened)
     files.add_results(out, {"text": facts | {"environment": environment}})
-    print("\n" + "\n\n".join(map(terminal, tables)))
+    print("\n" + terminal(*tables))
     print(f"\nwritten to {out / files.RESULTS}")
     made = escaped(f"Made with {words(environment)}.") + "\n"
     write_page(args, results_page(f"{opened.folder} on text", args.line, made, tables))

@@ -1,6 +1,7 @@
 """Train a language model to think before it speaks (Quiet-STaR, arXiv:2403.09629).
 
     python train.py                                    the bundled model and text, on a laptop
+    python train.py --preset demo                      the same in half a minute, for a first look
     python train.py --data owm --thoughts 16           Mistral-7B on OpenWebMath, as published
     python train.py --objective plain --data NAME --weights weights/NAME    next-token training
     python train.py --objective star                   STaR: sums with scratchpads, on a laptop
@@ -29,7 +30,7 @@ from qs.bench.plan import plan_table
 from qs.cli import Parser, parse
 from qs.config import Config, thought_lengths
 from qs.data.dataset import resolve_data
-from qs.evaluation.heldout import HeldoutScore, closing_table, heldout_score, read_score
+from qs.evaluation.heldout import HeldoutScore, closing_tables, heldout_score, read_score
 from qs.evaluation.page import PAGE, PAGE_ROWS, write_thoughts
 from qs.evaluation.thoughts import read_thoughts
 from qs.model import folders
@@ -48,21 +49,21 @@ def train(argv: list[str]) -> int:
     if sizes is not None:
         print(terminal(plan_table(config, sizes)))
         return 0
-    if folder and (table := closing(config, folder)):
-        print(f"{terminal(table)}\n\n{folder} is finished: nothing is left to do")
+    if folder and (tables := closing(config, folder)):
+        print(f"{terminal(*tables)}\n\n{folder} is finished: nothing is left to do")
         return 0
     if config.run.bootstraps:
         return bootstrap(config, folder)
 
-    before = None
-    if folder:
-        files.newest_step(folder)  # a run that was stopped before it saved has nothing else either
-        before = read_score(folder / BEFORE)
-    trainer = load(config, folder)
-    if folder is None:
-        before = measure(trainer, "before")
-        if trainer.ranks.first:
-            files.write_json(trainer.folder / BEFORE, before and dataclasses.asdict(before))
+    with cli.leaving(NOTHING_NEW if folder else NOTHING):
+        if folder:
+            files.newest_step(folder)  # one that was stopped before it saved has nothing else
+            before = read_score(folder / BEFORE)
+        trainer = load(config, folder)
+        if folder is None:
+            before = measure(trainer, "before")
+            if trainer.ranks.first:
+                files.write_json(trainer.folder / BEFORE, before and dataclasses.asdict(before))
     trainer.say(f"run     {trainer.folder}")
 
     with stopping(trainer, trainer.ranks.first), bar_of(trainer) as bar:
@@ -84,6 +85,10 @@ def train(argv: list[str]) -> int:
 
 
 BEFORE = "before.json"  # the score before training, for the table after a resume
+BAR = "{n_fmt}/{total_fmt}{postfix}, {remaining} left {bar}"  # tqdm's names
+# what a signal before the first step leaves
+NOTHING = "there was no step yet: nothing is saved; start it again"
+NOTHING_NEW = "there was no step since the last checkpoint: go on from it with --resume"
 
 
 def settings(argv: list[str]) -> tuple[Config, Path | None, str | None]:
@@ -92,7 +97,8 @@ def settings(argv: list[str]) -> tuple[Config, Path | None, str | None]:
     Raises:
         ValueError: a setting is unknown, out of range, or given beside --resume.
     """
-    parser = Parser("train.py", __doc__)
+    usage = "python train.py [--preset NAME] [--SETTING VALUE ...] | --resume RUN"
+    parser = Parser("train.py", __doc__, usage=usage)
     parser.add_argument("--resume", metavar="RUN", help="run folder to go on with, as it was set")
     parser.add_argument(
         "--plan",
@@ -112,18 +118,18 @@ def settings(argv: list[str]) -> tuple[Config, Path | None, str | None]:
     return parse(argv, parser), None, parser.parse_args(argv).plan
 
 
-def closing(config: Config, folder: Path) -> Table | None:
-    """The table of a run of which nothing is left to do, measuring included; None of others."""
+def closing(config: Config, folder: Path) -> list[Table]:
+    """The tables of a run of which nothing is left to do, measuring included; none of others."""
     results = files.read_results(folder)
     if config.run.bootstraps:
         rounds = round_records(folder)
         done = "rounds" in results and len(rounds) > config.star.rounds
-        return rounds_table(rounds) if done else None
+        return [rounds_table(rounds)] if done else []
     if "after" not in results or not files.finished(folder):
-        return None
+        return []
     scores = (results.get(label) for label in ("before", "after"))
     try:
-        return closing_table(*(score and HeldoutScore.from_json(score) for score in scores))
+        return closing_tables(*(score and HeldoutScore.from_json(score) for score in scores))
     except (TypeError, KeyError):
         path = folder / files.RESULTS
         raise ValueError(f"{path}: expected the scores of a run; move it away") from None
@@ -166,6 +172,7 @@ def bar_of(trainer: Trainer) -> Any:
         unit=" steps",
         initial=trainer.state.step,
         shown=trainer.ranks.first,
+        form=BAR,
     )
 
 
@@ -192,7 +199,7 @@ def report(trainer: Trainer, before: HeldoutScore | None, after: HeldoutScore | 
     if trainer.ranks.first:
         files.add_results(trainer.folder, results | {"skipped": state.skipped})
     show(trainer, 3)
-    say("\n" + terminal(closing_table(before, after)))
+    say("\n" + terminal(*closing_tables(before, after)))
     if trainer.ranks.first and (warning := collapse_warning(files.read_log(trainer.folder))):
         print(warning)
     if state.skipped:

@@ -28,6 +28,7 @@ OUT_OF_MEMORY = (
 )
 KEPT = "what is finished is kept: the same command does the rest"
 CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")  # as argparse says it
+FIRST = ("thoughts", "objective", "data", "weights", "steps")  # settings that help begins with
 ENDING = [  # signals that end a command; Windows has no SIGHUP
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
@@ -88,6 +89,16 @@ def on_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
             signal.signal(number, earlier)
 
 
+@contextlib.contextmanager
+def leaving(kept: str) -> Iterator[None]:
+    """Say `kept`, not what `main` is told, where a signal interrupts what is done within."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(kept)
+        raise
+
+
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt(signal.Signals(number))
 
@@ -117,6 +128,7 @@ def _run(command: Callable[[list[str]], int | None], argv: list[str], kept: str)
         return command(argv) or 0
     except KeyboardInterrupt as interrupt:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        kept = getattr(interrupt, "__notes__", [kept])[0]
         print(f"error: interrupted by {number.name}; {kept}", file=sys.stderr)
         return 128 + number
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
@@ -168,7 +180,8 @@ def _preset(given: dict[str, Any]) -> str:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add `--preset` and one flag for every setting of a run."""
-    parser.add_argument(
+    first = parser.add_argument_group("to set first")
+    first.add_argument(
         "--preset",
         choices=sorted(PRESETS),
         default=argparse.SUPPRESS,
@@ -177,10 +190,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for name, group in GROUPS.items():
         section = parser.add_argument_group(f"{name}: {(group.__doc__ or '').rstrip('.').lower()}")
         for f in dataclasses.fields(group):
-            values = {key: getattr(getattr(c, name), f.name) for key, c in PRESETS.items()}
-            same = len(set(values.values())) == 1
-            shown = "" if same else ", ".join(f"{key} {value}" for key, value in values.items())
-            add_settings(section, group, f.name, shown=shown)
+            presets: dict[Any, list[str]] = {}  # by the value that they give
+            for key, config in PRESETS.items():
+                presets.setdefault(getattr(getattr(config, name), f.name), []).append(key)
+            values = ", ".join(f"{'/'.join(keys)} {value}" for value, keys in presets.items())
+            shown = values if len(presets) > 1 else ""
+            add_settings(first if f.name in FIRST else section, group, f.name, shown=shown)
 
 
 def to_args(config: Config) -> list[str]:

@@ -134,6 +134,7 @@ def progress(
     leave: bool = True,
     initial: int = 0,
     shown: bool = True,
+    form: str | None = None,
 ) -> Any:
     """A progress bar on a terminal, `Lines` elsewhere; iterated, or updated by hand.
 
@@ -145,6 +146,7 @@ def progress(
         leave: whether anything is left to see when it is done.
         initial: how many were done before.
         shown: False: nothing is shown.
+        form: of the bar, where its numbers need the room: tqdm's `bar_format`.
     """
     if shown and not sys.stderr.isatty():
         return Lines(over, label, total, unit, leave, initial)
@@ -157,6 +159,7 @@ def progress(
         initial=initial,
         disable=not shown,
         dynamic_ncols=True,
+        bar_format=form,
     )
 
 

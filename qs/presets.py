@@ -4,49 +4,42 @@ from __future__ import annotations
 
 from qs.config import Config, OptimConfig, RunConfig, StarConfig, ThoughtConfig
 
-PRESETS = {
-    "tiny": Config(  # the bundled model and text, in minutes on a CPU
-        ThoughtConfig(
-            thoughts=5,
-            ahead=1,
-            samples=4,
-            beta=100.0,
-            keep_negative=True,
-            policy_temperature=1.0,
-            embedding_scale=1.0,
-            start_text=":",
-            end_text=";",
-        ),
-        OptimConfig(lr=3e-5, mixer_lr=3e-3, thought_lr=3e-3, warmup=10, decay="cosine"),
-        RunConfig(
-            data="tiny",
-            weights="tiny",
-            seq=64,
-            batch=4,
-            steps=240,
-            eval_rows=192,
-        ),
+TINY = Config(  # the bundled model and text, in minutes on a CPU
+    ThoughtConfig(
+        thoughts=5,
+        ahead=1,
+        samples=4,
+        beta=100.0,
+        keep_negative=True,
+        policy_temperature=1.0,
+        embedding_scale=1.0,
+        start_text=":",
+        end_text=";",
     ),
-    "rlp": Config(  # the same model and text by RLP's choices (arXiv:2510.01265)
-        ThoughtConfig(
-            thoughts=5,
-            ahead=1,
-            samples=16,
-            beta=1.0,
-            likelihood_weight=0.0,
-            reference="average",
-            baseline="others",
-            keep_negative=True,
-            length_norm=True,
-            sample_temperature=0.7,
-            policy_temperature=0.7,
-            mix_weight="one",
-            embedding_scale=1.0,
-            start_text=":",
-            end_text=";",
-        ),
-        OptimConfig(lr=3e-5, mixer_lr=3e-3, thought_lr=3e-3, warmup=10, decay="cosine"),
-        RunConfig(data="tiny", weights="tiny", seq=64, batch=4, steps=240, eval_rows=192),
+    OptimConfig(lr=3e-5, mixer_lr=3e-3, thought_lr=3e-3, warmup=10, decay="cosine"),
+    RunConfig(
+        data="tiny",
+        weights="tiny",
+        seq=64,
+        batch=4,
+        steps=240,
+        eval_rows=192,
+    ),
+)
+
+PRESETS = {
+    "tiny": TINY,
+    "demo": TINY.changed(steps=20, eval_rows=16),  # a glance at it, in half a minute
+    "rlp": TINY.changed(  # the same model and text by RLP's choices (arXiv:2510.01265)
+        samples=16,
+        beta=1.0,
+        likelihood_weight=0.0,
+        reference="average",
+        baseline="others",
+        length_norm=True,
+        sample_temperature=0.7,
+        policy_temperature=0.7,
+        mix_weight="one",
     ),
     "published": Config(),  # the released run: 100 steps of 8 rows of 256 tokens
     "sums": Config(  # STaR on the bundled model of sums, in minutes on a CPU

@@ -11,7 +11,7 @@ class Table:
 
     Attributes:
         title: one line; "" for none.
-        heads: of the columns.
+        heads: of the columns; a terminal shows no line of empty ones.
         rows: cells of each row, as many as heads.
         notes: lines below.
     """
@@ -27,12 +27,16 @@ class Table:
         return all(re.match(r"[-+]?[\d.]|-?$", cell) for cell in cells)
 
 
-def terminal(table: Table) -> str:
-    """A table in columns of spaces."""
+def terminal(*tables: Table) -> str:
+    """Tables in columns of spaces, a blank line between two."""
+    return "\n\n".join(map(_in_columns, tables))
+
+
+def _in_columns(table: Table) -> str:
     lines = [table.heads, *table.rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.heads))]
     parts = [table.title] if table.title else []
-    for line in lines if table.heads else ():
+    for line in lines if any(table.heads) else table.rows:
         cells = [
             cell.rjust(width) if table.right(i) else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import signal
 from typing import Any
 
@@ -47,6 +48,18 @@ def test_a_preset_is_what_no_flag_changes(preset: str):
     changed = parse([f"--preset={preset}", "--ahead=3"], parser())
     assert changed.thought == dataclasses.replace(PRESETS[preset].thought, ahead=3)
     assert changed.run == PRESETS[preset].run
+
+
+def test_help_begins_with_what_is_set_first():
+    made = cli.Parser("x")
+    parse([], made)
+    first, *rest = re.split(r"\nto set first:\n|\nthought: ", made.format_help())[1:]
+    assert re.findall(r"^  (--\w+)", first, re.MULTILINE) == [
+        "--preset",
+        *(f"--{name}" for name in cli.FIRST),
+    ]
+    assert "[tiny/demo 5, " in " ".join(first.split())
+    assert len(rest) == 1
 
 
 @pytest.mark.parametrize("flag", ["--thought=3", "--tho=3", "--no-recomp", "--see=1"])

@@ -54,6 +54,11 @@ def test_a_table_of_nothing_is_its_title_and_notes():
     assert terminal(empty) == "none\n  all too long"
     assert markdown(empty) == "## none\n\n- all too long\n"
     assert terminal(Table("no rows", ("a", "b"))).splitlines() == ["no rows", "  a  b"]
+    assert terminal(Table("no heads", ("", ""), [("a", "1")])).splitlines() == [
+        "no heads",
+        "  a  1",
+    ]
+    assert terminal(empty, TABLE) == f"{terminal(empty)}\n\n{terminal(TABLE)}"
 
 
 @given(text=st.text(alphabet="ab\\`*_[]<>|$#~& 1"))

@@ -17,13 +17,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import ROOT, contents, init_weights, log, make, only, run, same_checkpoint, spawn, train
+from tqdm import tqdm
 
 import qs.model.shards
 import qs.training.step
 import qs.training.trainer
 from qs import files
 from qs.config import GROUPS
-from qs.evaluation.heldout import HeldoutScore, closing_table
+from qs.evaluation.heldout import HeldoutScore, closing_tables
 from qs.evaluation.tokens import NllScore
 from qs.model import __main__ as model_commands
 from qs.quietstar.terms import loss_terms
@@ -336,7 +337,7 @@ def test_train_py_finds_what_is_bundled_from_any_folder(tmp_path):
 def test_a_machine_that_does_not_tell_its_memory_trains_all_the_same(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     assert peak_memory(torch.device("cpu")) is None
-    assert bar_text({"loss": 1.0, "memory_bytes": None}) == "loss 1"
+    assert bar_text({"nll_base": 1.0, "memory_bytes": None}) == "NLL 1.000"
 
 
 def test_the_first_signal_is_answered_at_once(tiny, tmp_path, monkeypatch, capfd):
@@ -363,15 +364,18 @@ def test_what_a_process_was_told_to_ignore_it_ignores(tiny, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_loading_is_one_line(tiny, tmp_path, monkeypatch, capsys, number):
+def test_a_signal_before_the_first_step_says_what_there_is(
+    tiny, stopped, tmp_path, monkeypatch, capsys, number
+):
     def killed(*arguments):
         os.kill(os.getpid(), number)
         time.sleep(5)
 
     monkeypatch.setattr(qs.training.trainer, "load", killed)
-    message = f"interrupted by {number.name}; go on from the last checkpoint"
-    err = refused(capsys, tiny.flags(tmp_path / "out"), message, status=128 + number)
-    assert len(err) == 1
+    again = ["--resume", stopped]
+    for flags, kept in ((tiny.flags(tmp_path / "out"), train.NOTHING), (again, train.NOTHING_NEW)):
+        message = re.escape(f"interrupted by {number.name}; {kept}")
+        assert len(refused(capsys, flags, message, status=128 + number)) == 1
 
 
 def test_results_of_question_sets_survive_a_resume(straight, tmp_path):
@@ -425,7 +429,9 @@ def test_a_run_prints_its_choices_a_table_and_its_folder(tiny, tmp_path, capsys)
         f"run     {found}",
         f"run folder: {found} (settings, log.jsonl, checkpoint, results.json, thoughts.html)",
         f"what it thought, as a page: {found / 'thoughts.html'}",
-        terminal(closing_table(*(HeldoutScore.from_json(results[x]) for x in ("before", "after")))),
+        terminal(
+            *closing_tables(*map(HeldoutScore.from_json, (results["before"], results["after"])))
+        ),
     ):
         assert line in printed
     assert results["after"]["text"]["nll_base"] < results["before"]["text"]["nll_base"]
@@ -523,8 +529,17 @@ def test_bfloat16_arithmetic_moves_float32_weights_by_a_millionth(tiny, tmp_path
 
 def test_the_progress_bar_shows_what_a_record_has():
     record = {"loss": 1.23456, "nll_base": 2.0, "grad_norm_policy": 12345.0}
-    shown = bar_text(record | {"memory_bytes": 3 * 2**29, "lr": 1.0})
-    assert shown == "loss 1.23 base 2 g_policy 1.23e+04 1.5 GiB"
+    assert bar_text(record) == "NLL 2.000"
+    record |= {"nll_talk": 11.25, "reward": -0.0625, "weight_mean": -0.125, "thought_top": 1.0}
+    shown = bar_text(record)
+    assert shown == "COLLAPSED, NLL 2.000, thinking 11.250, reward -0.062, w -0.12"
+    del record["thought_top"]
+    place = {"n": 120, "total": 240, "elapsed": 3600}
+    for text in (shown, bar_text(record)):  # in the width of an old terminal
+        line = tqdm.format_meter(**place, ncols=80, bar_format=train.BAR, postfix=text)
+        assert line.startswith(f"120/240, {text}, ")
+        assert len(line) <= 80
+    assert "1:00:00 left" in line
     assert 2**20 < peak_memory(torch.device("cpu")) < 2**45
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -196,61 +196,105 @@ def heldout_data(run: RunConfig, tokenizer: Tokenizer) -> TokenDataset:
     return data
 
 
-def closing_table(before: HeldoutScore | None, after: HeldoutScore | None) -> Table:
-    """Before, after with thoughts, and after with thoughts off."""
+OFF = "thoughts off: the same trained weights, predicting without a thought"
+
+
+def closing_tables(before: HeldoutScore | None, after: HeldoutScore | None) -> list[Table]:
+    """Before, after with thoughts, and after with thoughts off: the headline, then all of it."""
     if before is None or after is None:
-        return Table("no held-out text was evaluated (--eval-rows 0, or an empty held-out split)")
-    return _table(["before", "after"], [before, after], other_change(before, after))
+        why = "no held-out text was evaluated (--eval-rows 0, or an empty held-out split)"
+        return [Table(why)]
+    trained = "after, with thoughts" if after.thinks else "after training"
+    columns = [("before training", before), (trained, after)]
+    return _Sides(columns, ("before", "after")).tables(other_change(before, after))
 
 
-def score_table(score: HeldoutScore) -> Table:
+def score_tables(score: HeldoutScore) -> list[Table]:
     """With thoughts, and with thoughts off."""
-    return _table(["with thoughts" if score.thinks else ""], [score])
+    name = "with thoughts" if score.thinks else "without thoughts"
+    return _Sides([(name, score)], (name,)).tables()
 
 
-def _table(heads: list[str], scores: list[HeldoutScore], change: Estimate | None = None) -> Table:
-    """A column for each score (with thoughts, if it has them), and one more for thoughts off."""
-    last, rows, thought = scores[-1], [], [score.thinks for score in scores]
-    if last.thinks:
-        heads, scores, thought = [*heads, "thoughts off"], [*scores, last], [*thought, False]
+class _Sides:
+    """Scores side by side: each with thoughts, if it has them; then the last with thoughts off."""
 
-    def row(label: str, values: Iterable[float | None] = ()) -> None:
+    def __init__(self, columns: Sequence[tuple[str, HeldoutScore]], heads: Sequence[str]):
+        self.own = [score for _, score in columns]
+        self.names, self.heads = [name for name, _ in columns], list(heads)
+        self.last, self.scores = self.own[-1], list(self.own)
+        self.thought = [score.thinks for score in self.own]
+        if self.last.thinks:
+            self.scores.append(self.last)
+            self.thought.append(False)
+            self.names.append("thoughts off")
+            self.heads.append("thoughts off")
+
+    def tables(self, change: Estimate | None = None) -> list[Table]:
+        """Answers, where they are known; other tokens (`change`: theirs); all; in short."""
+        tables = self._answers() if self.last.answers else []
+        if self.last.other:
+            tables.append(self._text("all other tokens", [s.other for s in self.scores], change))
+        tables.append(self._text("held-out text", [s.text for s in self.scores]))
+        return [*tables, self._headline()]
+
+    def _headline(self) -> Table:
+        """What is asked first: probability of the right answers, else NLL of the text."""
+        if self.last.answers:
+            all_kinds = [score.answers[-1] for score in self.scores]
+            means = self._sides(all_kinds, "gold_base", "gold_mix")
+            halves = self._sides(all_kinds, "gold_base_interval", "gold_mix_interval")
+            count = all_kinds[-1].questions
+            title = f"In short: probability of the right answer to {count} held-out questions"
+            estimates = [f"{Estimate(*pair):.3f}" for pair in zip(means, halves, strict=True)]
+        else:
+            texts = [score.text for score in self.scores]
+            title = f"In short: NLL of held-out text, {texts[-1].tokens:,} tokens, nats a token"
+            estimates = [f"{nll:.4f}" for nll in self._sides(texts, "nll_base", "nll_mix")]
+        rows = list(zip(self.names, estimates, strict=True))
+        return Table(title, ("", ""), rows, (OFF,) * self.last.thinks)
+
+    def _answers(self) -> list[Table]:
+        """Probability and NLL by kind of question, and what was thought before the answers."""
+        tables, heads = [], ("", *self.heads)
+        for title, column in (
+            ("gold answer probability", "gold"),
+            ("NLL at the answer, nats", "nll"),
+        ):
+            rows = [
+                self._row(
+                    f"{answers[-1].kind} ({answers[-1].questions})",
+                    self._sides(answers, f"{column}_base", f"{column}_mix"),
+                )
+                for answers in zip(*(score.answers for score in self.scores), strict=True)
+            ]
+            tables.append(Table(f"{title}, by kind (questions)", heads, rows))
+        own, rows = [score.answers[-1] for score in self.own], []
+        if own[-1].useful is not None:
+            rows.append(self._row("thoughts that hold the steps", [x.useful for x in own]))
+        if self.last.thinks:
+            rows.append(self._row("mixing weight", [x.weight for x in own]))
+        if own[-1].length is not None:
+            rows.append(self._row("tokens of a thought", [x.length for x in own]))
+        return [*tables, Table("thoughts before the answers", heads, rows)] if rows else tables
+
+    def _text(self, title: str, texts: Sequence[NllScore], change: Estimate | None = None) -> Table:
+        own = texts[: len(self.own)]
+        rows = [self._row("NLL, nats a token", self._sides(texts, "nll_base", "nll_mix"))]
+        if change:
+            rows.append(self._row("change by training", [None, change.mean]))
+            rows.append(self._row("  95 % +-", [None, change.interval]))
+        if self.last.thinks:
+            rows.append(self._row("gain by thinking", [x.gain for x in own]))
+            rows.append(self._row("  95 % +-", [x.gain_interval for x in own]))
+            rows.append(self._row("mixing weight", [x.weight for x in own]))
+        if own[-1].length is not None:
+            rows.append(self._row("tokens of a thought", [x.length for x in own]))
+        return Table(f"{title}, {texts[-1].tokens:,} tokens", ("", *self.heads), rows)
+
+    def _row(self, label: str, values: Iterable[float | None]) -> tuple[str, ...]:
         cells = ["-" if value is None else f"{value:.4f}" for value in values]
-        rows.append((label, *cells, *[""] * (len(heads) - len(cells))))
+        return (label, *cells, *[""] * (len(self.heads) - len(cells)))
 
-    def sides(items: Iterable[Any], base: str, mix: str) -> list[float | None]:
-        pairs = zip(items, thought, strict=True)
+    def _sides(self, items: Iterable[Any], base: str, mix: str) -> list[Any]:
+        pairs = zip(items, self.thought, strict=True)
         return [getattr(item, mix if thinks else base) for item, thinks in pairs]
-
-    if last.answers:
-        kinds = list(zip(*(score.answers for score in scores), strict=True))
-        names = [f"  {answer.kind} ({answer.questions})" for answer in last.answers]
-        row("gold answer probability")
-        for name, answers in zip(names, kinds, strict=True):
-            row(name, sides(answers, "gold_base", "gold_mix"))
-        row("    95 % +-", sides(kinds[-1], "gold_base_interval", "gold_mix_interval"))
-        row("NLL at the answer, nats")
-        for name, answers in zip(names, kinds, strict=True):
-            row(name, sides(answers, "nll_base", "nll_mix"))
-        if last.answers[-1].useful is not None:
-            row("thoughts that hold the steps", [x.answers[-1].useful for x in scores[:-1]])
-        if last.thinks:
-            row("mixing weight at the answer", [x.answers[-1].weight for x in scores[:-1]])
-        if last.answers[-1].length is not None:
-            row("tokens of a thought there", [x.answers[-1].length for x in scores[:-1]])
-    for title, part in (("all other tokens", "other"), ("held-out text", "text")):
-        texts = [getattr(score, part) for score in scores]
-        if texts[-1] is None:
-            continue
-        row(f"{title}, {texts[-1].tokens:,} tokens")
-        row("  NLL, nats a token", sides(texts, "nll_base", "nll_mix"))
-        if change and part == "other":
-            row("  change by training", [None, change.mean])
-            row("    95 % +-", [None, change.interval])
-        if last.thinks:
-            row("  gain by thinking", [x.gain for x in texts[:-1]])
-            row("    95 % +-", [x.gain_interval for x in texts[:-1]])
-            row("  mixing weight", [x.weight for x in texts[:-1]])
-        if texts[-1].length is not None:
-            row("  tokens of a thought", [x.length for x in texts[:-1]])
-    return Table("", ("", *heads), rows)

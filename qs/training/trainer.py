@@ -307,26 +307,16 @@ def peak_memory(device: torch.device) -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-BAR = {  # of the progress bar: losses and reward in nats, w the mixing weight, g gradients
-    "loss": "loss",
-    "nll_base": "base",
-    "nll_talk": "talk",
-    "policy": "policy",
-    "reward": "reward",
-    "weight_mean": "w",
-    "weight_std": "+-",
-    "grad_norm": "g",
-    "grad_norm_base": "g_base",
-    "grad_norm_talk": "g_talk",
-    "grad_norm_policy": "g_policy",
-    "tokens_per_second": "tok/s",
-    "thought_tokens_per_second": "thought tok/s",
-}
-
-
 def bar_text(record: dict[str, float]) -> str:
-    """The progress bar's numbers."""
-    parts = [f"{short} {record[key]:.3g}" for key, short in BAR.items() if key in record]
-    if record["memory_bytes"] is not None:
-        parts.append(f"{record['memory_bytes'] / 2**30:.1f} GiB")
-    return " ".join(["COLLAPSED"] * bool(collapse(record)) + parts)
+    """The progress bar's numbers in the width of an old terminal; the log has them all.
+
+    NLL is of the text without thoughts, nats a token; w is the mixing weight.
+    """
+    numbers = (
+        ("nll_base", "NLL {:.3f}"),
+        ("nll_talk", "thinking {:.3f}"),
+        ("reward", "reward {:+.3f}"),
+        ("weight_mean", "w {:.2f}"),
+    )
+    parts = [form.format(record[key]) for key, form in numbers if key in record]
+    return ", ".join(["COLLAPSED"] * bool(collapse(record)) + parts)

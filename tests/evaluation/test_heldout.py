@@ -12,12 +12,12 @@ from qs.data.dataset import TokenDataset
 from qs.evaluation.heldout import (
     AnswerScore,
     HeldoutScore,
-    closing_table,
+    closing_tables,
     heldout_score,
     measure_heldout,
     other_change,
     read_score,
-    score_table,
+    score_tables,
     summarise,
 )
 from qs.evaluation.statistics import ratio_estimate
@@ -135,31 +135,39 @@ def test_text_of_which_nothing_is_known_has_a_score_of_all_tokens_alone(quiet, w
 SCORE = HeldoutScore(NllScore(1234, 3.25, 3.125, 0.125, 0.01, 0.2))
 
 
-def cells_of(table):
-    """A table as lists of words."""
-    return [line.split() for line in terminal(table).splitlines()]
+def cells_of(tables):
+    """Tables as lists of words, without the lines between them."""
+    return [line.split() for line in terminal(*tables).splitlines() if line]
 
 
-def test_the_table_has_before_after_and_thoughts_off():
+def test_the_tables_have_before_after_and_thoughts_off_and_end_with_what_matters():
     before = HeldoutScore(NllScore(1234, 3.5, 3.5, 0.0, 0.0, 0.0))
-    assert cells_of(closing_table(before, SCORE)) == [
-        ["before", "after", "thoughts", "off"],
+    *details, title, one, two, off, note = cells_of(closing_tables(before, SCORE))
+    assert details == [
         ["held-out", "text,", "1,234", "tokens"],
+        ["before", "after", "thoughts", "off"],
         ["NLL,", "nats", "a", "token", "3.5000", "3.1250", "3.2500"],
         ["gain", "by", "thinking", "0.0000", "0.1250"],
         ["95", "%", "+-", "0.0000", "0.0100"],
         ["mixing", "weight", "0.0000", "0.2000"],
     ]
-    assert cells_of(
-        closing_table(HeldoutScore(NllScore(9, 3.5)), HeldoutScore(NllScore(9, 3.0)))
-    ) == [
-        ["before", "after"],
+    assert " ".join(title) == "In short: NLL of held-out text, 1,234 tokens, nats a token"
+    assert one == ["before", "training", "3.5000"]
+    assert two == ["after,", "with", "thoughts", "3.1250"]
+    assert off == ["thoughts", "off", "3.2500"]
+    assert note[:3] == ["thoughts", "off:", "the"]
+    plain = closing_tables(HeldoutScore(NllScore(9, 3.5)), HeldoutScore(NllScore(9, 3.0)))
+    assert cells_of(plain) == [
         ["held-out", "text,", "9", "tokens"],
+        ["before", "after"],
         ["NLL,", "nats", "a", "token", "3.5000", "3.0000"],
+        ["In", "short:", "NLL", "of", "held-out", "text,", "9", "tokens,", "nats", "a", "token"],
+        ["before", "training", "3.5000"],
+        ["after", "training", "3.0000"],
     ]
 
 
-def test_the_table_names_every_kind_of_answer_and_all_of_them():
+def test_the_tables_name_every_kind_of_answer_and_all_of_them():
     def score(gold, nll, useful):
         answers = tuple(
             AnswerScore(kind, 10, 0.1, 0.01, 2.5, gold, 0.02, nll, useful, [0.0, 1.0], 0.5)
@@ -167,16 +175,31 @@ def test_the_table_names_every_kind_of_answer_and_all_of_them():
         )
         return HeldoutScore(SCORE.text, NllScore(99, 1.0, 1.1, 0.1, 0.01, 0.3), answers)
 
-    lines = cells_of(closing_table(score(0.1, 2.5, 0.4), score(0.9, 0.75, 0.95)))
+    lines = cells_of(closing_tables(score(0.1, 2.5, 0.4), score(0.9, 0.75, 0.95)))
     for line in (
         ["sum", "(10)", "0.1000", "0.9000", "0.1000"],
         ["all", "(10)", "0.1000", "0.9000", "0.1000"],
-        ["95", "%", "+-", "0.0200", "0.0200", "0.0100"],
         ["sum", "(10)", "2.5000", "0.7500", "2.5000"],
         ["thoughts", "that", "hold", "the", "steps", "0.4000", "0.9500"],
         ["all", "other", "tokens,", "99", "tokens"],
         ["NLL,", "nats", "a", "token", "1.1000", "1.1000", "1.0000"],
         ["held-out", "text,", "1,234", "tokens"],
+        [
+            "In",
+            "short:",
+            "probability",
+            "of",
+            "the",
+            "right",
+            "answer",
+            "to",
+            "10",
+            "held-out",
+            "questions",
+        ],
+        ["before", "training", "0.100", "±", "0.020"],
+        ["after,", "with", "thoughts", "0.900", "±", "0.020"],
+        ["thoughts", "off", "0.100", "±", "0.010"],
     ):
         assert line in lines
 
@@ -185,35 +208,37 @@ def test_the_table_has_the_change_of_other_tokens_with_its_paired_interval():
     def score(*sums):
         return HeldoutScore(SCORE.text, NllScore(8, 1.0, 1.1, 0.1, 0.01, 0.3), (), sums)
 
-    lines = cells_of(closing_table(score((4, 2.0), (4, 2.0)), score((4, 2.4), (4, 2.8))))
+    lines = cells_of(closing_tables(score((4, 2.0), (4, 2.0)), score((4, 2.4), (4, 2.8))))
     place = lines.index(["change", "by", "training", "-", "0.1500"])
     assert lines[place + 1] == ["95", "%", "+-", "-", "0.0980"]
-    table = closing_table(score((4, 2.0)), score((5, 2.0)))
-    assert "change" not in terminal(table)
+    tables = closing_tables(score((4, 2.0)), score((5, 2.0)))
+    assert "change" not in terminal(*tables)
 
 
 def test_where_thoughts_end_themselves_the_table_says_how_long_they_are():
     text = NllScore(9, 3.25, 3.125, 0.125, 0.01, 0.2, 4.5)
     line = ["tokens", "of", "a", "thought", "4.5000"]
-    assert line in cells_of(score_table(HeldoutScore(text)))
+    assert line in cells_of(score_tables(HeldoutScore(text)))
     answers = (AnswerScore("all", 10, 0.1, 0.01, 2.5, 0.9, 0.02, 1.0, 0.9, [0.0, 1.0], 0.5, 3.5),)
-    line = ["tokens", "of", "a", "thought", "there", "3.5000"]
-    assert line in cells_of(score_table(HeldoutScore(text, text, answers)))
+    line = ["tokens", "of", "a", "thought", "3.5000"]
+    assert line in cells_of(score_tables(HeldoutScore(text, text, answers)))
 
 
 def test_no_table_without_both_scores():
     for before, after in ((None, SCORE), (SCORE, None)):
-        assert "no held-out text was evaluated" in terminal(closing_table(before, after))
+        assert "no held-out text was evaluated" in terminal(*closing_tables(before, after))
 
 
 def test_a_score_alone_is_told_with_and_without_thoughts():
-    assert cells_of(score_table(SCORE))[:3] == [
-        ["with", "thoughts", "thoughts", "off"],
+    lines = cells_of(score_tables(SCORE))
+    assert lines[:3] == [
         ["held-out", "text,", "1,234", "tokens"],
+        ["with", "thoughts", "thoughts", "off"],
         ["NLL,", "nats", "a", "token", "3.1250", "3.2500"],
     ]
-    assert cells_of(score_table(HeldoutScore(NllScore(9, 3.5)))) == [
-        [],
-        ["held-out", "text,", "9", "tokens"],
-        ["NLL,", "nats", "a", "token", "3.5000"],
+    assert lines[-3:-1] == [["with", "thoughts", "3.1250"], ["thoughts", "off", "3.2500"]]
+    assert cells_of(score_tables(HeldoutScore(NllScore(9, 3.5))))[-1] == [
+        "without",
+        "thoughts",
+        "3.5000",
     ]
