@@ -562,7 +562,7 @@ def test_collapsed_thoughts_are_in_the_log_in_the_bar_and_in_the_closing_words(
         found = run(tmp_path / "out", tiny.flags(tmp_path / "out", "--eval-rows=0"))
     shown = capsys.readouterr()
     assert "warning: thoughts have collapsed, since step 4: one token is 100.0% of" in shown.out
-    assert "COLLAPSED loss" in shown.err
+    assert "COLLAPSED, NLL" in shown.err
     last = {"thought_entropy": 0.0, "thought_top": 1.0, "thought_same": 1.0}
     assert last.items() <= log(found)[-1].items()
     assert log(found)[3]["thought_top"] < 0.5
