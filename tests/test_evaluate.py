@@ -74,7 +74,7 @@ def test_an_exported_run_scores_as_the_run(tiny, trained, tmp_path, capsys):
         printed = capsys.readouterr().out.splitlines()
         lines.append([x for x in printed if x.startswith("  ")])
     assert lines[0] == lines[1]
-    assert len(lines[0]) == 6
+    assert len(lines[0]) == 8
 
 
 def test_an_exported_run_of_pauses_pauses(tiny, tmp_path, capsys):
