@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from qs.config import Config, RunConfig, ThoughtConfig
-from qs.model import kernels
+from qs.model import products
 from qs.model.config import ModelConfig
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import Placement, allocate
@@ -202,7 +202,7 @@ def logits() -> dict:
         ("float32", "highest", plain),
         ("tf32", "high", plain),
         ("bf16_to_float32", "highest", narrow),
-        ("bf16_halves", "high", kernels.product),
+        ("bf16_halves", "high", products.product),
     ):
         torch.set_float32_matmul_precision(precision)
         correlation = {}

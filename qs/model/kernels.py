@@ -35,38 +35,6 @@ def gate(switch: Tensor, x: Tensor) -> Tensor:
     return Gate.apply(switch, x) if torch.is_grad_enabled() else F.silu(switch).mul_(x)
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x (..., D) @ weight (V, D) transposed.
-
-    On CUDA, where float32 products need not be of the "highest" precision, `by_halves`.
-    """
-    exact = torch.get_float32_matmul_precision() == "highest"
-    if x.dtype != torch.float32 or x.device.type != "cuda" or exact:
-        return x @ weight.T
-    return by_halves(x, weight)
-
-
-def by_halves(x: Tensor, weight: Tensor) -> Tensor:
-    """`product` of float32 numbers by bfloat16 tensor cores.
-
-    Each number is the sum of two bfloat16 numbers, of whose four products the smallest is left out:
-    the relative error is 2^-16, that of one TF32 product 2^-11, which drowns the reward of a
-    thought.
-    """
-    (high, low), (w_high, w_low) = _halves(x.reshape(-1, x.shape[-1])), _halves(weight)
-    left, right = torch.cat([high, low, high], 1), torch.cat([w_high, w_high, w_low], 1)
-    if x.device.type == "cuda":
-        out = torch.mm(left, right.T, out_dtype=torch.float32)
-    else:  # has no such product
-        out = left.float() @ right.float().T
-    return out.view(*x.shape[:-1], len(weight))
-
-
-def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    high = x.bfloat16()
-    return high, (x - high).bfloat16()
-
-
 class Normalize(torch.autograd.Function):
     """`normalize` with gradient."""
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from qs.model import kernels
+from qs.model import kernels, products
 from qs.model.config import ModelConfig
 from qs.model.rope_scaling import RopeScaling
 
@@ -44,7 +44,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        return products.linear(x, self.weight.to(x.dtype), bias)
 
 
 class RMSNorm(nn.Module):
@@ -188,7 +188,7 @@ class Mistral(nn.Module):
     def logits(self, outputs: Tensor) -> Tensor:
         """Outputs (..., D) -> logits (..., V), float32 or wider."""
         wide = at_least_float32(outputs)
-        return kernels.product(wide, self.head.to(wide.dtype))
+        return products.product(wide, self.head.to(wide.dtype))
 
     def angles(self, positions: Tensor, dtype: torch.dtype) -> Angles:
         """Cosine and sine (B, S, 1, d) of the rotary angles of (B, S) positions."""

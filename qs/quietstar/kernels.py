@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qs.model import kernels
+from qs.model import kernels, products
 
 ROWS_AT_ONCE = 1024  # queries of one call of the flash kernel: its masks and outputs stay in cache
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -180,13 +180,13 @@ class LinearNLL(torch.autograd.Function):
             p = _logits(x, head, ctx.temperature, forbidden).sub_(lse[at, None]).exp_()
             p.scatter_add_(1, targets[at, None], p.new_full((len(p), 1), -1.0))
             p.mul_((gradient[at] / ctx.temperature)[:, None])
-            doutputs[at] = p @ head
-            dhead.addmm_(p.T, x)
+            doutputs[at] = products.multiply(p, head)
+            products.add_outer(dhead, p, x)
         return doutputs, dhead, None, None, None, None
 
 
 def _logits(outputs: Tensor, head: Tensor, temperature: float, forbidden: Tensor) -> Tensor:
-    logits = kernels.product(outputs, head)
+    logits = products.product(outputs, head)
     if temperature != 1:
         logits.div_(temperature)
     return logits.index_fill_(1, forbidden, -torch.inf)

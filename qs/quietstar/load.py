@@ -215,7 +215,7 @@ def allocate(shape: ModelConfig, settings: Config, placement: Placement) -> Quie
         quiet = QuietStar(model, settings.thinking, placement.attention, run.pauses)
         quiet.to(placement.device)
     quiet.masters = make_masters(quiet, placement)
-    if placement.device.type == "cuda":  # of products of float32 numbers: see `kernels.product`
+    if placement.device.type == "cuda":  # of products of float32 numbers: see `products.product`
         bf16 = placement.dtype == torch.bfloat16
         torch.set_float32_matmul_precision("high" if bf16 else "highest")
     if placement.compile:

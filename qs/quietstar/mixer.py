@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qs.model.kernels import product
+from qs.model.products import product
 from qs.quietstar.losses import LOGITS_AT_ONCE, linear_nll
 
 

@@ -75,20 +75,3 @@ def test_they_serve_wide_eager_arithmetic_on_the_cpu_alone():
     norm, x = RMSNorm(4, 1e-5).bfloat16(), normal(2, 4, seed=0).bfloat16()
     wide = norm.float()(x.float())
     torch.testing.assert_close(norm.bfloat16()(x).float(), wide, rtol=2e-2, atol=2e-2)
-
-
-@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3)])
-def test_a_product_by_halves_has_nearly_the_error_of_float32(shape):
-    numbers = torch.Generator().manual_seed(0)
-    x = torch.randn((*shape, 64), generator=numbers)
-    weight = torch.randn(7, 64, generator=numbers)
-    exact = x.double() @ weight.double().T
-    found = kernels.by_halves(x, weight)
-    assert found.dtype == torch.float32
-    assert found.shape == (*shape, 7)
-    bound = 2**-14 * (x.abs().double() @ weight.abs().double().T)
-    assert ((found - exact).abs() <= bound).all()
-    if x.numel():
-        assert (found - exact).norm() < 2**-15 * exact.norm()
-        narrow = x.bfloat16().float() @ weight.bfloat16().float().T
-        assert (narrow - exact).norm() > 2**-10 * exact.norm()
