@@ -10,6 +10,10 @@ addEventListener("focusin", ({ target }) => {
   body.classList.remove("off");
   stop(target); target.scrollIntoView({ block: "nearest" });
 });
+addEventListener("click", ({ target }) => { // a finger points at nothing: a tap opens and closes
+  const token = target.closest(".text > .t[tabindex]");
+  if (token) token.focus(); else if (!target.closest(".pop")) document.activeElement.blur();
+});
 addEventListener("keydown", (event) => {
   if (event.key === "Escape") body.classList.add("off");
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], at = tokens.indexOf(event.target);

@@ -8,6 +8,7 @@ script.
 import html
 import math
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,7 @@ from qs.evaluation.thoughts import (
     EMPTY,
     FEW,
     LEVELS,
+    WORKS,
     Passage,
     Passages,
     PassageToken,
@@ -104,19 +106,28 @@ def _token(name: str, token: PassageToken) -> str:
     text, shade = _text(token.text, breaks=True), _shade(token.gain)
     if token.gain is None and token.nll is None and not token.thoughts:
         return f'<span class="{shade}">{text}</span>'
-    rows = [_tagged("th", *HEADS[3:]), *map(_thought, token.thoughts)]
+    rows = [_tagged("th", *HEADS[3:]), *_thoughts(token.thoughts)]
     table = f"<table>{_tagged('tr', *rows)}</table>" if token.thoughts else ""
     return (
-        f'<span class="{shade}" tabindex="0" aria-describedby="{name}">{text}</span>'
+        f'<span class="{shade}{" a" * token.answer}" tabindex="0" aria-describedby="{name}">{text}'
+        "</span>"
         f'<div class="pop" id="{name}" role="tooltip" tabindex="-1">'
         f'<p class="{shade}">{_text(token.text)}</p><p>gain <b>{two_decimals(token.gain)}</b>,'
         f" NLL without thoughts <b>{two_decimals(token.nll, '-')}</b> nats</p>{table}</div>"
     )
 
 
-def _thought(thought: Thought) -> str:
-    numbers = two_decimals(thought.reward), two_decimals(thought.weight, "-")
-    return _tagged("td", _text(thought.text), *numbers)
+def _thoughts(thoughts: Sequence[Thought]) -> list[str]:
+    """A row for each thought; those that look equal in all share one, which counts them."""
+    rows = []
+    for thought in thoughts:
+        marks = f"<small>{WORKS}</small>" * thought.works
+        numbers = two_decimals(thought.reward), two_decimals(thought.weight, "-")
+        rows.append((_text(thought.text), marks, *numbers))
+    return [
+        _tagged("td", text + (f"<small>× {times}</small>" if times > 1 else "") + marks, *numbers)
+        for (text, marks, *numbers), times in Counter(rows).items()
+    ]
 
 
 def _most(passage: Passage) -> str:
@@ -124,24 +135,26 @@ def _most(passage: Passage) -> str:
     if not (gains := passage.gains()):
         return ""
     bodies = []
-    for gain, place in gains[:FEW]:
+    for gain, place in passage.largest():
         token = passage.tokens[place]
         thoughts = sorted(token.thoughts, key=lambda x: (math.isnan(x.reward), -abs(x.reward)))
-        rows = [_thought(thought) for thought in thoughts[:FEW]] or [_tagged("td", *"–––")]
-        if left := thoughts[FEW:]:
-            rows.append(f'<td class="c" colspan="3">and {len(left)} with less |reward|</td>')
+        rows = _thoughts(thoughts) or [_tagged("td", *"–––")]
+        if left := rows[FEW:]:
+            rows[FEW:] = [f'<td class="c" colspan="3">and {len(left)} with less |reward|</td>']
         before = "".join(x.text for x in passage.tokens[:place])
         start = "…" * (len(before) > LEADING) + _text(before[-LEADING:]) if before else ""
         tall = f'rowspan="{len(rows)}"'
         rows[0] = (
             f'<th scope="rowgroup" {tall}><span class="c">{start}</span>'
-            f'<span class="{_shade(gain)}">{_text(token.text)}</span></th><td {tall}>'
+            f'<span class="{_shade(gain)}{" a" * token.answer}">{_text(token.text)}</span></th>'
+            f"<td {tall}>"
             f"{two_decimals(gain)}</td><td {tall}>{two_decimals(token.nll, '-')}</td>{rows[0]}"
         )
         bodies.append(f"<tbody>{_tagged('tr', *rows)}</tbody>\n")
     mean = two_decimals(sum(gain for gain, _ in gains) / len(gains))
+    caption = f"Gains and losses of {LEVELS[0]:g} or more, the largest of {len(gains)} predicted"
+    head = f"<thead>{_tagged('tr', _tagged('th', *HEADS))}</thead>\n" if bodies else ""
     return (
-        f'<div class="most"><table><caption>Largest gains and losses of {len(gains)} predicted'
-        f" tokens; their mean gain is {mean}</caption>\n"
-        f"<thead>{_tagged('tr', _tagged('th', *HEADS))}</thead>\n{''.join(bodies)}</table></div>\n"
+        f'<div class="most"><table><caption>{caption} tokens{"" if bodies else ": none"}; mean '
+        f"gain {mean}</caption>\n{head}{''.join(bodies)}</table></div>\n"
     )

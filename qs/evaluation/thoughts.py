@@ -18,6 +18,7 @@ from torch import Tensor
 from qs.config import PADDING, Config
 from qs.data.dataset import TokenDataset
 from qs.evaluation.synthetic import heldout_text
+from qs.evaluation.tokens import Question
 from qs.inference.decoding import thought_text
 from qs.model.tokenizer import Tokenizer
 from qs.output import visible
@@ -31,6 +32,7 @@ COLORS = (0, 195, 153, 117, 75, 208, 215, 223, 230)  # of a terminal's 256, by l
 FEW = 5  # tokens that are told after a passage
 NARROWEST = 48  # columns of a terminal
 EMPTY = "∅"
+WORKS = "✓"  # beside a thought that holds the working
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Thought:
     text: str  # its tokens, decoded
     reward: float  # nats, how much likelier it made the true tokens that follow
     weight: float  # mixing weight of the next token's prediction
+    works: bool = False  # it begins with all steps to the answer that follows, where it is known
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class PassageToken:
     gain: float | None  # nats, NLL without thoughts minus with (their mean); None: not predicted
     nll: float | None  # nats, without thoughts
     thoughts: tuple[Thought, ...]  # those before this token, after the previous one
+    answer: bool = False  # whether it is known to be the answer to a question
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ class Passage:
         gains = ((token.gain, i) for i, token in enumerate(self.tokens))
         known = [(gain, i) for gain, i in gains if gain is not None and not math.isnan(gain)]
         return sorted(known, key=lambda item: -abs(item[0]))
+
+    def largest(self) -> list[tuple[float, int]]:
+        """The FEW first of them that are large enough to be shaded."""
+        return [(gain, place) for gain, place in self.gains()[:FEW] if gain_level(gain)]
 
 
 @dataclass(frozen=True)
@@ -100,20 +108,28 @@ def read_thoughts(
             step = quiet(tokens[None].to(device), documents[None].to(device), generator=generator)
         for number in documents[documents != PADDING].unique().tolist():
             title, kind = f"document {len(passages) + 1}", ""
-            if question := questions.get((row, number)):
-                kind = question.kind
-                title += f", {kind} of {question.difficulty}: working left out"
             places = (documents == number).nonzero().flatten().tolist()
-            passages.append(Passage(title, tuple(_tokens(step, tokens, places, tokenizer))))
+            if question := questions.get((row, number)):
+                kind, gold = question.kind, question.choices[question.gold]
+                read = tokens[places[0] : question.position + 1].tolist()
+                working = thought_text(tokenizer, read, list(question.working)).strip()
+                title += f", {kind} of {question.difficulty}: working left out ({working})"
+                title += f", answer {tokenizer.piece(gold).strip()}"
+            shown = tuple(_tokens(step, tokens, places, tokenizer, question))
+            passages.append(Passage(title, shown))
             kinds.append(kind)
     ranks = [(kinds[:i].count(kind), i) for i, kind in enumerate(kinds) if kind]
     return Passages(passages, [i for _, i in sorted(ranks)] or list(range(len(passages))))
 
 
 def _tokens(
-    step: Step, tokens: Tensor, places: Sequence[int], tokenizer: Tokenizer
+    step: Step,
+    tokens: Tensor,
+    places: Sequence[int],
+    tokenizer: Tokenizer,
+    question: Question | None = None,
 ) -> Iterator[PassageToken]:
-    """The tokens at neighbouring positions of the one row of a step."""
+    """The tokens at neighbouring positions of the one row of a step, with a question or without."""
 
     def text_of(token: int) -> str:
         special = token in (tokenizer.bos_id, tokenizer.eos_id)
@@ -123,18 +139,19 @@ def _tokens(
     yield PassageToken(text_of(int(tokens[places[0]])), None, None, ())
     for t in places[:-1]:  # what was thought after t is told of the next token
         nll, judged = step.nll_base[0, t].item(), bool(step.valid[0, t].all())
+        answer = question is not None and t == question.position
+        working = list(question.working) if answer else []
         thoughts = tuple(
             Thought(
-                text=thought_text(
-                    tokenizer, ids[places[0] : t + 1], step.thoughts[0, t, k].tolist()
-                ),
+                text=thought_text(tokenizer, ids[places[0] : t + 1], thought),
                 reward=step.reward[0, t, k].item() if judged else math.nan,
                 weight=step.weight[0, t, k, 0].item(),
+                works=answer and thought[: len(working)] == working,
             )
-            for k in range(step.thoughts.shape[2])
+            for k, thought in enumerate(step.thoughts[0, t].tolist())
         )
         gain = nll - step.nll_mix[0, t, :, 0].mean().item()
-        yield PassageToken(text_of(int(tokens[t + 1])), gain, nll, thoughts)
+        yield PassageToken(text_of(int(tokens[t + 1])), gain, nll, thoughts, answer)
 
 
 # What is shown of text and numbers
@@ -176,12 +193,15 @@ def passage_text(passage: Passage, color: bool, width: int = 100) -> str:
     width = max(width, NARROWEST)
     glyphs = [glyph for token in passage.tokens for glyph in _glyphs(token, color)]
     lines = [_fit(one_line(passage.title), width), "", *_wrapped(glyphs, width)]
-    if gains := passage.gains()[:FEW]:
+    if gains := passage.largest():
         lines += ["", f"{'gain':>8} {'weight':>8}  {'token':14}best thought"]
     for gain, place in gains:
         token = passage.tokens[place]
         thoughts = sorted(token.thoughts, key=lambda x: (math.isnan(x.reward), -x.reward))
-        best, weight = (one_line(thoughts[0].text), thoughts[0].weight) if thoughts else ("–", None)
+        best, weight = "–", None
+        if thoughts:
+            best, weight = one_line(thoughts[0].text), thoughts[0].weight
+            best += f" {WORKS}" * thoughts[0].works
         numbers = f"{two_decimals(gain):>8} {two_decimals(weight, '-'):>8}"
         row = f"{numbers}  {_fit(one_line(token.text), 12)}  "
         lines.append(row + _fit(best, width - display_width(row)))

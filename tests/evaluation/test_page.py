@@ -15,8 +15,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from passages import TEXTS, example_passage, passages
 
-from qs.evaluation.page import PAGE, thoughts_page, write_thoughts
+from qs.evaluation.page import HEADS, PAGE, thoughts_page, write_thoughts
 from qs.evaluation.thoughts import (
+    EMPTY,
     FEW,
     LEVELS,
     Passage,
@@ -26,6 +27,7 @@ from qs.evaluation.thoughts import (
     gain_level,
     passage_text,
 )
+from qs.output import MARKS
 
 
 class Element:
@@ -77,7 +79,12 @@ class Parser(HTMLParser):
 
 
 def read(element: Element, breaks: bool = False) -> str:
-    """What a reader who knows the marks takes the text for; real breaks follow theirs, or not."""
+    """What a reader who knows the marks takes the text for; real breaks follow theirs, or not.
+
+    Counts and marks beside a thought (small) are no text.
+    """
+    if element.tag == "small":
+        return ""
     if element.tag != "i":
         return "".join(x if isinstance(x, str) else read(x, breaks) for x in element.children)
     (mark,) = element.children
@@ -90,26 +97,41 @@ def spans_of(root: Element) -> list[Element]:
     return [span for text in root.all("div", "text") for span in text.all("span")]
 
 
+def times(cell: Element) -> int:
+    """How many equal thoughts a cell stands for."""
+    (count,) = [*re.findall(r"× (\d+)", str([x.children for x in cell.all("small")])), 1][:1]
+    return int(count)
+
+
 @given(TEXTS, st.dictionaries(TEXTS, TEXTS, max_size=3), st.lists(passages(), max_size=2))
 def test_every_text_is_read_as_it_went_in(title, about, shown_passages):
     root = Parser(thoughts_page(title, about, shown_passages)).root
     assert [read(h1) for h1 in root.all("h1")] == [title]
-    assert [read(dt) for dt in root.all("dt")] == list(about)
-    assert [read(dd) for dd in root.all("dd")] == list(about.values())
+    (head,) = root.all("header")
+    assert [read(dt) for dt in head.all("dt")] == list(about)
+    assert [read(dd) for dd in head.all("dd")] == list(about.values())
     assert [read(h2) for h2 in root.all("main")[0].all("h2")] == [p.title for p in shown_passages]
     went_in = [token for passage in shown_passages for token in passage.tokens]
     assert [read(span, breaks=True) for span in spans_of(root)] == [t.text for t in went_in]
     panels = [token for token in went_in if token.gain is not None]
     for panel, token in zip(root.all("div", "pop"), panels, strict=True):
         assert read(panel.all("p")[0]) == token.text
-        rows = [row.all("td") for row in panel.all("tr")][1:]
-        assert [read(cells[0]) for cells in rows] == [thought.text for thought in token.thoughts]
+        rows = [row.all("td")[0] for row in panel.all("tr")[1:]]
+        found = [read(cell) for cell in rows for _ in range(times(cell))]
+        assert sorted(found) == sorted(thought.text for thought in token.thoughts)
+
+
+def numbered(token: PassageToken) -> PassageToken:
+    """The same, with thoughts of which none looks like another."""
+    thoughts = (replace(thought, weight=60.0 + i) for i, thought in enumerate(token.thoughts))
+    return replace(token, thoughts=tuple(thoughts))
 
 
 @given(st.lists(passages(), min_size=1, max_size=2), TEXTS, TEXTS, TEXTS)
 @example([], "</title>", "</dl>", "</script>")
 def test_tags_and_attributes_are_the_same_whatever_the_text(given_passages, title, key, value):
     plain = partial(replace, text="x")
+    given_passages = [replace(p, tokens=tuple(map(numbered, p.tokens))) for p in given_passages]
     harmless = [
         Passage("x", tuple(plain(t, thoughts=tuple(map(plain, t.thoughts))) for t in p.tokens))
         for p in given_passages
@@ -156,11 +178,38 @@ def test_a_panel_holds_every_number(passage):
     for panel, token in zip(root.all("div", "pop"), known, strict=True):
         values = [token.gain, token.nll]
         found = [read(element) for element in panel.all("b")]
-        for row, thought in zip(panel.all("tr")[1:], token.thoughts, strict=False):
-            values += [thought.reward, thought.weight]
-            found += [read(cell) for cell in row.all("td")[1:]]
-        assert len(values) == 2 + 2 * len(token.thoughts)
-        assert [float(x.replace("−", "-")) for x in found] == pytest.approx(values, abs=0.00501)
+        values += [x for thought in token.thoughts for x in (thought.reward, thought.weight)]
+        for row in panel.all("tr")[1:]:
+            text, *numbers = row.all("td")
+            found += [read(cell) for cell in numbers] * times(text)
+        shown = sorted(float(x.replace("−", "-")) for x in found)
+        assert shown == pytest.approx(sorted(values), abs=0.00501)
+
+
+def test_equal_thoughts_share_a_row_and_what_is_known_is_marked():
+    right, wrong = Thought("59866", 1.811, 0.68, works=True), Thought("5", 0.0, 0.5)
+    other = replace(wrong, reward=-0.5)
+    token = PassageToken("6", 1.0, 2.0, (right, wrong, right, other, right), answer=True)
+    root = Parser(thoughts_page("x", {}, [Passage("x", (token,))])).root
+    for place in (root.all("div", "pop")[0], root.all("div", "most")[0]):
+        cells = [row.all("td")[-3:] for row in place.all("tr")[1:]]
+        rows = {tuple(map(read, row)): row[0].all("small") for row in cells}
+        assert set(rows) == {
+            ("59866", "+1.81", "0.68"),
+            ("5", "+0.00", "0.50"),
+            ("5", "−0.50", "0.50"),
+        }
+        assert [x.children for x in rows["59866", "+1.81", "0.68"]] == [["× 3"], ["✓"]]
+        assert not rows["5", "+0.00", "0.50"]
+    assert [span.attrs["class"] for span in spans_of(root)] == ["t h3 a"]
+
+
+def test_every_word_and_sign_of_the_page_is_explained_on_it():
+    (aside,) = Parser(thoughts_page("x", {}, [])).root.all("aside")
+    said = ["".join(map(str, dt.children)) for dt in aside.all("dt")]
+    for word in (*HEADS[1:3], *HEADS[4:], "✓", EMPTY, *MARKS.values()):
+        assert word in said or word == MARKS["\t"]
+    assert all(read(dd) for dd in aside.all("dd"))
 
 
 def test_tokens_with_something_to_say_are_reached_by_keyboard_and_their_panel_follows():
@@ -225,14 +274,19 @@ def test_the_table_under_a_passage_names_what_changed_most():
     passage = replace(passage, tokens=(*passage.tokens, PassageToken(" t9", -3.0, 1.0, ())))
     (table,) = Parser(thoughts_page("x", {}, [passage])).root.all("div", "most")
     assert [read(span) for span in table.all("span", "t")] == [" t9", " t2", " t5", " t3", " t7"]
-    assert read(table.all("caption")[0]).startswith("Largest gains and losses of 8 predicted")
-    assert read(table.all("caption")[0]).endswith("mean gain is −0.47")
+    assert read(table.all("caption")[0]) == (
+        "Gains and losses of 0.05 or more, the largest of 8 predicted tokens; mean gain −0.47"
+    )
     bodies = [[read(cell) for cell in body.all("td")] for body in table.all("tbody")]
     assert bodies[0] == ["−3.00", "1.00", "–", "–", "–"]
     assert bodies[1] == ["−2.00", "2.00", "z2", "−2.10", "0.25", "y2", "−1.90", "0.50"]
     contexts = [read(span) for span in table.all("span", "c")]
     assert contexts[:2] == ["…3 t4 t5 t6 t7 t8", " t0 t1"]
     assert not Parser(thoughts_page("x", {}, [example_passage(None)])).root.all("table")
+    small = Parser(thoughts_page("x", {}, [example_passage(None, 0.02, -0.03)])).root
+    (table,) = small.all("div", "most")
+    assert not table.all("tr")
+    assert read(table.all("caption")[0]).endswith("of 2 predicted tokens: none; mean gain +0.00")
 
 
 def test_of_many_thoughts_the_table_takes_those_with_the_largest_rewards():

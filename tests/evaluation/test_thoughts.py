@@ -13,6 +13,7 @@ from tiny import make, make_world
 
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.data.dataset import TokenDataset
+from qs.evaluation.synthetic import heldout_text
 from qs.evaluation.thoughts import (
     NARROWEST,
     Passage,
@@ -26,6 +27,7 @@ from qs.evaluation.thoughts import (
 )
 from qs.model.tokenizer import Tokenizer
 from qs.output import JOINERS, visible
+from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import choose_placement, load
 
 SETTINGS = Config(
@@ -69,6 +71,30 @@ def test_examples_are_the_first_question_of_each_kind(world):
     assert found.examples[:3] == sorted(found.examples[:3])
     assert sorted(found.examples) == sorted(sum(kinds.values(), []))
     assert found.examples[3] in {numbers[1] for numbers in kinds.values()}
+
+
+def test_the_answer_and_the_thoughts_that_reach_it_are_marked(world):
+    quiet, data, tokenizer = opened(world)
+    text = heldout_text(data, tokenizer, SETTINGS.run.seq, 12)
+    working = min((list(question.working) for question in text.questions), key=len)[:3]
+
+    def think(*arguments, **keywords):  # every thought is the shortest working
+        anchors, thoughts = QuietStar.think(quiet, *arguments, **keywords)
+        thoughts[..., : len(working)] = torch.tensor(working)[: thoughts.shape[-1]]
+        return anchors, thoughts
+
+    quiet.think = think
+    found = read_thoughts(quiet, data, tokenizer, SETTINGS, rows=12).passages
+    assert sum(token.answer for passage in found for token in passage.tokens) == len(text.questions)
+    works = 0
+    for passage in found:
+        for token in passage.tokens:
+            assert token.answer or not any(thought.works for thought in token.thoughts)
+            works += token.answer and all(thought.works for thought in token.thoughts)
+            if token.answer:
+                assert passage.title.endswith(f", answer {token.text.strip()}")
+    expected = sum(list(question.working) == working for question in text.questions)
+    assert works == expected > 0
 
 
 def test_numbers_are_those_of_the_step(world):
@@ -166,7 +192,7 @@ def test_nothing_in_a_text_controls_the_terminal(passage):
 def test_the_terminal_shows_the_whole_text(passage, color):
     tokens = tuple(replace(token, gain=token.gain if color else None) for token in passage.tokens)
     rows = passage_text(replace(passage, tokens=tokens), color)
-    if any(token.gain is not None for token in tokens):
+    if replace(passage, tokens=tokens).largest():
         rows = rows[: rows.rindex("\n\n    gain")]
     body = re.sub(r"\x1b\[[0-9;]*m", "", rows.split("\n", 2)[2])
     expected = "".join("".join(visible(token.text)) or "∅" for token in tokens)
@@ -178,6 +204,8 @@ def test_a_terminal_without_colour_reads_like_this():
     answer = PassageToken(
         "\n", -1.0, 1.0, (Thought("bad", math.nan, 0.1), Thought("a\nb", -2.0, 0.2))
     )
+    less, more = others[2].thoughts
+    others[2] = replace(others[2], thoughts=(less, replace(more, works=True)))
     passage = Passage("title " * 9, (replace(first, text="↵ t0"), *others, answer))
     expected = """
 title title title title title title title title…
@@ -191,7 +219,7 @@ t5[↵ −1.00]
    −1.00     0.20  ↵             a↵b
    +0.50     0.50   t4           y4
    −0.20     0.50   t2           y2
-   +0.10     0.50   t3           y3"""
+   +0.10     0.50   t3           y3 ✓"""
     assert passage_text(passage, color=False, width=10) == expected[1:]
 
 
