@@ -295,4 +295,5 @@ PADDING = -1  # the document number of padding
 
 def thought_lengths(config: ThoughtConfig) -> str:
     """n, m and K in words."""
-    return f"n {config.thoughts}, m {config.ahead}, K {config.samples}"
+    most = " at most" if config.end == "drawn" else ""
+    return f"n {config.thoughts}{most}, m {config.ahead}, K {config.samples}"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from settings import OUT_OF_RANGE, SETTINGS, configs
 
-from qs.config import GROUPS, Config, RunConfig, ThoughtConfig
+from qs.config import GROUPS, Config, RunConfig, ThoughtConfig, thought_lengths
 from qs.model.config import ModelConfig
 from qs.presets import PRESETS
 from qs.settings import check_names
@@ -153,3 +153,8 @@ def test_forbidden_ids_are_bos_padding_and_the_thought_marks():
     assert ModelConfig(9, **sizes, bos_id=None).forbidden == ()
     assert ModelConfig(9, **sizes, pad_id=0).forbidden == (0, 1)
     assert ModelConfig(9, **sizes, pad_id=1, thought_ids=(7, 6)).forbidden == (1, 6, 7)
+
+
+def test_a_limit_of_tokens_is_called_one():
+    assert thought_lengths(ThoughtConfig(thoughts=8, ahead=1)) == "n 8, m 1, K 2"
+    assert thought_lengths(ThoughtConfig(thoughts=8, end="drawn")).startswith("n 8 at most, m 4")
