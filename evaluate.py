@@ -38,6 +38,7 @@ from qs.evaluation.page import PAGE_ROWS, write_thoughts
 from qs.evaluation.thoughts import read_thoughts
 from qs.inference.decoding import Decoding, token_line
 from qs.inference.generate import Stream
+from qs.locks import hold
 from qs.model import folders, weights
 from qs.model.tokenizer import settled
 from qs.presets import ANY_TEXT
@@ -50,6 +51,7 @@ from qs.studies.plots import draw_rounds, draw_run
 from qs.studies.star_rounds import ABOUT_ROUNDS, arm_table, read_arms
 from qs.tables import Table, escaped, markdown, results_page, terminal, words
 
+ANSWERS_LOCK, CONTROLS_LOCK = ".answers.lock", ".controls.lock"  # another reads a run that trains
 SETS = ",".join((*QUESTION_SETS, ARITHMETIC))
 
 
@@ -121,14 +123,15 @@ def tasks(args: argparse.Namespace) -> None:
     others = [folder and exam_results.answers_of(exam.kind, folder) for exam in exams]
     out, environment = begin_results(args, opened)
     tables: list[Table] = []
-    for exam, asked, other in zip(exams, questions, others, strict=True):
-        summary = question_sets.run(exam, opened.quiet, opened.tokenizer, asked, out)
-        facts, made = exam_results.exam_report(exam, summary, out, other)
-        facts["environment"] = environment
-        before = files.read_results(out).get("exams", {})
-        files.add_results(out, {"exams": before | {exam.file: facts}})
-        print("\n" + terminal(*made))
-        tables += made
+    with hold(out / ANSWERS_LOCK):
+        for exam, asked, other in zip(exams, questions, others, strict=True):
+            summary = question_sets.run(exam, opened.quiet, opened.tokenizer, asked, out)
+            facts, made = exam_results.exam_report(exam, summary, out, other)
+            facts["environment"] = environment
+            before = files.read_results(out).get("exams", {})
+            files.add_results(out, {"exams": before | {exam.file: facts}})
+            print("\n" + terminal(*made))
+            tables += made
     print(f"\nwritten to {out / files.RESULTS} and, a line for each question, beside it")
     title, made = f"{opened.folder} on {', '.join(args.tasks)}", f"Made with {words(environment)}."
     write_page(args, results_page(title, args.line, escaped(made) + "\n", tables))
@@ -188,7 +191,8 @@ def controls(args: argparse.Namespace) -> None:
     Written to controls.json and controls.md in the run.
     """
     script = Path(__file__).with_name("train.py")
-    page = run_controls(args.run, args.seeds, args.rows, args.jobs, script, args.line)
+    with hold(args.run / CONTROLS_LOCK):
+        page = run_controls(args.run, args.seeds, args.rows, args.jobs, script, args.line)
     print(f"\n{page}\nwritten to {args.run / CONTROLS_PAGE}")
     write_page(args, page)
 

@@ -33,6 +33,7 @@ from qs.data.dataset import resolve_data
 from qs.evaluation.heldout import HeldoutScore, closing_tables, heldout_score, read_score
 from qs.evaluation.page import PAGE, PAGE_ROWS, write_thoughts
 from qs.evaluation.thoughts import read_thoughts
+from qs.locks import LOCK, hold
 from qs.model import folders
 from qs.star.run import StarRun, Stopped, round_records, rounds_table
 from qs.tables import Table, terminal
@@ -44,7 +45,13 @@ STOPPING = "finishing this step, then saving; again to quit without saving"
 
 
 def train(argv: list[str]) -> int:
-    """Load, measure, train, measure, report. Returns the exit status."""
+    """Load, measure, train, measure, report, alone in the run folder. Returns the exit status."""
+    with contextlib.ExitStack() as held:
+        return go(argv, held)
+
+
+def go(argv: list[str], held: contextlib.ExitStack) -> int:
+    """As `train`, which lets go what is `held` meanwhile."""
     config, folder, sizes = settings(argv)
     if sizes is not None:
         print(terminal(plan_table(config, sizes)))
@@ -53,13 +60,13 @@ def train(argv: list[str]) -> int:
         print(f"{terminal(*tables)}\n\n{folder} is finished: nothing is left to do")
         return 0
     if config.run.bootstraps:
-        return bootstrap(config, folder)
+        return bootstrap(config, folder, held)
 
     with cli.leaving(NOTHING_NEW if folder else NOTHING):
         if folder:
             files.newest_step(folder)  # one that was stopped before it saved has nothing else
             before = read_score(folder / BEFORE)
-        trainer = load(config, folder)
+        trainer = load(config, folder, held)
         if folder is None:
             before = measure(trainer, "before")
             if trainer.ranks.first:
@@ -135,9 +142,10 @@ def closing(config: Config, folder: Path) -> list[Table]:
         raise ValueError(f"{path}: expected the scores of a run; move it away") from None
 
 
-def load(config: Config, folder: Path | None) -> Trainer:
-    """A new run, or the one in `folder` where it stands."""
+def load(config: Config, folder: Path | None, held: contextlib.ExitStack) -> Trainer:
+    """A new run, or the one in `folder` where it stands; no other process writes there."""
     if folder is not None:
+        enter(folder, held)
         trainer = Trainer(config, files.newest_step(folder), folder)
         trainer.resume()
         return trainer
@@ -147,7 +155,15 @@ def load(config: Config, folder: Path | None) -> Trainer:
     name = f"{stamp}-{config.run.objective}-{Path(config.run.data).name}"
     trainer = Trainer(config, start, Path(config.run.out) / name)
     trainer.begin()
+    enter(trainer.folder, held)
     return trainer
+
+
+def enter(run: Path, held: contextlib.ExitStack) -> None:
+    """Lock a run folder for this process, or the first of several, and tidy it."""
+    if distributed.leads():
+        held.enter_context(hold(run / LOCK))
+        files.remove_leftovers(run)
 
 
 def measure(trainer: Trainer, label: str) -> HeldoutScore | None:
@@ -225,9 +241,13 @@ def show(trainer: Trainer, count: int) -> None:
         print(f"\n{passages.examples_text(count)}\n\nwhat it thought, as a page: {path}")
 
 
-def bootstrap(config: Config, folder: Path | None) -> int:
+def bootstrap(config: Config, folder: Path | None, held: contextlib.ExitStack) -> int:
     """STaR: rounds of rationales and training. Returns the exit status."""
+    if folder:
+        enter(folder, held)
     run = StarRun(folder, config, f"{time.strftime('%Y%m%d-%H%M%S')}-star-{config.star.task}")
+    if folder is None:
+        enter(run.folder, held)
     try:
         with stopping(run):
             rounds = run.go()

@@ -1,7 +1,6 @@
-"""Files that are written whole or not at all: JSON, JSON lines, folders, and the folder of a run.
+"""JSON, JSON lines, and the folder of a run, written whole or not at all.
 
-What bears its final name is complete: files and folders are written aside, flushed to the disk and
-renamed. A run is a folder with `config.json`, `log.jsonl` (first line: commit, versions, device;
+A run is a folder with `config.json`, `log.jsonl` (first line: commit, versions, device;
 then one line a step), `step_*/` (checkpoints) and `results.json`.
 """
 
@@ -18,7 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from qs.atomic import flush, new_folder, write_bytes, write_text
 from qs.config import Config
+from qs.locks import LOCK, hold
 
 HOME = Path(__file__).parents[1]  # of train.py, data/ and weights/
 CONFIG, LOG, RESULTS = "config.json", "log.jsonl", "results.json"  # of a run
@@ -35,37 +36,6 @@ def names_in(kind: str | Path) -> list[str]:
     """Names of the folders in `kind`, here and beside train.py."""
     folders = [path for root in places("", kind)[1:] for path in root.glob("*") if path.is_dir()]
     return sorted({path.name for path in folders})
-
-
-def flush(path: Path) -> None:
-    """Force a file or folder to the disk.
-
-    Raises:
-        OSError: the disk refuses.
-    """
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        OSError: the disk refuses; what was there is untouched.
-    """
-    aside = path.with_name(f"{path.name}.tmp")
-    aside.write_bytes(content)
-    flush(aside)
-    aside.replace(path)
-    flush(path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, in UTF-8, whole or not at all."""
-    write_bytes(path, text.encode())
 
 
 def finite(value: Any) -> Any:
@@ -160,31 +130,6 @@ def read_object(path: Path, advice: str = "get the file again") -> dict[str, Any
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}; {advice}")
     return value
-
-
-@contextlib.contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
-    """A folder that is filled aside, flushed, and becomes `final` if all went well.
-
-    Raises:
-        ValueError: `final` exists already.
-    """
-    if final.exists():
-        raise ValueError(
-            f"{final}: expected a new folder, found one; remove it or choose another name"
-        )
-    aside = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)  # what a killed process left
-    try:
-        aside.mkdir(parents=True)
-        yield aside
-        for path in (*aside.iterdir(), aside):
-            flush(path)
-        aside.rename(final)
-        flush(final.parent)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 class JsonLines:
@@ -287,6 +232,15 @@ def save_step(run: Path, step: int, fill: Callable[[Path], None]) -> Path:
     return final
 
 
+def remove_leftovers(run: Path) -> None:
+    """Remove what a killed process left of checkpoints; this one holds the lock of the run."""
+    for path in run.glob(".step_*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def saved_steps(run: Path) -> dict[int, Path]:
     """The complete checkpoints of a run by their step, the oldest first."""
     folders = [p for p in Path(run).glob("step_*") if re.fullmatch(r"step_\d{6,}", p.name)]
@@ -321,7 +275,8 @@ def read_results(run: Path) -> dict[str, Any]:
 
 def add_results(run: Path, results: dict[str, Any]) -> None:
     """Write into `results.json`; what else it holds stays."""
-    write_json(run / RESULTS, read_results(run) | results)
+    with hold(run / f".{RESULTS}{LOCK}", wait=True):
+        write_json(run / RESULTS, read_results(run) | results)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

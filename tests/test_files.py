@@ -10,7 +10,7 @@ from cases import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qs import files
+from qs import atomic, files
 from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
 from qs.files import (
     LOG,
@@ -164,10 +164,11 @@ def test_an_interrupted_write_leaves_the_old_json(tmp_path, monkeypatch):
     def fail(path):
         raise OSError("disk full")
 
-    monkeypatch.setattr(files, "flush", fail)
+    monkeypatch.setattr(atomic, "flush", fail)
     with pytest.raises(OSError, match="disk full"):
         write_json(path, {"a": 2})
     assert read_json(path) == {"a": 1}
+    assert [each.name for each in tmp_path.iterdir()] == ["a.json"]
 
 
 # Checkpoints
@@ -214,7 +215,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
         assert not (tmp_path / "step_000001").exists() or path == tmp_path
         flushed.append(path.name)
 
-    monkeypatch.setattr(files, "flush", flush)
+    monkeypatch.setattr(atomic, "flush", flush)
     save_step(tmp_path, 1, fill("x"))
     assert sorted(flushed[:2]) == ["a", "b"]
     assert flushed[2:] == [".step_000001.tmp", tmp_path.name]

@@ -22,7 +22,7 @@ ROOMS = {  # each room: the rooms it may import, besides the modules everybody m
     "bench": "evaluation training inference data quietstar model",
 }
 EVERYBODY = {"config", "thinking", "settings", "environment", "presets"}
-EVERYBODY |= {"cli", "files", "output", "tables"}
+EVERYBODY |= {"atomic", "cli", "files", "locks", "output", "tables"}
 RUNTIME = {"torch", "numpy", "sentencepiece", "safetensors", "tqdm"} | set(sys.stdlib_module_names)
 EXTRAS = {
     "pyarrow",

@@ -90,8 +90,8 @@ def at_step(number, act):
     """A train_step that acts after computing the given step, 0-based."""
     original = qs.training.trainer.train_step
 
-    def step(*arguments):
-        record = original(*arguments)
+    def step(*arguments, **others):
+        record = original(*arguments, **others)
         if arguments[5] == number:
             act()
         return record
@@ -165,8 +165,8 @@ def test_the_checkpoints_on_the_way_hold_the_position_in_the_data(straight, obje
 
 DURING_A_STEP = """
 step, calls = qs.training.trainer.train_step, []
-def killed(*arguments):
-    calls.append(step(*arguments))
+def killed(*arguments, **others):
+    calls.append(step(*arguments, **others))
     if len(calls) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return calls[-1]
@@ -184,7 +184,10 @@ qs.training.trainer.checkpoint.save_optimizer = killed
 
 @pytest.mark.parametrize(
     ("objective", "code", "logged", "left"),
-    [("quiet", DURING_A_STEP, 3, []), ("plain", WHILE_SAVING, 4, [".step_000004.tmp"])],
+    [
+        ("quiet", DURING_A_STEP, 3, []),
+        ("plain", WHILE_SAVING, 4, [".step_000004.tmp", ".step_000004.lock"]),
+    ],
 )
 def test_a_killed_process_goes_on_from_its_last_whole_checkpoint(
     tiny, straight, tmp_path, objective, code, logged, left
@@ -196,7 +199,7 @@ def test_a_killed_process_goes_on_from_its_last_whole_checkpoint(
     assert done.returncode == -signal.SIGKILL, done.stderr
     found = only(out)
     assert [*files.saved_steps(found)] == [2]
-    assert [path.name for path in found.glob(".*")] == left
+    assert {path.name for path in found.glob(".*")} == {".lock", *left}
     assert len(log(found)) == 1 + logged
     with (found / "log.jsonl").open("a") as file:
         file.write('{"step": 5, "los')  # the disk took no more

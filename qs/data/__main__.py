@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from qs import cli
+from qs.atomic import new_folder
 from qs.data import arithmetic, synthetic
 from qs.data.dataset import Split
 from qs.data.documents import MAX_DOCUMENT, DocumentReader
 from qs.data.prepare import prepare_dataset
-from qs.files import new_folder, write_json
+from qs.files import write_json
 from qs.model.tokenizer import train_tokenizer
 from qs.output import progress
 

@@ -6,7 +6,6 @@ files do not depend on the number of processes.
 
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -23,9 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from qs.atomic import new_folder
 from qs.data.dataset import FORMAT, META, SPLITS, Shard, Split, split_by_hash
 from qs.data.documents import MAX_DOCUMENT, DocumentReader
-from qs.files import new_folder, write_json
+from qs.files import write_json
 from qs.model.tokenizer import Tokenizer
 
 CHUNK = 1 << 20  # characters of text in the task of a worker
@@ -151,8 +151,7 @@ def prepare_dataset(
         "seed": seed,
     }
     replace = overwrite and (out / META).is_file()  # any other folder is refused by new_folder
-    new = out.with_name(f"{out.name}.new-{os.getpid()}") if replace else out
-    with new_folder(new) as folder, ExitStack() as shards:
+    with new_folder(out, replace) as folder, ExitStack() as shards:
         writers = {split: ShardWriter(folder, split, shard_tokens) for split in SPLITS}
         for writer in writers.values():
             shards.enter_context(closing(writer))
@@ -163,11 +162,6 @@ def prepare_dataset(
         meta["unknown"] = sum(writer.unknown for writer in writers.values())
         meta["splits"] = {split: writer.summary() for split, writer in writers.items()}
         write_json(folder / META, meta)
-    if replace:
-        old = out.with_name(f"{out.name}.old-{os.getpid()}")
-        out.rename(old)
-        new.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
     seconds, tokens, size = time.perf_counter() - start, 0, 0
     for split, part in meta["splits"].items():
         print(f"{split:8} {part['documents']:,} documents, {part['tokens']:,} tokens")

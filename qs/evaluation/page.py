@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from string import Template
 
+from qs.atomic import write_text
 from qs.evaluation.thoughts import (
     EMPTY,
     FEW,
@@ -27,7 +28,6 @@ from qs.evaluation.thoughts import (
     one_line,
     two_decimals,
 )
-from qs.files import write_text
 from qs.output import visible
 
 PAGE, PAGE_ROWS = "thoughts.html", 12  # of a run, and rows of held-out text on it

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qs import cli
-from qs.files import new_folder
+from qs.atomic import new_folder
 from qs.model import folders, weights
 from qs.model.config import ModelConfig, read_model_config, read_settings
 from qs.model.tokenizer import Tokenizer, copy_tokenizer

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qs.files import read_object, write_text
+from qs.atomic import write_text
+from qs.files import read_object
 from qs.model.folders import layout_of
 from qs.model.rope_scaling import SCALING, RopeScaling
 from qs.settings import MOST

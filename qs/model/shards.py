@@ -151,5 +151,6 @@ def _write_file(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"{path}: cannot be written: {error}") from None
-    path.chmod(0o644)  # safetensors makes files that only their owner can read
+    # safetensors makes files that only their owner can read: as open to others as the folder
+    path.chmod(path.parent.stat().st_mode & 0o666)
     flush(path)

@@ -16,7 +16,8 @@ from typing import Any
 
 import sentencepiece
 
-from qs.files import read_object, write_bytes
+from qs.atomic import write_bytes
+from qs.files import read_object
 from qs.model.tokenizer_files import JSON_FILE, MODEL_FILE, find_vocabulary
 
 CONFIG_FILES = ("tokenizer_config.json", "generation_config.json")

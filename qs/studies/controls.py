@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from qs.atomic import write_text
 from qs.config import PADDING, Config
 from qs.evaluation.heldout import Measured
 from qs.evaluation.statistics import Estimate, mean_estimate, paired, ratio_estimate
 from qs.evaluation.tokens import Change, TextRows
-from qs.files import write_text
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.ends import ENDED, PAUSE
 from qs.quietstar.sampler import allowed_ids

@@ -4,6 +4,7 @@ Needs matplotlib (pip install -e '.[plot]'), which is imported only when somethi
 picture is written as PNG and as SVG; the same numbers give the same bytes.
 """
 
+import io
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from qs import files
+from qs.atomic import write_bytes
 from qs.evaluation.hard_tokens import Decile
 from qs.evaluation.statistics import Estimate
 from qs.studies.control_runs import CONTROLS
@@ -99,7 +101,9 @@ def _save(pictures: Mapping[str, Callable[[Figure], None]], out: Path) -> list[P
             fill(figure)
             for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
                 written.append(out / f"{name}{suffix}")
-                figure.savefig(written[-1], metadata=metadata)
+                drawn = io.BytesIO()
+                figure.savefig(drawn, format=suffix[1:], metadata=metadata)
+                write_bytes(written[-1], drawn.getvalue())
     return written
 
 

@@ -47,6 +47,11 @@ def launched() -> int:
     return max(int(size) if size.isdecimal() else 1 for size in sizes)
 
 
+def leads() -> bool:
+    """Whether this process is the first of all, as its launcher says, before they meet."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def start(device: torch.device) -> Ranks:
     """Join the processes that torchrun, or another launcher, started, if one did.
 

@@ -13,9 +13,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from qs.atomic import new_folder
 from qs.data.dataset import FORMAT, SPLITS, TokenDataset, Windows, sequential
 from qs.data.prepare import EncodedDocument, ShardWriter
-from qs.files import new_folder, write_json
+from qs.files import write_json
 
 TOKENIZER = SimpleNamespace(hash="5ha", vocab_size=99_999)
 # Documents as ids, all different, so that a token tells its place; only the lengths matter.

@@ -175,6 +175,26 @@ def test_a_preparation_that_fails_in_the_middle_leaves_the_old_dataset(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out"]
 
 
+def test_a_dataset_whose_replacement_was_killed_between_two_renames_is_put_back(
+    tmp_path, folder, monkeypatch
+):
+    out = make(tmp_path, folder, ["a", "b"])
+    before, rename = contents(out), Path.rename
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Path, "rename", lambda self, to: rename(self, to) if self == out else os._exit(9)
+        )
+        if not (child := os.fork()):
+            make(tmp_path, folder, ["c"] * 9, overwrite=True)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert not out.exists()
+    with pytest.raises(ValueError, match="out: expected a new folder, found one"):
+        make(tmp_path, folder, ["c"] * 9)
+    assert contents(out) == before
+    assert make(tmp_path, folder, ["c"] * 9, overwrite=True) == out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out"]
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_killed_preparation_leaves_nothing_that_would_be_read(tmp_path, folder, how):
     source = write(tmp_path / "in" / "a.jsonl", ["ab " * 200_000 + str(i) for i in range(40)])

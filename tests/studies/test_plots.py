@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from qs.evaluation.hard_tokens import Decile
 from qs.evaluation.statistics import Estimate
 from qs.presets import PRESETS
+from qs.studies import plots
 from qs.studies.controls import LENGTH, OWN, SAME, TRAINED, ControlRow
 from qs.studies.plots import draw_run, nll_range, read_curves, read_steps, smooth
 
@@ -78,11 +79,10 @@ def make(run, objective="quiet", steps=90):
 def seen(run, look, monkeypatch, deciles=DECILES):
     """What `look` finds in each figure of a run when it is saved, by name."""
     module = pytest.importorskip("matplotlib.figure")
-    found = {}
+    found, looked = {}, []
     with monkeypatch.context() as patch:
-        patch.setattr(
-            module.Figure, "savefig", lambda self, path, **_: found.update({path.stem: look(self)})
-        )
+        patch.setattr(module.Figure, "savefig", lambda self, *_, **__: looked.append(look(self)))
+        patch.setattr(plots, "write_bytes", lambda path, _: found.update({path.stem: looked[-1]}))
         draw_run(run, deciles)
     return found
 

@@ -1,0 +1,87 @@
+"""What bears its final name is complete: it is written aside, flushed to the disk and renamed."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from qs.locks import LOCK, hold, taken
+
+
+def flush(path: Path) -> None:
+    """Force a file or folder to the disk.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; of several processes at once each writes all of it.
+
+    Raises:
+        OSError: the disk refuses; what was there is untouched.
+    """
+    aside = path.with_name(f"{path.name}.tmp")
+    with taken(aside, wait=True) as file:
+        try:
+            file.truncate(0)  # what a killed process left
+            file.write(content)
+            file.flush()
+            flush(aside)
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+    flush(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, in UTF-8, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+@contextlib.contextmanager
+def new_folder(final: Path, replace: bool = False) -> Iterator[Path]:
+    """A folder that is filled aside, flushed, and becomes `final` if all went well.
+
+    `replace`: in the place of one that is there, which stays until then.
+
+    Raises:
+        ValueError: `final` exists already and is not to be replaced, or another process makes it.
+    """
+    aside, old = (final.with_name(f".{final.name}.{kind}") for kind in ("tmp", "old"))
+    with hold(final.with_name(f".{final.name}{LOCK}")):
+        _put_back(old, final)
+        if final.exists() and not replace:
+            raise ValueError(
+                f"{final}: expected a new folder, found one; remove it or choose another name"
+            )
+        for left in (aside, old):  # by a killed process
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            aside.mkdir()
+            yield aside
+            for path in (*aside.iterdir(), aside):
+                flush(path)
+            if final.exists():
+                final.rename(old)
+            aside.rename(final)
+            flush(final.parent)
+        except BaseException:
+            _put_back(old, final)
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(old: Path, final: Path) -> None:
+    """After an end between the two renames of `new_folder`, which leaves none of that name."""
+    if old.exists() and not final.exists():
+        old.rename(final)
