@@ -15,7 +15,9 @@ from qs.model.config import ModelConfig
 from qs.model.mistral import Mistral
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.ends import ENDED
-from qs.quietstar.terms import Step, Terms, count_terms, loss_terms, term_weights
+from qs.quietstar.masks import Place
+from qs.quietstar.parts import Parts
+from qs.quietstar.terms import Step, Terms, loss_terms, term_weights
 
 VOCAB = 7
 MIXINGS = [
@@ -62,6 +64,20 @@ def anchors_of(draw, rows: int, length: int, most: int = 3) -> Tensor:
     A = draw(st.integers(1, most))
     position = st.integers(0, length - 1)
     return torch.tensor([[draw(position) for _ in range(A)] for _ in range(rows)])
+
+
+@dataclass(frozen=True)
+class Scattered:
+    """A visibility without any order: every pair of places is shown or hidden by a number."""
+
+    seed: int
+
+    def __call__(self, query: Place, key: Place) -> Tensor:
+        mixed = 3 * query.anchor + 5 * query.depth + 7 * key.anchor + 11 * key.depth
+        return (mixed * mixed + self.seed) % 13 > 4
+
+
+visibilities = st.none() | st.builds(Scattered, st.integers(0, 12))
 
 
 @st.composite
@@ -127,6 +143,7 @@ class Case:
     anchors: Tensor
     thoughts: Tensor
     seed: int
+    visibility: Scattered | None = None
 
     def __repr__(self) -> str:  # so that a failing example can be read and typed in
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -140,7 +157,8 @@ class Case:
         return dataclasses.replace(self, **changes)
 
     def module(self, attention: str = "structured", recompute: bool = False) -> QuietStar:
-        return random_module(self.shape, self.config, self.seed, attention, recompute)
+        parts = Parts(visibility=self.visibility)
+        return random_module(self.shape, self.config, self.seed, attention, recompute, parts)
 
     def step(self, module: QuietStar | None = None, **arguments) -> Step:
         batch = {
@@ -153,7 +171,7 @@ class Case:
         return (module or self.module())(**(batch | arguments))
 
     def counts(self, step: Step) -> Terms:
-        return count_terms(step.base_valid, step.valid, *step.thoughts.shape[2:])
+        return step.counts
 
     def loss(self, step: Step, counts: Terms | None = None) -> Tensor:
         means = loss_terms(step, self.config).means(counts or self.counts(step))
@@ -169,6 +187,7 @@ def cases(
     rows: int = 2,
     length: int = 7,
     most: int = 3,
+    visibility=st.none(),  # noqa: B008
 ) -> Case:
     """Any batch: rows, T, documents, what counts, anchors (unsorted, repeated) and thoughts."""
     shape, config = draw(shape), draw(config)
@@ -194,6 +213,7 @@ def cases(
         anchors=anchors,
         thoughts=thoughts,
         seed=seed,
+        visibility=draw(visibility),
     )
 
 
@@ -203,9 +223,11 @@ def random_module(
     seed: int,
     attention: str = "structured",
     recompute: bool = False,
+    parts: Parts = Parts(),  # noqa: B008
 ) -> QuietStar:
     """A float64 module in which no parameter is zero."""
-    module = QuietStar(Mistral(shape, torch.float64, recompute), config, attention).double()
+    model = Mistral(shape, torch.float64, recompute)
+    module = QuietStar(model, config, attention, parts=parts).double()
     numbers = seeded(seed)
     with torch.no_grad():
         for name, p in module.named_parameters():

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import cmath
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,23 +46,45 @@ def turn(x: Tensor, position: int, theta: float) -> Tensor:
     return torch.cat([turned.real, turned.imag])
 
 
+class Place(NamedTuple):
+    """Text position, and how far along a thought after it (0: the text itself)."""
+
+    anchor: int
+    depth: int
+
+
+Visibility = Callable[[Place, Place], bool]
+
+
 class Reader:
     """A Mistral that has read some tokens. `read` one more; `fork` to go on in two ways."""
 
-    def __init__(self, parameters: Parameters, shape: ModelConfig):
-        self.parameters, self.shape = parameters, shape
+    def __init__(
+        self,
+        parameters: Parameters,
+        shape: ModelConfig,
+        visibility: Visibility | None = None,
+        anchor: int = -1,
+    ):
+        self.parameters, self.shape, self.visibility = parameters, shape, visibility
+        self.anchor, self.places = anchor, []  # of the text read last, and of every token
         self.keys = [[] for _ in range(shape.layers)]  # [layer][token][head] -> (d,)
         self.values = [[] for _ in range(shape.layers)]
 
     def fork(self) -> Reader:
-        other = Reader(self.parameters, self.shape)
+        other = Reader(self.parameters, self.shape, self.visibility, self.anchor)
+        other.places = list(self.places)
         other.keys = [list(entries) for entries in self.keys]
         other.values = [list(entries) for entries in self.values]
         return other
 
-    def read(self, x: Tensor) -> Tensor:
-        """(D,) embedding of the next token -> (D,) output."""
+    def read(self, x: Tensor, depth: int = 0) -> Tensor:
+        """(D,) embedding of the next token, of text or of a thought -> (D,) output."""
         shape, position = self.shape, len(self.keys[0])
+        self.anchor += depth == 0
+        self.places.append(Place(self.anchor, depth))
+        first = 0 if shape.window is None else max(0, position + 1 - shape.window)
+        seen = [i for i in range(first, position + 1) if self.shows(i)]
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             p = {
                 name.removeprefix(f"model.layers.{layer}."): value
@@ -71,20 +95,25 @@ class Reader:
             key = (p["attention.wk.weight"] @ h).split(shape.head_dim)
             keys.append([turn(one, position, shape.rope_theta) for one in key])
             values.append((p["attention.wv.weight"] @ h).split(shape.head_dim))
-            first = 0 if shape.window is None else max(0, len(keys) - shape.window)
             heads = []
             for head in range(shape.heads):
                 group = head // (shape.heads // shape.kv_heads)
                 turned = turn(query[head], position, shape.rope_theta)
-                near = torch.stack([key[group] for key in keys[first:]])
+                near = torch.stack([keys[i][group] for i in seen])
                 weights = likelihood(near @ turned / math.sqrt(shape.head_dim))
-                heads.append(weights @ torch.stack([value[group] for value in values[first:]]))
+                heads.append(weights @ torch.stack([values[i][group] for i in seen]))
             x = x + p["attention.wo.weight"] @ torch.cat(heads)
             h = normalise(x, p["ffn_norm.weight"], shape.norm_eps)
             gate = p["feed_forward.w1.weight"] @ h
             inner = gate / (1 + (-gate).exp()) * (p["feed_forward.w3.weight"] @ h)
             x = x + p["feed_forward.w2.weight"] @ inner
         return normalise(x, self.parameters["model.norm.weight"], shape.norm_eps)
+
+    def shows(self, i: int) -> bool:
+        """Does the token read last see that one, as far as a rule of one's own is asked?"""
+        last = self.places[-1]
+        itself = i == len(self.places) - 1
+        return itself or self.visibility is None or bool(self.visibility(last, self.places[i]))
 
 
 def likelihood(logits: Tensor) -> Tensor:
@@ -168,7 +197,11 @@ class Answer:
 
 
 def read_text(
-    parameters: Parameters, shape: ModelConfig, tokens: Tensor, documents: Tensor
+    parameters: Parameters,
+    shape: ModelConfig,
+    tokens: Tensor,
+    documents: Tensor,
+    visibility: Visibility | None = None,
 ) -> tuple[dict, dict]:
     """Read every document on its own.
 
@@ -180,7 +213,7 @@ def read_text(
         readers = {}
         for t, token in enumerate(row):
             document = int(documents[b, t])
-            reader = readers.setdefault(document, Reader(parameters, shape))
+            reader = readers.setdefault(document, Reader(parameters, shape, visibility, t - 1))
             outputs[b, t] = reader.read(parameters["model.tok_embeddings.weight"][token])
             stopped[b, t] = reader.fork()
     return outputs, stopped
@@ -199,8 +232,8 @@ def think(
     """
     parameters, reader = reader.parameters, reader.fork()
     x, tokens, seen = start, [], []
-    for uniform in uniforms:
-        seen.append(with_end(parameters, config, reader.read(x)))
+    for depth, uniform in enumerate(uniforms, 1):
+        seen.append(with_end(parameters, config, reader.read(x, depth)))
         tokens.append(pick(seen[-1].tolist(), uniform, temperature, forbidden(reader.shape)))
         if tokens[-1] == reader.shape.vocab_size:
             break
@@ -223,11 +256,12 @@ def judge(
     anchors: Tensor,
     thoughts: Tensor,
     fixed_weight: float | None = None,
+    visibility: Visibility | None = None,
 ) -> Answer:
     """One whole step, given the thoughts; arguments as of `QuietStar.forward`."""
     answer, m, n, own = Answer(), config.ahead, thoughts.shape[3], {}
     rows, embeddings = tokens.tolist(), parameters["model.tok_embeddings.weight"]
-    answer.base, stopped = read_text(parameters, shape, tokens, documents)
+    answer.base, stopped = read_text(parameters, shape, tokens, documents, visibility)
 
     def counts(b: int, t: int, later: int) -> bool:
         """Is the token at `later` one that position t may be judged on?"""
@@ -245,7 +279,7 @@ def judge(
         start, end = (parameters[name] * config.embedding_scale for name in ("start", "end"))
         slots = [start, *(embeddings[i] for i in thought), end]
         slots += [embeddings[i] for i in row[t + 1 : t + m]]
-        outputs = answer.branch[b, a, k] = [reader.read(x) for x in slots]
+        outputs = answer.branch[b, a, k] = [reader.read(x, d) for d, x in enumerate(slots, 1)]
 
         chosen = [ZERO]
         actions = thought + [shape.vocab_size] * ended

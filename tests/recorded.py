@@ -166,7 +166,9 @@ class Recorded:
         """(B K, L, ...) -> (B, L, K, ...)."""
         return x.unflatten(0, (self.B, self.K)).transpose(1, 2)
 
-    def official_sees(self, query: Slots, key: Slots, window: int | None = None) -> Tensor:
+    def official_sees(
+        self, query: Slots, key: Slots, window: int | None = None, visibility: None = None
+    ) -> Tensor:
         """Who saw whom in the recorded run; takes the place of `masks.sees`.
 
         The recorded mask is that of the last pass: earlier ones saw the keys up to themselves.

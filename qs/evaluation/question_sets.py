@@ -76,7 +76,8 @@ def _direct(
 ) -> list[Line]:
     """Probability of gold answers, and the answers that are decoded."""
     texts, prompts, n = [x.text for x in items], [x.prompt for x in items], exam.thoughts
-    reading = read_texts(quiet.model, [text.ids for text in texts])
+    ids = [text.ids for text in texts]
+    reading = read_texts(quiet.model, ids, visibility=quiet.visibility)
     thinking = {"base": Thinking("never")}
     if n:
         thinking["greedy"] = Thinking("always", 1, 0.0, exam.seed)

@@ -2,8 +2,9 @@
 
 A slot's index in the cache is its rotary position. A thought is fed like text that follows and
 taken back by forgetting its slots, which the next text overwrites: while it is there it sees the
-text up to its anchor and itself, the rule of `qs/quietstar/masks.py`. Rows are of different
-lengths; each goes on at its own end. Nothing here has a gradient.
+text up to its anchor and itself, the rule of `qs/quietstar/masks.py` (a rule of one's own is told
+which slots are a thought's). Rows are of different lengths; each goes on at its own end. Nothing
+here has a gradient.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from qs.model.mistral import Angles, Attend, Mistral
 from qs.quietstar.attention import CachedText, new_cache
-from qs.quietstar.masks import TEXT, Slots, dense_mask
+from qs.quietstar.masks import TEXT, Place, Slots, Visibility, dense_mask
 
 
 def folded_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -49,6 +50,12 @@ def text_slots(positions: Tensor) -> Slots:
     return Slots(anchor=positions, branch=zero + TEXT, depth=zero, document=zero)
 
 
+def places(positions: Tensor, ends: Tensor) -> Place:
+    """Where the slots at some positions stand, if those from `ends` on are of a thought."""
+    anchor = positions.minimum(ends - 1)
+    return Place(anchor, positions - anchor)
+
+
 class Following(NamedTuple):
     """Q slots that follow what R rows hold, over a cache (R, S or more, G, d).
 
@@ -77,12 +84,23 @@ class Rows:
         cache: keys and values (R, S, G, d) of each layer; S grows when it has to.
         lengths: slots that each row holds.
         ends: (R,) the same on the device.
+        thought: how many of them, the last ones, are of a thought.
         limit: slots that a row will ever hold.
+        visibility: of one's own, or None.
     """
 
-    def __init__(self, model: Mistral, cache: list, lengths: Sequence[int], limit: int):
+    def __init__(
+        self,
+        model: Mistral,
+        cache: list,
+        lengths: Sequence[int],
+        limit: int,
+        visibility: Visibility | None = None,
+    ):
         self.model = model
         self.cache = cache
+        self.visibility = visibility
+        self.thought = 0
         self.lengths = list(lengths)
         self.ends = torch.tensor(self.lengths, device=cache[0][0].device)
         self.limit = limit
@@ -94,8 +112,11 @@ class Rows:
         self.slots = torch.arange(keys.shape[1], device=keys.device)
         self.angles = self.model.angles(self.slots[None], keys.dtype)  # (1, S, 1, d) each
 
-    def feed(self, x: Tensor) -> Tensor:
-        """Go on by the same number of slots in each row: x (R, Q, D) -> outputs (R, Q, D)."""
+    def feed(self, x: Tensor, thought: int = 0) -> Tensor:
+        """Go on by the same number of slots in each row: x (R, Q, D) -> outputs (R, Q, D).
+
+        The last `thought` of them are of a thought.
+        """
         Q, held = x.shape[1], len(self.slots)
         seen = max(self.lengths) + Q
         if seen > held:
@@ -110,24 +131,29 @@ class Rows:
             positions = self.ends[:, None] + self.slots[:Q]
             at = torch.arange(len(x), device=x.device)[:, None], positions
             angles = tuple(x[0, positions] for x in self.angles)
-        outputs = self._run(x, positions, Following(at, seen, self._mask(positions, seen)), angles)
-        self.forget(-Q)
-        return outputs
+        self.lengths = [length + Q for length in self.lengths]
+        self.ends, self.thought = self.ends + Q, self.thought + thought
+        return self._run(x, positions, Following(at, seen, self._mask(positions, seen)), angles)
 
     def _mask(self, positions: Tensor, seen: int) -> Tensor | None:
         """(1 or R, Q, S) which slots are seen from (1 or R, Q) positions; None: all are."""
         window = self.model.config.window
         if window is not None and window >= seen:
             window = None
-        if positions.numel() == 1 and window is None:
+        if positions.numel() == 1 and window is None and self.visibility is None:
             return None
         behind = positions[..., None] - self.slots[:seen]
-        return behind >= 0 if window is None else (behind >= 0) & (behind < window)
+        mask = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+        if self.visibility is None:
+            return mask
+        ends = (self.ends - self.thought)[:, None, None]  # of the text
+        query, key = places(positions[..., None], ends), places(self.slots[:seen], ends)
+        return mask & (self.visibility(query, key) | (behind == 0))
 
     def forget(self, slots: int) -> None:
         """Take back the last slots of every row."""
         self.lengths = [length - slots for length in self.lengths]
-        self.ends = self.ends - slots
+        self.ends, self.thought = self.ends - slots, max(0, self.thought - slots)
 
     def keep(self, index: Sequence[int]) -> None:
         """Drop all rows but these."""
@@ -141,13 +167,13 @@ class Rows:
         lengths = [self.lengths[i] for i in index]
         at, seen = torch.tensor(index, device=self.ends.device), max(lengths)
         cache = [(k[:, :seen][at], v[:, :seen][at]) for k, v in self.cache]
-        return Rows(self.model, _longer(cache, room), lengths, seen + room)
+        return Rows(self.model, _longer(cache, room), lengths, seen + room, self.visibility)
 
     def read(self, x: Tensor) -> Tensor:
         """Read the first slots of every row at once: x (R, T, D) -> outputs (R, T, D)."""
         positions = self.slots[None, : x.shape[1]]
         slots = text_slots(positions)
-        mask = dense_mask(slots, slots, self.model.config.window)
+        mask = dense_mask(slots, slots, self.model.config.window, self.visibility)
         angles = tuple(each[:, : x.shape[1]] for each in self.angles)
         return self._run(x, positions, CachedText(mask), angles)
 
@@ -172,14 +198,21 @@ class Reading(NamedTuple):
 
     def until(self, lengths: Sequence[int], room: int) -> Reading:
         """A copy of which only the first tokens of each row were read, with room to go on."""
-        first = Rows(self.rows.model, self.rows.cache, lengths, self.rows.limit)
+        rows = self.rows
+        first = Rows(rows.model, rows.cache, lengths, rows.limit, rows.visibility)
         return self._replace(rows=first.copy(range(len(lengths)), room))
 
 
-def read_texts(model: Mistral, texts: Sequence[Sequence[int]], limit: int = 0) -> Reading:
+def read_texts(
+    model: Mistral,
+    texts: Sequence[Sequence[int]],
+    limit: int = 0,
+    visibility: Visibility | None = None,
+) -> Reading:
     """Read texts of any lengths, at least one token in each, in one pass.
 
-    `limit` is the number of slots that a row will ever hold, if more than its text.
+    `limit` is the number of slots that a row will ever hold, if more than its text; `visibility` a
+    rule of one's own.
     """
     config, device = model.config, model.norm.weight.device
     lengths = [len(text) for text in texts]
@@ -189,7 +222,7 @@ def read_texts(model: Mistral, texts: Sequence[Sequence[int]], limit: int = 0) -
     x = model.embed(tokens)  # (R, T, D)
     held = (len(texts), max(T, min(limit, 2 * T)))
     cache = new_cache(config.layers, held, config.kv_heads, config.head_dim, x)
-    rows = Rows(model, cache, lengths, max(T, limit))
+    rows = Rows(model, cache, lengths, max(T, limit), visibility)
     return Reading(tokens, rows, rows.read(x))
 
 

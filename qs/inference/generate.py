@@ -155,7 +155,8 @@ class Stream:
         """Draw the next token of every row that goes on."""
         if self._text is None:
             limit = max(len(p) + most for p, most in zip(self.prompts, self.most, strict=True))
-            reading = read_texts(self.quiet.model, self.prompts, limit + self.branch)
+            slots, own = limit + self.branch, self.quiet.visibility
+            reading = read_texts(self.quiet.model, self.prompts, slots, own)
             self._text, self._base = reading.rows, reading.last
             self._count(sum(map(len, self.prompts)))
         said, thinking = (x[:, self._step] for x in self._uniforms)
@@ -234,11 +235,12 @@ class Stream:
         start, end = (v.to(model.compute_dtype).expand(W, 1, -1) for v in quiet.vectors)
         x = start if self._base is not None else torch.cat([self._unread, start], 1)
         thought = pauses((W, n), x.device)
+        text = x.shape[1] - 1
         if quiet.pause:
             x = torch.cat([x, start.expand(W, n, -1)], 1)
         outputs, going = [], torch.ones((W, 1), dtype=torch.bool, device=x.device)
         for j in range(0 if quiet.pause else n):
-            outputs.append(self._feed(rows, x))
+            outputs.append(self._feed(rows, x, text if j == 0 else 0))
             logits = thought_logits(model, outputs[-1][:, -1], quiet.end_row)
             drawn = choose(logits, numbers[:, j], self._thinkable, self.decoding.think_temperature)[
                 :, None
@@ -250,7 +252,7 @@ class Stream:
                 break
         else:
             x = torch.cat([x, end], 1)
-        outputs.append(self._feed(rows, x))
+        outputs.append(self._feed(rows, x, 0 if outputs else text))
         fed = torch.cat(outputs, 1)  # (W, 1 + n + 2 at most, D)
         if self._base is None:
             self._base, fed = fed[:, 0], fed[:, 1:]
@@ -259,9 +261,10 @@ class Stream:
             self.counts.slots -= W * fed.shape[1] - int((lengths(thought) + 2).sum())
         return thought, after_end(fed, thought, 1)[:, 0]
 
-    def _feed(self, rows: Rows, x: Tensor) -> Tensor:
+    def _feed(self, rows: Rows, x: Tensor, text: int = 1) -> Tensor:
+        """Go on by slots of which the first `text` are text, the others of a thought."""
         self._count(x.shape[0] * x.shape[1])
-        return rows.feed(x)
+        return rows.feed(x, x.shape[1] - text)
 
     def _count(self, slots: int) -> None:
         self.counts.passes += 1

@@ -76,7 +76,8 @@ def score(
         reading: of their ids; None: they are read here, all but the last.
     """
     if reading is None:
-        reading = read_texts(quiet.model, [text.ids[:-1] for text in texts])
+        ids, own = [text.ids[:-1] for text in texts], quiet.visibility
+        reading = read_texts(quiet.model, ids, visibility=own)
     batch = _Batch(quiet, texts, reading)
     results = []
     for thinking in ways:
@@ -148,7 +149,7 @@ class _Batch:
         cache = [(k[:, :T], v[:, :T]) for k, v in self.reading.rows.cache]
         thoughts = quiet.sample(documents, anchors, cache, numbers, temperature)
         (B, a, K, n), shape = thoughts.shape, model.config
-        layout = Layout(documents, anchors, K, n + 2)
+        layout = Layout(documents, anchors, K, n + 2, quiet.visibility)
         with quiet.with_settings(ahead=1):
             x = quiet.embed_branches(tokens, anchors, thoughts).flatten(1, 3)
             both = branch_cache(model, cache, (a, K, n + 2))

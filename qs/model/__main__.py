@@ -63,7 +63,8 @@ def export(source: str, out: Path, layout: str, dtype: str | None) -> None:
     extras = settings = None
     if layout == "quietstar":
         settings, extras = read_settings(folder), {}
-        for name, theirs in (weights.QUIET_NAMES | weights.DRAWN_NAMES).items():
+        own = weights.has_own_head(settings)
+        for name, theirs in weights.stored_extras(stored, own).items():
             if theirs in stored:  # what is missing `load_into` names
                 shape = stored[theirs].shape[name in weights.VECTORS :]
                 extras[name] = torch.empty(shape, dtype=kind)

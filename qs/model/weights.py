@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from qs.files import OPTIMIZER
 from qs.model import shards
-from qs.model.config import ModelConfig, read_model_config, write_model_config
+from qs.model.config import ModelConfig, read_model_config, read_settings, write_model_config
 from qs.model.folders import CONSOLIDATED, MODEL, layout_of, what_is_wrong
 from qs.model.mistral import Mistral
 from qs.model.tokenizer import TOKENIZER_FILES
@@ -54,6 +54,8 @@ QUIET_NAMES = {  # ours -> the released Quiet-STaR's
     "mixer.4.weight": "talk_head.0.4.weight",
 }
 DRAWN_NAMES = {"end_output": "end_output_embedding"}  # ours; where thoughts end themselves
+HEAD = "mixer."  # what names of the mixing head begin with
+OWN_HEAD = "own_mixer"  # a setting in the checkpoint: the name of a head that is not the published
 VECTORS = ("start", "end")  # stored as row 0 of [2, D]; row 1 was never used
 INTERLEAVED = ("attention.wq.weight", "attention.wk.weight")  # in Mistral's own layout
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # a buffer of old files; follows from rope_theta
@@ -66,13 +68,29 @@ def meta_parameters(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def stored_name(name: str, layout: str) -> str:
-    """Our name of a tensor -> its name in files of a layout (`hf` or `mistral`)."""
-    if name in QUIET_NAMES or name in DRAWN_NAMES:
-        return (QUIET_NAMES | DRAWN_NAMES)[name]
+    """Our name of a model's tensor -> its name in files of a layout (`hf` or `mistral`)."""
     if layout == "mistral":
         return name
     layer = re.match(r"layers\.(\d+)\.(.*)", name)
     return HF_NAMES[f"layers.{{}}.{layer[2]}"].format(layer[1]) if layer else HF_NAMES[name]
+
+
+def has_own_head(settings: Mapping[str, Any] | None) -> bool:
+    """Whether settings given to `save` say that the mixing head is not the published one."""
+    return bool((settings or {}).get(OWN_HEAD))
+
+
+def extra_names(names: Iterable[str], own: bool) -> dict[str, str]:
+    """Our names of extras -> those in files; a mixing head of one's own keeps its names."""
+    known = QUIET_NAMES | DRAWN_NAMES
+    return {n: n if own and n.startswith(HEAD) else known.get(n, n) for n in names}
+
+
+def stored_extras(stored: Collection[str], own: bool) -> dict[str, str]:
+    """Our names of the extras that should be among some names in files -> those names."""
+    drawn = {name for name, theirs in DRAWN_NAMES.items() if theirs in stored}
+    head = {name for name in (stored if own else QUIET_NAMES) if name.startswith(HEAD)}
+    return extra_names({*VECTORS, *head, *drawn}, own)
 
 
 Shapes = Mapping[str, Sequence[int] | None]  # by the name of a tensor; None: any
@@ -135,8 +153,9 @@ def load_into(
     Args:
         folder: any of the three layouts.
         parameters: our name -> destination, as of `meta_parameters`.
-        extras: our name -> destination, as of `QUIET_NAMES`, and of `DRAWN_NAMES` if the output
-            vector of `<end>` shall be read; not touched if the folder has none.
+        extras: our name -> destination: `start`, `end` and those of the mixing head (HEAD), and of
+            `DRAWN_NAMES` if the output vector of `<end>` shall be read; not touched if the folder
+            has none.
 
     Returns:
         Whether the folder holds the Quiet-STaR extras.
@@ -174,12 +193,12 @@ def _matched(
     layout, stored = layout_of(folder), stored_tensors(folder)
     quiet = not stored.keys().isdisjoint(QUIET_NAMES.values())
     ours = {**parameters, **(extras or {})} if quiet else parameters
-    names = {stored_name(name, layout): name for name in ours}  # in the files -> ours
+    names = {stored_name(name, layout): name for name in parameters}  # in the files -> ours
+    own = quiet and has_own_head(read_settings(folder))
+    names |= {theirs: name for name, theirs in extra_names(ours.keys() - parameters, own).items()}
     if "output.weight" not in parameters:
         _tie(stored, names, layout)
-    expected = dict.fromkeys(QUIET_NAMES.values() if quiet else ())
-    if quiet:  # left alone where it is not asked for
-        expected |= dict.fromkeys(stored.keys() & DRAWN_NAMES.values())
+    expected = dict.fromkeys(stored_extras(stored, own).values() if quiet else ())
     for theirs, name in names.items():
         expected[theirs] = (2,) * (name in VECTORS) + tuple(ours[name].shape)
     _check(str(folder), {theirs: stored[theirs].shape for theirs in stored}, expected)
@@ -228,7 +247,7 @@ def save(
             one takes part in `whole`.
         config: shape of the model.
         parameters: our name -> tensor, as of `meta_parameters`; each keeps its dtype.
-        extras: our name -> tensor, as of `QUIET_NAMES`, the vectors at their stored scale; None
+        extras: our name -> tensor, as of `load_into`, the vectors at their stored scale; None
             writes a plain language model.
         settings: plain values that `read_settings` gives back.
         whole: makes one tensor of one that is spread over processes.
@@ -242,11 +261,14 @@ def save(
         raise ValueError(f"{folder}: holds weights already; save into another folder")
     ours = {**parameters, **(extras or {})}
     expected = {name: parameter.shape for name, parameter in meta_parameters(config).items()}
+    own = has_own_head(settings)
     if extras is not None:
-        expected |= dict.fromkeys(QUIET_NAMES) | dict.fromkeys(VECTORS, (config.dim,))
+        expected |= dict.fromkeys(stored_extras(extras, own))
+        expected |= dict.fromkeys(VECTORS, (config.dim,))
         expected |= dict.fromkeys(extras.keys() & DRAWN_NAMES, (config.dim,))
     _check(str(folder), {name: tensor.shape for name, tensor in ours.items()}, expected)
-    names = {stored_name(name, "hf"): name for name in ours}
+    names = {stored_name(name, "hf"): name for name in parameters}
+    names |= {theirs: name for name, theirs in extra_names(extras or (), own).items()}
 
     def stored(theirs: str) -> Tensor:
         tensor = whole(ours[names[theirs]])

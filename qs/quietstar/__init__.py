@@ -7,13 +7,17 @@ then anchors (who thinks) and load (a checkpoint or a run -> a model that is rea
 from qs.quietstar.algorithm import PAUSE, QuietStar
 from qs.quietstar.load import Opened, choose_placement, load, open_model
 from qs.quietstar.losses import advantages, reinforce, rewards
+from qs.quietstar.masks import Place
 from qs.quietstar.mixer import MixingHead
+from qs.quietstar.parts import Parts
 from qs.quietstar.terms import Step
 
 __all__ = [
     "PAUSE",
     "MixingHead",
     "Opened",
+    "Parts",
+    "Place",
     "QuietStar",
     "Step",
     "advantages",

@@ -31,9 +31,10 @@ from qs.model.mistral import Mistral
 from qs.quietstar.anchors import choose_anchors, draw, uncertainty
 from qs.quietstar.attention import packed_attention
 from qs.quietstar.ends import PAUSE, after_end, close_up, lengths, log_p_of, pauses
-from qs.quietstar.losses import Baseline, Reward, linear_nll, rewards
+from qs.quietstar.losses import linear_nll, rewards
 from qs.quietstar.masks import Layout, every_position, one_document
-from qs.quietstar.mixer import Mixed, MixingHead, foretold, mixed_log_p, mixed_nll
+from qs.quietstar.mixer import Mixed, foretold, mixed_log_p, mixed_nll
+from qs.quietstar.parts import Parts, check_shapes
 from qs.quietstar.sampler import prefill, sample
 from qs.quietstar.terms import Step, Targets, Terms, loss_terms, targets_of, term_weights
 
@@ -41,15 +42,13 @@ from qs.quietstar.terms import Step, Targets, Terms, loss_terms, targets_of, ter
 class QuietStar(nn.Module):
     """A Mistral that thinks: the model, learned vectors of start and end, and the mixing head.
 
-    Three parts can be replaced: `quiet.reward = f` (as `losses.Reward`), `quiet.baseline = f`
-    (rewards (..., K) -> what they are compared with) and `quiet.mixer = module` (as `MixingHead`).
-
     Args:
         model: the language model.
         config: what a thought is and what the terms of the loss weigh.
         attention: realisation of the visibility rule in the packed pass: "structured", "flex" (fast
             on CUDA under torch.compile) or "dense" (the oracle).
         pause: thoughts are n pauses (the start vector again) instead of sampled tokens.
+        parts: reward, baseline, mixing head and visibility of one's own; attributes afterwards.
     """
 
     def __init__(
@@ -58,6 +57,7 @@ class QuietStar(nn.Module):
         config: ThoughtConfig,
         attention: str = "structured",
         pause: bool = False,
+        parts: Parts = Parts(),  # noqa: B008
     ):
         super().__init__()
         self.model = model
@@ -68,9 +68,8 @@ class QuietStar(nn.Module):
         self.end = nn.Parameter(torch.zeros(model.config.dim))
         drawn = config.end == "drawn"
         self.end_output = nn.Parameter(torch.zeros(model.config.dim)) if drawn else None
-        self.mixer = MixingHead(model.config.dim)
-        self.reward: Reward | None = None  # None, here and below: as `config` says
-        self.baseline: Baseline | None = None
+        self.mixer = parts.mixer(model.config.dim)
+        self.reward, self.baseline, self.visibility = parts.reward, parts.baseline, parts.visibility
         self.masters: dict[str, Tensor | Exact] = {}  # float32 values of parameters of fewer bits
 
     def forward(
@@ -98,19 +97,15 @@ class QuietStar(nn.Module):
             targets: what `losses.targets_of` says of these, if it is known already.
 
         Raises:
-            ValueError: thoughts of a wrong shape.
+            ValueError: shapes that do not fit together (`parts.check_shapes`).
         """
         if documents is None:
             documents = one_document(tokens)
+        check_shapes(tokens, documents, counted, anchors, thoughts)
         if thoughts is None:
             anchors, thoughts = self.think(tokens, documents, anchors, generator)
         elif anchors is None:
             anchors = every_position(tokens)
-        if thoughts.shape[:2] != anchors.shape:
-            raise ValueError(
-                f"thoughts {tuple(thoughts.shape)} do not fit {tuple(anchors.shape)} anchors: "
-                "expected (B, A, K, n)"
-            )
         if targets is None:
             targets = targets_of(tokens, documents, anchors, self.config.ahead, counted)
         base, branch = self.score(tokens, documents, anchors, thoughts)
@@ -121,7 +116,7 @@ class QuietStar(nn.Module):
 
     def base(self, tokens: Tensor, documents: Tensor) -> tuple[Tensor, list]:
         """Read the text once: outputs (B, T, D), and the cache that thoughts are sampled over."""
-        return prefill(self.model, tokens, documents)
+        return prefill(self.model, tokens, documents, self.visibility)
 
     # Stage 2
 
@@ -142,7 +137,11 @@ class QuietStar(nn.Module):
 
         Returns:
             anchors (B, A) and thoughts (B, A, K, n).
+
+        Raises:
+            ValueError: as `forward`.
         """
+        check_shapes(tokens, documents, anchors=anchors)
         config, outputs, cache = self.config, None, None
         numbers = draw(config, *tokens.shape, generator, anchors)
         unsure = anchors is None and config.anchors == "uncertain"
@@ -172,7 +171,7 @@ class QuietStar(nn.Module):
         """
         if self.pause:
             return pauses(uniforms.shape, documents.device)
-        layout = Layout(documents, anchors, *uniforms.shape[2:])
+        layout = Layout(documents, anchors, *uniforms.shape[2:], self.visibility)
         never, start = self.model.config.forbidden, self.vectors[0]
         return sample(self.model, start, layout, cache, uniforms, temperature, never, self.end_row)
 
@@ -190,7 +189,7 @@ class QuietStar(nn.Module):
             branches: the one at `<end>` predicts x[t+1], the one at x[t+i] predicts x[t+i+1].
         """
         (A, K, n), T, m = thoughts.shape[1:], tokens.shape[1], self.config.ahead
-        layout = Layout(documents, anchors, K, n + m + 1)
+        layout = Layout(documents, anchors, K, n + m + 1, self.visibility)
         text = self.model.embed(tokens)  # (B, T, D)
         branches = self.embed_branches(tokens, anchors, thoughts)
         x = torch.cat([text, branches.flatten(1, 3)], 1)  # (B, S, D)
@@ -293,14 +292,15 @@ class QuietStar(nn.Module):
             outputs=base.detach(),
         )
 
-    def means(self, step: Step, counts: Terms) -> Terms:
+    def means(self, step: Step, counts: Terms | None = None) -> Terms:
         """The terms of the loss of some rows before they are weighed, () each.
 
         Args:
             step: of the rows.
-            counts: what each term is divided by, over the whole batch (`losses.count_terms`).
+            counts: what each term is divided by, over the whole batch (`terms.count_terms`); None:
+                these rows are all of it.
         """
-        return loss_terms(step, self.config, self.baseline).means(counts)
+        return loss_terms(step, self.config, self.baseline).means(counts or step.counts)
 
     def loss(self, means: Terms) -> Tensor:
         """What is minimised: () in nats."""

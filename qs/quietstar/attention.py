@@ -125,14 +125,14 @@ class Structured:
             shared: query heads that share a key head.
             like: the input, whose dtype and device decide who computes; None: compiled layers.
         """
-        text, branches = layout.text, layout.branches
+        text, branches, visibility = layout.text, layout.branches, layout.visibility
         one = branches.map(lambda x: x[:, :, :1])  # all K thoughts of an anchor look alike
-        branch_text = over_text(branches, text, window)  # (B, A, L, T)
+        branch_text = over_text(branches, text, window, visibility)  # (B, A, L, T)
         return Structured(
             branches=tuple(branches.depth.shape[1:]),
-            text_text=dense_mask(text, text, window),
+            text_text=dense_mask(text, text, window, visibility),
             branch_text=branch_text,
-            branch_own=over_own(one, one, window),
+            branch_own=over_own(one, one, window, visibility),
             blocks=blocks_for(like, branch_text, layout.samples, shared),
         )
 
@@ -175,9 +175,10 @@ def packed_attention(
     """
     if kind == "structured":
         return Structured.of(layout, window, shared, like)
+    packed, visibility = layout.packed, layout.visibility
     if kind == "flex":
-        return Flex(block_mask(layout.packed, window))
-    return Dense(dense_mask(layout.packed, layout.packed, window))
+        return Flex(block_mask(packed, window, visibility=visibility))
+    return Dense(dense_mask(packed, packed, window, visibility))
 
 
 def new_cache(layers: int, rows: tuple[int, ...], heads: int, dim: int, like: Tensor) -> list:
@@ -226,11 +227,11 @@ class CachedBranches:
         """All slots of the branches of a layout; other arguments as of `Structured.of`."""
         branches = layout.branches
         one = branches.map(lambda x: x[:, :, :1])  # all K thoughts of an anchor look alike
-        text_mask = over_text(branches, layout.text, window)
+        text_mask = over_text(branches, layout.text, window, layout.visibility)
         return CachedBranches(
             depths=torch.arange(1, layout.length + 1, device=layout.anchors.device),
             text_mask=text_mask,
-            own_mask=over_own(one, one, window),
+            own_mask=over_own(one, one, window, layout.visibility),
             blocks=blocks_for(like, text_mask, layout.samples, shared),
         )
 
@@ -239,14 +240,14 @@ class CachedBranches:
         layout: Layout, window: int | None, shared: int, like: Tensor | None
     ) -> Iterator[CachedBranches]:
         """The same one slot of every branch at a time."""
-        branches = layout.branches
+        branches, visibility = layout.branches, layout.visibility
         one = branches.map(lambda x: x[:, :, :1])
-        text_mask = over_text(branches, layout.text, window)  # (B, A, L, T)
-        own_mask = over_own(one, one, window)
+        text_mask = over_text(branches, layout.text, window, visibility)  # (B, A, L, T)
+        own_mask = over_own(one, one, window, visibility)
         depths = torch.arange(1, layout.length + 1, device=layout.anchors.device)
         blocks = None
         for at in (slice(i, i + 1) for i in range(layout.length)):
-            if blocks is None or window is not None:  # else every depth sees the same text
+            if blocks is None or window or visibility:  # else every depth sees the same text
                 blocks = blocks_for(like, text_mask[:, :, at], layout.samples, shared)
             yield CachedBranches(depths[at], text_mask[:, :, at], own_mask[:, :, :, at], blocks)
 

@@ -22,6 +22,7 @@ from qs.model.mistral import Mistral
 from qs.model.tokenizer import Tokenizer
 from qs.model.weights import check_shapes, load_into
 from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.parts import Parts, check_own
 
 STORED = ("embedding_scale", "mix_weight", "mix_space", "end")  # settings that weights depend on
 THOUGHT_VECTORS = {"start", "end", "end_output"}  # stored divided by --embedding-scale
@@ -141,7 +142,12 @@ def read(folder: Path, settings: Config) -> tuple[ModelConfig, Tokenizer]:
     return shape, tokenizer
 
 
-def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietStar, Tokenizer]:
+def load(
+    folder: Path,
+    settings: Config,
+    placement: Placement,
+    parts: Parts = Parts(),  # noqa: B008
+) -> tuple[QuietStar, Tokenizer]:
     """Read a checkpoint (Hugging Face, Mistral's own, or Quiet-STaR) into a QuietStar.
 
     Vectors and mixing head are taken from the checkpoint if it has them and made new otherwise
@@ -149,13 +155,14 @@ def load(folder: Path, settings: Config, placement: Placement) -> tuple[QuietSta
     differs from the checkpoint's; an output vector of `<end>` is left alone with --end fixed.
 
     Raises:
-        ValueError: the checkpoint is damaged, does not fit (see `check_fits`), or its mixing head
-            was trained for another mixing.
+        ValueError: the checkpoint is damaged, does not fit (see `check_fits`), its mixing head was
+            trained for another mixing, or it needs parts that are not given.
     """
     config = settings.thinking
     shape, tokenizer = read(folder, settings)
     check_shapes(folder, shape)
-    quiet = allocate(shape, settings, placement)
+    quiet = allocate(shape, settings, placement, parts)
+    check_own(folder, quiet.mixer, quiet.visibility)
     model, masters = quiet.model, quiet.masters
     extras = {n: p.data for n, p in quiet.named_parameters() if not n.startswith("model.")}
     targets = {n: masters.get(f"model.{n}", p.data) for n, p in model.named_parameters()}
@@ -197,7 +204,12 @@ def begin_vector(quiet: QuietStar, name: str, ids: list[int]) -> None:
     getattr(quiet, name).copy_(rows[ids].mean(0) / quiet.config.embedding_scale)
 
 
-def allocate(shape: ModelConfig, settings: Config, placement: Placement) -> QuietStar:
+def allocate(
+    shape: ModelConfig,
+    settings: Config,
+    placement: Placement,
+    parts: Parts = Parts(),  # noqa: B008
+) -> QuietStar:
     """A module on its device, compiled if it shall be, whose model holds arbitrary numbers.
 
     The mixing head is new, from --seed. Masters have room.
@@ -212,7 +224,7 @@ def allocate(shape: ModelConfig, settings: Config, placement: Placement) -> Quie
         model.narrow(torch.bfloat16 if placement.masters == "halves" else torch.float32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed % 2**64)  # what PyTorch takes
-        quiet = QuietStar(model, settings.thinking, placement.attention, run.pauses)
+        quiet = QuietStar(model, settings.thinking, placement.attention, run.pauses, parts)
         quiet.to(placement.device)
     quiet.masters = make_masters(quiet, placement)
     if placement.device.type == "cuda":  # of products of float32 numbers: see `products.product`
@@ -295,12 +307,18 @@ class Opened(NamedTuple):
     tokenizer: Tokenizer
 
 
-def open_model(model: str, reads: bool = False, **settings: object) -> Opened:
+def open_model(
+    model: str,
+    reads: bool = False,
+    parts: Parts = Parts(),  # noqa: B008
+    **settings: object,
+) -> Opened:
     """Load a run or a checkpoint with its own settings.
 
     Args:
         model: a run, a checkpoint folder, or a name in weights/.
         reads: whether held-out text will be read, of ROWS rows where no number is given.
+        parts: of one's own.
         settings: fields of `ThoughtConfig` and `RunConfig` to use instead of its own (None: its
             own), such as `thoughts=4, device="cpu"`.
 
@@ -319,7 +337,7 @@ def open_model(model: str, reads: bool = False, **settings: object) -> Opened:
     own = {"beta": 0.0, "eval_rows": config.run.eval_rows or ROWS}
     config = config.changed(**own | kept | changes)
     placement = choose_placement(config.run)
-    quiet, tokenizer = load(folder, config, placement)
+    quiet, tokenizer = load(folder, config, placement, parts)
     if changes := tokenizer.changes():
         print(f"warning: {changes}", file=sys.stderr)
     return Opened(folder, home, config, placement, quiet, tokenizer)

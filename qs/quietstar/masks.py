@@ -15,20 +15,48 @@ and how far along that thought it is. Text slots are their own anchor. The rule 
 Rotary position is `anchor + depth`; a sliding window limits by rotary distance, as in a plain
 causal run of the branch; nobody sees another document of the row. Sampling, scoring and generation
 all use this rule; the dense mask, the structured masks and the FlexAttention block mask below are
-three ways of writing it down.
+three ways of writing it down. A rule of one's own (`Visibility`) hides more of what it shows.
 
 Source: Quiet-STaR (arXiv:2403.09629), section 4.2 and figure 3.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 TEXT = -1  # the branch number of text slots
+
+
+class Place(NamedTuple):
+    """Where slots stand, as far as a rule of one's own may know: all K thoughts look alike.
+
+    Attributes:
+        anchor: text position.
+        depth: 0 for text; on a thought's branch 1 at `<start>`, and n + 2 at `<end>`.
+    """
+
+    anchor: Tensor
+    depth: Tensor
+
+    @property
+    def position(self) -> Tensor:
+        """Rotary position of each slot, in tokens."""
+        return self.anchor + self.depth
+
+
+Visibility = Callable[[Place, Place], Tensor]
+"""(query, key), int64 tensors that broadcast -> boolean: which keys stay visible.
+
+It is asked about pairs in a document, text among text too, and can only hide: nobody sees the
+future or another thought, whatever it says, and every slot sees itself. Elementwise operations of
+PyTorch alone: FlexAttention asks about scalars.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +71,12 @@ class Slots:
     @property
     def position(self) -> Tensor:
         """Rotary position of each slot, in tokens."""
-        return self.anchor + self.depth
+        return self.place.position
+
+    @property
+    def place(self) -> Place:
+        """What a rule of one's own is told."""
+        return Place(self.anchor, self.depth)
 
     def map(self, function) -> Slots:
         """Apply one function (a reshape, an index) to all four tensors."""
@@ -51,19 +84,25 @@ class Slots:
         return Slots(*map(function, slots))
 
 
-def sees(query: Slots, key: Slots, window: int | None = None) -> Tensor:
+def sees(
+    query: Slots, key: Slots, window: int | None = None, visibility: Visibility | None = None
+) -> Tensor:
     """The rule: may `query` attend to `key`? Boolean, of the broadcast shape.
 
     Args:
         query: slots that look.
         key: slots that are looked at.
         window: sliding window in tokens (a slot sees `window` positions, itself included), or None.
+        visibility: hides more; None: nothing.
     """
     text = (key.depth == 0) & (key.anchor <= query.anchor)
     own = (key.depth > 0) & (key.branch == query.branch) & (key.depth <= query.depth)
     seen = (text | own) & (key.document == query.document)
     if window is not None:
         seen = seen & (query.position - key.position < window)
+    if visibility is not None:
+        itself = (query.branch == key.branch) & (query.position == key.position)
+        seen = seen & (visibility(query.place, key.place) | itself)
     return seen
 
 
@@ -76,12 +115,14 @@ class Layout:
         anchors: (B, A) text positions that think.
         samples: K, thoughts per anchor.
         length: slots of one branch; `n + m + 1` when scoring.
+        visibility: hides more than the rule does; None: nothing.
     """
 
     documents: Tensor
     anchors: Tensor
     samples: int
     length: int
+    visibility: Visibility | None = None
 
     @property
     def text(self) -> Slots:
@@ -134,15 +175,20 @@ def every_position(tokens: Tensor) -> Tensor:
 # Realisation 1: the dense mask. The oracle; also what plain text passes use.
 
 
-def dense_mask(query: Slots, key: Slots, window: int | None = None) -> Tensor:
+def dense_mask(
+    query: Slots, key: Slots, window: int | None = None, visibility: Visibility | None = None
+) -> Tensor:
     """(B, Q, S) boolean mask of (B, Q) queries over (B, S) keys, True where seen."""
-    return sees(query.map(lambda x: x[:, :, None]), key.map(lambda x: x[:, None, :]), window)
+    query, key = query.map(lambda x: x[:, :, None]), key.map(lambda x: x[:, None, :])
+    return sees(query, key, window, visibility)
 
 
 # Realisation 2: structured. No (S, S) matrix: branches over text, and branches over themselves.
 
 
-def over_text(branches: Slots, text: Slots, window: int | None = None) -> Tensor:
+def over_text(
+    branches: Slots, text: Slots, window: int | None = None, visibility: Visibility | None = None
+) -> Tensor:
     """(B, A, Q, T) which text each branch slot sees; the same for all K thoughts of an anchor.
 
     Args:
@@ -150,27 +196,36 @@ def over_text(branches: Slots, text: Slots, window: int | None = None) -> Tensor
         text: (B, T) slots.
     """
     query = branches.map(lambda x: x[:, :, 0, :, None])
-    return sees(query, text.map(lambda x: x[:, None, None, :]), window)
+    return sees(query, text.map(lambda x: x[:, None, None, :]), window, visibility)
 
 
-def over_own(query: Slots, key: Slots, window: int | None = None) -> Tensor:
+def over_own(
+    query: Slots, key: Slots, window: int | None = None, visibility: Visibility | None = None
+) -> Tensor:
     """(B, A, K, Q, L) which slots (B, A, K, L) of its own branch each slot (B, A, K, Q) sees."""
-    return sees(query.map(lambda x: x[..., :, None]), key.map(lambda x: x[..., None, :]), window)
+    query, key = query.map(lambda x: x[..., :, None]), key.map(lambda x: x[..., None, :])
+    return sees(query, key, window, visibility)
 
 
 # Realisation 3: FlexAttention.
 
 
-def mask_mod(slots: Slots, window: int | None = None):
+def mask_mod(slots: Slots, window: int | None = None, visibility: Visibility | None = None):
     """FlexAttention's `mask_mod(b, h, q, kv)` for packed (B, S) slots."""
 
     def visible(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        return sees(slots.map(lambda x: x[b, q]), slots.map(lambda x: x[b, kv]), window)
+        query, key = slots.map(lambda x: x[b, q]), slots.map(lambda x: x[b, kv])
+        return sees(query, key, window, visibility)
 
     return visible
 
 
-def block_mask(slots: Slots, window: int | None = None, block: int = 128) -> BlockMask:
+def block_mask(
+    slots: Slots,
+    window: int | None = None,
+    block: int = 128,
+    visibility: Visibility | None = None,
+) -> BlockMask:
     """BlockMask of packed (B, S) slots, built from the blocks' bounds, never from an S x S matrix.
 
     A block pair is skipped when its bounds rule out every pair of slots, computed without a mask
@@ -180,6 +235,7 @@ def block_mask(slots: Slots, window: int | None = None, block: int = 128) -> Blo
         slots: (B, S) packed slots.
         window: sliding window in tokens, or None.
         block: slots of one block.
+        visibility: hides more; then no block is computed without a mask.
     """
     size = slots.anchor.shape[1]
     pad = -size % block
@@ -218,6 +274,8 @@ def block_mask(slots: Slots, window: int | None = None, block: int = 128) -> Blo
     if window is not None:
         some &= query(position_low) - key(position_high) < window
         every &= query(position_high) - key(position_low) < window
+    if visibility is not None:
+        every = torch.zeros_like(every)
     if pad:  # the last block is part empty: always mask it slot by slot
         every[:, -1, :] = False
         every[:, :, -1] = False
@@ -225,7 +283,7 @@ def block_mask(slots: Slots, window: int | None = None, block: int = 128) -> Blo
         *_indices(some & ~every),
         *_indices(some & every),
         BLOCK_SIZE=block,
-        mask_mod=mask_mod(slots, window),
+        mask_mod=mask_mod(slots, window, visibility),
         seq_lengths=(size, size),
     )
 

@@ -13,6 +13,7 @@ Source: Quiet-STaR (arXiv:2403.09629), section 4.2.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence, Set
 
 import numpy as np
@@ -23,15 +24,18 @@ from qs.model.mistral import Mistral, at_least_float32
 from qs.quietstar.attention import CachedBranches, CachedText, new_cache
 from qs.quietstar.ends import ENDED
 from qs.quietstar.losses import LOGITS_AT_ONCE
-from qs.quietstar.masks import Layout, dense_mask
+from qs.quietstar.masks import Layout, Visibility, dense_mask
 
 
-def prefill(model: Mistral, tokens: Tensor, documents: Tensor) -> tuple[Tensor, list]:
+def prefill(
+    model: Mistral, tokens: Tensor, documents: Tensor, visibility: Visibility | None = None
+) -> tuple[Tensor, list]:
     """Read the text once.
 
     Args:
         model: the language model.
         tokens, documents: (B, T).
+        visibility: hides more than the rule does; None: nothing.
 
     Returns:
         outputs (B, T, D) and the cache: keys and values (B, T, G, d) of each layer.
@@ -40,7 +44,7 @@ def prefill(model: Mistral, tokens: Tensor, documents: Tensor) -> tuple[Tensor, 
     text = Layout(documents, documents[:, :0], 1, 0).text
     x = model.embed(tokens)
     cache = new_cache(config.layers, tuple(tokens.shape), config.kv_heads, config.head_dim, x)
-    attend = CachedText(dense_mask(text, text, config.window))
+    attend = CachedText(dense_mask(text, text, config.window, visibility))
     return model(x, text.position, attend, cache), cache
 
 
@@ -81,7 +85,7 @@ def sample(
     B, A, K, n = uniforms.shape
     if n == 0:
         return torch.empty((B, A, K, 0), dtype=torch.int64, device=start.device)
-    shape, layout = model.config, Layout(layout.documents, layout.anchors, K, n)
+    shape, layout = model.config, dataclasses.replace(layout, samples=K, length=n)
     positions = layout.branches.position.view(B, A * K, n)
     both = branch_cache(model, cache, (A, K, n))
     uniforms = uniforms.to(start.device)

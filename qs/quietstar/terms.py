@@ -145,6 +145,11 @@ class Step(NamedTuple):
     thoughts: Tensor
     outputs: Tensor
 
+    @property
+    def counts(self) -> Terms:
+        """`count_terms` of these rows, if they are a whole batch."""
+        return count_terms(self.base_valid, self.valid, *self.thoughts.shape[2:])
+
 
 def loss_terms(step: Step, config: ThoughtConfig, baseline: Baseline | None = None) -> Terms:
     """The sums of a step's loss terms.

@@ -168,7 +168,8 @@ class StarRun:
         record |= self._train(quiet, examples, number)
         parameters = exact_parameters(quiet)
         with files.new_folder(done) as folder:
-            checkpoint.save_model(folder, quiet.model.config, parameters, self.config, self.start)
+            shape = quiet.model.config
+            checkpoint.save_model(folder, shape, parameters, self.config, self.start, {})
             files.write_json(folder / files.TRAINER, record)
         return quiet, record
 

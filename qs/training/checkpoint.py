@@ -11,7 +11,7 @@ Where there are several processes the first one writes; the others take part wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -65,6 +65,7 @@ def save_model(
     parameters: dict[str, Tensor],
     config: Config,
     source: Path,
+    own: Mapping[str, str],
 ) -> None:
     """Write weights and tokenizer, in the layout of Quiet-STaR if the model thinks.
 
@@ -74,12 +75,13 @@ def save_model(
         parameters: of `QuietStar`, wherever they are.
         config: settings of the run.
         source: folder that holds the tokenizer.
+        own: as of `parts.own_names`.
     """
     model = {n.removeprefix("model."): x for n, x in parameters.items() if n.startswith("model.")}
     if config.run.thinks:
         thought = {n: x for n, x in parameters.items() if not n.startswith("model.")}
         stored = {name: getattr(config.thinking, name) for name in (*STORED, "thoughts", "ahead")}
-        stored["objective"] = config.run.objective
+        stored |= {"objective": config.run.objective} | dict(own)
         weights.save(folder, shape, model, thought, stored, _whole)
     else:
         weights.save(folder, shape, model, whole=_whole)

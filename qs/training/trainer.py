@@ -21,6 +21,7 @@ from qs.data.dataset import TokenDataset, Windows, resolve_data
 from qs.environment import environment
 from qs.model.config import read_model_config
 from qs.quietstar.load import choose_placement, load
+from qs.quietstar.parts import Parts, own_names
 from qs.quietstar.terms import term_weights
 from qs.settings import check_names
 from qs.training import checkpoint, distributed
@@ -50,6 +51,7 @@ class Trainer:
         config: its settings.
         start: folder that weights come from, and where it goes on also the optimiser.
         folder: of the run, which exists if it goes on.
+        parts: reward, baseline, mixing head and visibility of one's own.
 
     Attributes:
         quiet, tokenizer: the model.
@@ -62,7 +64,13 @@ class Trainer:
         ValueError: something is missing or does not fit.
     """
 
-    def __init__(self, config: Config, start: Path, folder: Path):
+    def __init__(
+        self,
+        config: Config,
+        start: Path,
+        folder: Path,
+        parts: Parts = Parts(),  # noqa: B008
+    ):
         run = config.run
         if not any(term_weights(config.thinking)):
             raise ValueError("--likelihood-weight 0 without REINFORCE trains nothing: raise it")
@@ -80,7 +88,7 @@ class Trainer:
             )
         data = resolve_data(run.data)
         self.train, self.heldout = TokenDataset(data), TokenDataset(data, "heldout")
-        self.quiet, self.tokenizer = load(start, chosen, self.placement)
+        self.quiet, self.tokenizer = load(start, chosen, self.placement, parts)
         for split in (self.train, self.heldout):
             split.check_tokenizer(self.tokenizer)
         self.windows = Windows(self.train, run.seq, run.seed)
@@ -238,7 +246,8 @@ class Trainer:
 
         def fill(folder: Path | None) -> None:
             shape, parameters = self.quiet.model.config, exact_parameters(self.quiet)
-            checkpoint.save_model(folder, shape, parameters, self.config, self.start)
+            own = own_names(self.quiet.mixer, self.quiet.visibility)
+            checkpoint.save_model(folder, shape, parameters, self.config, self.start, own)
             moments = checkpoint.optimizer_tensors(self.optimizer, self.names)
             checkpoint.save_optimizer(folder, moments)
             if self.average:

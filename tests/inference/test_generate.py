@@ -9,7 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from cases import VOCAB, close, examples, random_module, seeded, seeds, shapes
+from cases import (
+    VOCAB,
+    Scattered,
+    close,
+    examples,
+    random_module,
+    seeded,
+    seeds,
+    shapes,
+    visibilities,
+)
 from cases import thought_configs as configs
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -39,6 +49,7 @@ class Asked:
     prompts: list[list[int]]
     pause: bool
     seed: int
+    visibility: Scattered | None = None
 
     def but(self, **changes) -> Asked:
         """Other settings, of whichever group has them."""
@@ -51,7 +62,7 @@ class Asked:
 
     def module(self, attention: str = "structured") -> QuietStar:
         module = random_module(self.shape, self.config, self.seed, attention)
-        module.pause = self.pause
+        module.pause, module.visibility = self.pause, self.visibility
         return module
 
     def stream(self, **arguments) -> Stream:
@@ -82,7 +93,7 @@ def asked(draw, thoughts=(2, 0, 1, 3), **fixed) -> Asked:
     pause, seed = draw(st.sampled_from([False] * 3 + [True])), draw(seeds)
     numbers = seeded(seed)
     prompts = [torch.randint(VOCAB, (size,), generator=numbers).tolist() for size in lengths]
-    return Asked(shape, config, decoding, prompts, pause, seed)
+    return Asked(shape, config, decoding, prompts, pause, seed, draw(visibilities))
 
 
 def pick_top(scores: list[float], uniform: float, temperature: float, top_p: float, never: set):
@@ -279,7 +290,7 @@ def test_steps_put_together_are_the_results(case: Asked):
 @torch.no_grad()
 def test_prompts_that_were_read_already_go_on_in_the_same_way(case: Asked, data):
     longer = [prompt + data.draw(st.lists(st.just(3), max_size=2)) for prompt in case.prompts]
-    reading = read_texts(case.module().model, longer, limit=7)
+    reading = read_texts(case.module().model, longer, 7, case.visibility)
     room = case.decoding.max_tokens + case.config.thoughts + 2
     again = case.generate(reading=reading.until([len(prompt) for prompt in case.prompts], room))
     for row, expected in zip(again, case.generate(), strict=True):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import visibilities
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import module
@@ -67,18 +68,22 @@ ways = st.builds(
     budgets=st.sampled_from([(1024, 2**24), (1, 2**24), (12, 2**24), (1024, 40)]),
     again=st.booleans(),
     quiet=st.sampled_from([QUIET, DRAWN]),
+    own=visibilities,
 )
-def test_a_batch_in_chunks_is_each_token_alone(texts, ways, budgets, again, quiet):
-    reading = read_texts(quiet.model, [text.ids for text in texts], 20) if again else None
+def test_a_batch_in_chunks_is_each_token_alone(texts, ways, budgets, again, quiet, own):
+    ids, reading = [text.ids for text in texts], None
+    if again:
+        reading = read_texts(quiet.model, ids, 20, own)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quiet, "visibility", own)
         patch.setattr(loglikelihood, "SLOTS_AT_ONCE", budgets[0])
         patch.setattr(loglikelihood, "SCORED_AT_ONCE", budgets[1])
         results = score(quiet, texts, ways, reading)
-    for thinking, scores in zip(ways, results, strict=True):
-        for text, result in zip(texts, scores, strict=True):
-            log_p, likeliest, thoughts = alone(quiet, text, thinking)
-            torch.testing.assert_close(result.log_p, log_p, rtol=1e-9, atol=1e-9)
-            assert (result.likeliest.tolist(), result.thoughts) == (likeliest, thoughts)
+        for thinking, scores in zip(ways, results, strict=True):
+            for text, result in zip(texts, scores, strict=True):
+                log_p, likeliest, thoughts = alone(quiet, text, thinking)
+                torch.testing.assert_close(result.log_p, log_p, rtol=1e-9, atol=1e-9)
+                assert (result.likeliest.tolist(), result.thoughts) == (likeliest, thoughts)
 
 
 @settings(max_examples=15)

@@ -20,6 +20,7 @@ from cases import (
     seeded,
     seeds,
     thought_configs,
+    visibilities,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,7 +46,8 @@ from qs.quietstar.terms import Step, Terms, loss_terms, targets_ahead, targets_o
 
 def answer_of(case: Case, parameters: dict[str, Tensor], **arguments) -> Answer:
     batch = (case.tokens, case.documents, case.counted, case.anchors, case.thoughts)
-    return judge(parameters, case.shape, case.config, *batch, **arguments)
+    own = {"visibility": case.visibility} | arguments
+    return judge(parameters, case.shape, case.config, *batch, **own)
 
 
 def agrees(found: Tensor, expected: dict, elsewhere: float | None = 0.0) -> None:
@@ -83,7 +85,7 @@ def values_agree(step: Step, answer: Answer) -> None:
 
 
 @pytest.mark.parametrize("attention", ["structured", "dense"])
-@given(case=cases())
+@given(case=cases(visibility=visibilities))
 def test_step_equals_running_every_branch_alone_in_value_and_gradient(attention: str, case: Case):
     module = case.module(attention)
     answer = answer_of(case, dict(module.named_parameters()))
@@ -100,7 +102,7 @@ def test_step_equals_running_every_branch_alone_in_value_and_gradient(attention:
 
 
 @examples(0.1)
-@given(case=cases())
+@given(case=cases(visibility=visibilities))
 def test_step_with_flex_attention_has_the_values_of_every_branch_alone(case: Case):
     module = case.module("flex").requires_grad_(False)  # FlexAttention has no backward on CPU
     with warnings.catch_warnings():
@@ -219,7 +221,7 @@ def other(ids: Tensor, vocabulary: int) -> Tensor:
     return (ids + 1) % vocabulary
 
 
-quiet_cases = cases(rows=3)
+quiet_cases = cases(rows=3, visibility=visibilities)
 
 
 @given(case=quiet_cases, cut=st.integers(0, 6))

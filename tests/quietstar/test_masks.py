@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from cases import anchors_of, documents_of, examples, random_module
+from cases import anchors_of, documents_of, examples, random_module, visibilities
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,6 +17,7 @@ from qs.model.config import ModelConfig
 from qs.quietstar.attention import Dense
 from qs.quietstar.masks import (
     Layout,
+    Visibility,
     block_mask,
     dense_mask,
     every_position,
@@ -24,7 +25,6 @@ from qs.quietstar.masks import (
     one_document,
     over_own,
     over_text,
-    sees,
 )
 
 
@@ -38,7 +38,7 @@ class Slot:
     depth: int
     document: int
 
-    def sees(self, other: Slot, window: int | None) -> bool:
+    def sees(self, other: Slot, window: int | None, visibility: Visibility | None) -> bool:
         if other.row != self.row or other.document != self.document:
             return False
         if other.branch is None:
@@ -46,7 +46,8 @@ class Slot:
         else:
             seen = other.branch == self.branch and other.depth <= self.depth
         near = self.anchor + self.depth - (other.anchor + other.depth)
-        return seen and (window is None or near < window)
+        shown = visibility is None or self == other or visibility(self, other)
+        return bool(seen and shown and (window is None or near < window))
 
 
 def slots_of(layout: Layout) -> list[list[Slot]]:
@@ -64,7 +65,8 @@ def slots_of(layout: Layout) -> list[list[Slot]]:
 
 def visible(layout: Layout, window: int | None) -> Tensor:
     """(B, S, S) by the slow rule."""
-    rows = [[[q.sees(kv, window) for kv in row] for q in row] for row in slots_of(layout)]
+    own = layout.visibility
+    rows = [[[q.sees(kv, window, own) for kv in row] for q in row] for row in slots_of(layout)]
     return torch.tensor(rows)
 
 
@@ -76,6 +78,7 @@ def layouts(draw, length: int = 7) -> Layout:
         draw(anchors_of(rows, T)),
         samples=draw(st.integers(1, 3)),
         length=draw(st.integers(1, 5)),
+        visibility=draw(visibilities),
     )
 
 
@@ -98,18 +101,19 @@ def test_packed_slots_are_the_text_and_then_one_branch_after_the_other(layout: L
 @given(layout=layouts(), window=windows)
 def test_dense_mask_equals_the_rule(layout: Layout, window: int | None):
     packed = layout.packed
-    assert torch.equal(dense_mask(packed, packed, window), visible(layout, window))
+    found = dense_mask(packed, packed, window, layout.visibility)
+    assert torch.equal(found, visible(layout, window))
 
 
 @given(layout=layouts(), window=windows)
 def test_structured_masks_hold_every_visible_pair_and_no_other(layout: Layout, window: int | None):
-    expected = visible(layout, window)
+    expected, rule = visible(layout, window), (window, layout.visibility)
     T = layout.documents.shape[1]
     B, A, K, length = layout.branches.depth.shape
-    text = over_text(layout.branches, layout.text, window)  # (B, A, L, T)
-    own = over_own(layout.branches, layout.branches, window)  # (B, A, K, L, L)
+    text = over_text(layout.branches, layout.text, *rule)  # (B, A, L, T)
+    own = over_own(layout.branches, layout.branches, *rule)  # (B, A, K, L, L)
     found = torch.zeros_like(expected)
-    found[:, :T, :T] = dense_mask(layout.text, layout.text, window)
+    found[:, :T, :T] = dense_mask(layout.text, layout.text, *rule)
     number = 0
     for a in range(A):
         for _ in range(K):
@@ -125,14 +129,14 @@ def test_mask_mod_equals_the_rule(layout: Layout, window: int | None):
     expected = visible(layout, window)
     B, S, _ = expected.shape
     b, q, kv = torch.meshgrid(torch.arange(B), torch.arange(S), torch.arange(S), indexing="ij")
-    found = mask_mod(layout.packed, window)(b, torch.tensor(0), q, kv)
+    found = mask_mod(layout.packed, window, layout.visibility)(b, torch.tensor(0), q, kv)
     assert torch.equal(found, expected)
 
 
 @given(layout=layouts(), window=windows)
 def test_every_slot_sees_itself_and_nothing_later_than_itself(layout: Layout, window: int | None):
     packed = layout.packed
-    seen = sees(packed.map(lambda x: x[:, :, None]), packed.map(lambda x: x[:, None]), window)
+    seen = dense_mask(packed, packed, window, layout.visibility)
     assert seen.diagonal(dim1=1, dim2=2).all()
     later = packed.position[:, None] > packed.position[:, :, None]
     assert not seen[later].any()
@@ -176,7 +180,7 @@ def tiles_of(seen: Tensor, block: int, fill: bool) -> Tensor:
 
 def block_mask_fits(layout: Layout, window: int | None, block: int) -> None:
     expected = visible(layout, window)
-    mask = block_mask(layout.packed, window, block)
+    mask = block_mask(layout.packed, window, block, layout.visibility)
     partial, full = blocks_of(mask)
     assert not (partial & full).any()
     assert not (tiles_of(expected, block, False).any(3) & ~partial & ~full).any()

@@ -17,6 +17,7 @@ from cases import (
     seeded,
     seeds,
     shapes,
+    visibilities,
 )
 from cases import thought_configs as configs
 from hypothesis import given
@@ -34,7 +35,7 @@ from qs.quietstar.sampler import prefill, sample
 
 temperatures = st.sampled_from([0.0, 0.5, 1.0, 3.0])
 edges = [0.0, math.nextafter(1, 0)]
-thinking = cases(config=configs())
+thinking = cases(config=configs(), visibility=visibilities)
 
 
 def uniforms_of(case: Case) -> Tensor:
@@ -43,9 +44,9 @@ def uniforms_of(case: Case) -> Tensor:
 
 
 def sampled(case: Case, module: QuietStar, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
-    _, cache = prefill(module.model, case.tokens, case.documents)
+    _, cache = prefill(module.model, case.tokens, case.documents, case.visibility)
     start = module.start * case.config.embedding_scale
-    layout = Layout(case.documents, case.anchors, *case.thoughts.shape[2:])
+    layout = Layout(case.documents, case.anchors, *case.thoughts.shape[2:], case.visibility)
     forbidden = case.shape.forbidden
     end = module.end_row
     return sample(module.model, start, layout, cache, uniforms, temperature, forbidden, end)
@@ -56,7 +57,8 @@ def slowly(
 ) -> tuple[Tensor, dict[tuple[int, ...], list[Tensor]]]:
     """Tokens, and (b, a, k) -> the logits that each was drawn from, one branch after the other."""
     parameters = dict(module.named_parameters())
-    _, stopped = read_text(parameters, case.shape, case.tokens, case.documents)
+    text = (case.tokens, case.documents)
+    _, stopped = read_text(parameters, case.shape, *text, case.visibility)
     start = parameters["start"] * case.config.embedding_scale
     tokens = torch.full(uniforms.shape, ENDED)
     seen = {}

@@ -1,0 +1,229 @@
+"""parts: the oracle computes the same by a reward, baseline, head and visibility of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import oracle
+import pytest
+import torch
+from cases import Case, cases, close, examples, gradients, same, same_gradients, seeds
+from cases import thought_configs as configs
+from hypothesis import given
+from oracle import judge
+from safetensors import safe_open
+from tiny import Tiny, make, module, same_bits
+from torch import Tensor, nn
+
+from qs import files
+from qs.config import Config, ThoughtConfig
+from qs.model import __main__ as model_commands
+from qs.quietstar.load import open_model
+from qs.quietstar.masks import Place
+from qs.quietstar.mixer import MixingHead
+from qs.quietstar.parts import Parts
+from qs.training.trainer import Trainer
+
+K = ThoughtConfig(thoughts=2, ahead=2, samples=3, beta=2.0, policy_temperature=1.0)
+
+
+def clipped(nll_base: Tensor, nll_mix: Tensor, valid: Tensor) -> Tensor:
+    gain = (nll_base[:, :, None] - nll_mix).clamp(-0.1, 0.1).sum(-1)
+    return gain * valid.all(-1)[:, :, None]
+
+
+def others(reward: Tensor) -> Tensor:
+    return (reward.sum(-1, keepdim=True) - reward) / (reward.shape[-1] - 1)
+
+
+class Agreement(nn.Module):
+    """A head of other tensors: how alike both outputs are in directions that are learned."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((dim,), 0.1))
+
+    def forward(self, base: Tensor, after: Tensor) -> Tensor:
+        return (base * after) @ self.scale
+
+
+class Bounded(MixingHead):
+    """A head of the published one's tensors."""
+
+    def forward(self, base: Tensor, after: Tensor) -> Tensor:
+        return super().forward(base, after).tanh()
+
+
+def near(query: Place, key: Place) -> Tensor:
+    return query.position - key.position < 4
+
+
+def answer_of(case: Case, parameters: dict[str, Tensor]) -> oracle.Answer:
+    batch = (case.tokens, case.documents, case.counted, case.anchors, case.thoughts)
+    return judge(parameters, case.shape, case.config, *batch)
+
+
+# Equals naive code; visibility: test_algorithm.py, test_sampler.py, test_generate.py
+
+
+@examples(0.4)
+@given(case=cases(config=configs(**dataclasses.asdict(K))))
+def test_reward_and_baseline_of_ones_own_are_those_of_the_loss(case: Case):
+    quiet = case.module()
+    quiet.reward, quiet.baseline = clipped, others
+    answer, policy = answer_of(case, dict(quiet.named_parameters())), []
+    rewards = {}
+    for b, a, k in answer.reward:
+        t = int(case.anchors[b, a])
+        pairs = [(answer.nll_base[b, t + i], answer.nll_mix[b, a, k, i]) for i in range(K.ahead)]
+        gains = [(plain - mixed).item() for plain, mixed in pairs]
+        rewards[b, a, k] = sum(min(max(gain, -0.1), 0.1) for gain in gains)
+    for (b, a, k), reward in rewards.items():
+        beside = [rewards[b, a, other] for other in range(K.samples) if other != k]
+        advantage = reward - sum(beside) / len(beside)
+        if advantage > 0 or case.config.keep_negative:
+            policy.append(-advantage * answer.log_p[b, a, k])
+    base, talk, _ = answer.terms
+    expected = oracle.mean(policy, len(rewards) * K.thoughts)
+    step = case.step(quiet)
+    means = quiet.means(step)
+    close(means.policy, expected)
+    whole = case.config.base_weight * base + (1 - case.config.base_weight) * talk
+    whole = whole + case.config.beta * expected
+    close(quiet.loss(means), whole)
+    same_gradients(gradients(quiet.loss(means), quiet), gradients(whole, quiet))
+
+
+@examples(0.4)
+@given(case=cases())
+def test_a_head_of_ones_own_mixes_every_prediction(case: Case):
+    quiet = case.module()
+    quiet.mixer = Agreement(case.shape.dim).double()
+
+    def slow(parameters: dict[str, Tensor], base: Tensor, thought: Tensor) -> Tensor:
+        return sum(
+            x * y * s for x, y, s in zip(base, thought, parameters["mixer.scale"], strict=True)
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(oracle, "mixer", slow)
+        answer = answer_of(case, dict(quiet.named_parameters()))
+    loss = quiet.loss(quiet.means(case.step(quiet)))
+    close(loss, answer.loss)
+    found = gradients(loss, quiet)
+    same_gradients(found, gradients(answer.loss, quiet))
+    assert found["mixer.scale"].any() == any(answer.nll_mix)
+
+
+@examples(0.2)
+@given(case=cases(), seed=seeds)
+def test_a_visibility_shows_nothing_that_the_rule_hides(case: Case, seed: int):
+    everything, nothing = case.module(), case.module()
+    everything.visibility = lambda query, key: query.anchor >= -1
+    for x, y in zip(case.step(everything), case.step(nothing), strict=True):
+        same(x, y)
+    nothing.visibility = lambda query, key: query.anchor < -1  # each slot still sees itself
+    alone = case.step(nothing)
+    assert torch.isfinite(alone.nll_mix).all()
+    moved = case.tokens.clone()
+    moved[:, 0] = (moved[:, 0] + 1) % case.shape.vocab_size
+    after = case.step(nothing, tokens=moved)
+    same(after.nll_base[:, 1:], alone.nll_base[:, 1:])
+
+
+# In a run
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Tiny:
+    return make(tmp_path_factory.mktemp("tiny"))
+
+
+def trained(tiny: Tiny, out: Path, parts: Parts, steps: int = 2) -> Trainer:
+    thought = ThoughtConfig(thoughts=2, ahead=2, samples=2)
+    rows = {"seq": 16, "batch": 2, "steps": steps, "eval_rows": 0, "device": "cpu"}
+    places = {"data": str(tiny.data), "weights": str(tiny.weights)}
+    config = Config(thought).changed(**rows, **places, lr=1e-2, mixer_lr=1e-2, warmup=0)
+    trainer = Trainer(config, tiny.weights, out, parts)
+    trainer.begin()
+    while not trainer.finished:
+        trainer.step()
+    trainer.save()
+    return trainer
+
+
+def extras_of(quiet) -> dict[str, Tensor]:
+    return {n: p.detach() for n, p in quiet.named_parameters() if not n.startswith("model.")}
+
+
+@pytest.mark.parametrize("head", [Agreement, Bounded])
+def test_a_head_of_ones_own_is_trained_saved_and_loaded(tiny, tmp_path, head):
+    parts = Parts(mixer=head)
+    trainer = trained(tiny, tmp_path / "run", parts)
+    assert not torch.equal(*(next(m.parameters()) for m in (trainer.quiet.mixer, head(16))))
+    quiet = open_model(str(tmp_path / "run"), parts=parts, device="cpu").quiet
+    assert type(quiet.mixer) is head
+    same_bits(extras_of(quiet), extras_of(trainer.quiet))
+    with pytest.raises(ValueError, match=rf"trained with a mixer of its own, {head.__name__}"):
+        open_model(str(tmp_path / "run"), device="cpu")
+    again = Trainer(trainer.config, files.newest_step(trainer.folder), trainer.folder, parts)
+    again.resume()
+    assert again.finished
+    for layout in ("quietstar", "hf"):
+        command = ["export", str(tmp_path / "run"), f"--layout={layout}"]
+        assert model_commands.main([*command, f"--out={tmp_path / layout}"]) == 0
+    quiet = open_model(str(tmp_path / "quietstar"), parts=parts, device="cpu", seq=16).quiet
+    same_bits(extras_of(quiet), extras_of(trainer.quiet))
+    plain = open_model(str(tmp_path / "hf"), device="cpu", seq=16).quiet.model
+    same_bits(dict(plain.named_parameters()), dict(trainer.quiet.model.named_parameters()))
+
+
+def test_the_tensors_of_a_head_of_ones_own_bear_their_own_names(tiny, tmp_path):
+    trained(tiny, tmp_path / "run", Parts(mixer=Agreement), steps=1)
+    with safe_open(files.newest_step(tmp_path / "run") / "model.safetensors", "pt") as stored:
+        names = stored.keys()
+    extras = {name for name in names if "layers" not in name}
+    assert {"start_embedding", "end_embedding", "mixer.scale"} <= extras
+    assert not [name for name in extras if name.startswith("talk_head")]
+
+
+def test_a_run_with_a_visibility_of_its_own_asks_for_it(tiny, tmp_path):
+    trained(tiny, tmp_path / "run", Parts(visibility=near, reward=clipped), steps=1)
+    with pytest.raises(ValueError, match=r"of its own, near, .*Parts\(visibility=..\)"):
+        open_model(str(tmp_path / "run"), device="cpu")
+    quiet = open_model(str(tmp_path / "run"), parts=Parts(visibility=near), device="cpu").quiet
+    assert quiet.visibility is near
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "said"),
+    [
+        ("documents", (2, 4), r"documents: expected \(2, 5\), as tokens are, got \(2, 4\)"),
+        ("documents", (5,), r"documents: expected \(2, 5\), as tokens are, got \(5,\)"),
+        ("counted", (2, 6), r"counted: expected \(2, 5\)"),
+        ("tokens", (5,), r"tokens: expected \(B, T\), rows of ids, got \(5,\)"),
+        ("tokens", (2, 0), r"tokens: expected \(B, T\), rows of ids, got \(2, 0\)"),
+        ("anchors", (3, 1), r"anchors: expected \(2, A\) positions, got \(3, 1\)"),
+        ("anchors", (2,), r"anchors: expected \(2, A\) positions, got \(2,\)"),
+        ("thoughts", (2, 5, 2), r"thoughts \(2, 5, 2\) do not fit \(2, 5\) anchors"),
+        ("thoughts", (2, 4, 2, 2), r"thoughts \(2, 4, 2, 2\) do not fit \(2, 5\) anchors"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_in_a_sentence(name, wrong, said):
+    quiet = module(ThoughtConfig(thoughts=2, ahead=1))
+    batch = {"tokens": torch.zeros((2, 5), dtype=torch.int64)}
+    dtype = torch.bool if name == "counted" else torch.int64
+    with pytest.raises(ValueError, match=said):
+        quiet(**batch | {name: torch.zeros(wrong, dtype=dtype)})
+
+
+def test_ids_are_whole_numbers():
+    quiet, tokens = module(ThoughtConfig(thoughts=2, ahead=1)), torch.zeros((2, 5))
+    with pytest.raises(ValueError, match=r"tokens: expected whole numbers .* got torch.float32"):
+        quiet(tokens)
+    with pytest.raises(ValueError, match=r"documents: expected whole numbers"):
+        quiet.think(tokens.long(), tokens)
