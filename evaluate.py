@@ -5,6 +5,7 @@
     python evaluate.py text runs/NAME                         where thinking helps and hurts
     python evaluate.py generate runs/NAME "Q: ..." --show-thoughts
     python evaluate.py controls runs/NAME --seeds 3           what else could explain the gain
+    python evaluate.py ladder runs/NAME --seeds 3             one change a row, until RLP
     python evaluate.py rounds RUN RUN ...                     runs of STaR by round and difficulty
     python evaluate.py compare MODEL MODEL ...                STaR, Quiet-STaR, others side by side
     python evaluate.py plot runs/NAME                         pictures
@@ -28,7 +29,7 @@ from typing import Literal
 from qs import cli, files, output
 from qs.cli import Parser, add_settings, chosen
 from qs.config import RunConfig, ThoughtConfig, thought_lengths
-from qs.data.question_sets import ARITHMETIC, QUESTION_SETS, read_questions
+from qs.data.question_sets import SETS, read_questions, task_list
 from qs.environment import environment
 from qs.evaluation import exam_results, question_sets
 from qs.evaluation.exam_results import Exam
@@ -47,12 +48,13 @@ from qs.settings import check_limits, setting
 from qs.studies.compare import Comparable, compare_models
 from qs.studies.control_runs import CONTROLS, CONTROLS_PAGE, run_controls
 from qs.studies.controls import keep_comments
+from qs.studies.ladder import KEYS, LADDER_PAGE, RUNGS, run_ladder, rung_list
 from qs.studies.plots import draw_rounds, draw_run
 from qs.studies.star_rounds import ABOUT_ROUNDS, arm_table, read_arms
 from qs.tables import Table, escaped, markdown, results_page, terminal, words
 
 ANSWERS_LOCK, CONTROLS_LOCK = ".answers.lock", ".controls.lock"  # another reads a run that trains
-SETS = ",".join((*QUESTION_SETS, ARITHMETIC))
+TRAIN = Path(__file__).with_name("train.py")
 
 
 @dataclass(frozen=True)
@@ -190,10 +192,17 @@ def controls(args: argparse.Namespace) -> None:
 
     Written to controls.json and controls.md in the run.
     """
-    script = Path(__file__).with_name("train.py")
     with hold(args.run / CONTROLS_LOCK):
-        page = run_controls(args.run, args.seeds, args.rows, args.jobs, script, args.line)
+        page = run_controls(args.run, args.seeds, args.rows, args.jobs, TRAIN, args.line)
     print(f"\n{page}\nwritten to {args.run / CONTROLS_PAGE}")
+    write_page(args, page)
+
+
+def ladder(args: argparse.Namespace) -> None:
+    """Train a run's heirs, one change a row until RLP: ladder.md of the run, after every seed."""
+    with hold(args.run / CONTROLS_LOCK):
+        page = run_ladder(args.run, args.only, args.seeds, args.jobs, TRAIN, args.line)
+    print(f"\n{page}\nwritten to {args.run / LADDER_PAGE}")
     write_page(args, page)
 
 
@@ -258,15 +267,6 @@ def prompts_of(prompt: str) -> Iterable[str]:
     return [prompt]
 
 
-def task_list(names: str) -> list[str]:
-    """Names of question sets, split at commas, each once."""
-    tasks = list(dict.fromkeys(names.split(",")))
-    if unknown := [name for name in tasks if name not in SETS.split(",")]:
-        near = output.nearest(unknown[0], SETS.split(","))
-        raise argparse.ArgumentTypeError(f"expected some of {SETS}; got {unknown[0]!r}{near}")
-    return tasks
-
-
 def command_line() -> tuple[Parser, dict[str, Parser]]:
     """The parser, and those of its commands by name; a command has the flags that it reads."""
     own = "the model's own"
@@ -302,6 +302,9 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     add_settings(written, Decoding)
     compared = add(controls, "seeds", "jobs", "rows", "markdown")
     compared.add_argument("run", metavar="RUN", type=Path, help="a finished run that thinks")
+    compared = add(ladder, "seeds", "jobs", "markdown")
+    compared.add_argument("run", metavar="RUN", type=Path, help="a finished run that thinks")
+    compared.add_argument("--only", type=rung_list, default=RUNGS, metavar="LIST", help=KEYS)
     compared = add(rounds, "markdown")
     compared.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="runs of STaR")
     compared = add(compare, "on", "problems", "device", "markdown")

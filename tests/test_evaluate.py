@@ -394,7 +394,7 @@ def test_hard_tokens_are_told_with_what_sparing_thoughts_costs(tiny, trained, ca
 
 NEEDS = {  # each command: what stands beside it
     **{"score": "M", "tasks": "M gsm8k", "text": "M", "generate": "M 1"},
-    **{"controls": "R", "rounds": "R R", "compare": "M M", "plot": "M"},
+    **{"controls": "R", "ladder": "R", "rounds": "R R", "compare": "M M", "plot": "M"},
 }
 READ_BY = {  # each flag with a value: the commands that read it
     **dict.fromkeys(("--thoughts 3", "--seed 3"), "score tasks text generate plot"),
@@ -406,11 +406,12 @@ READ_BY = {  # each flag with a value: the commands that read it
     **dict.fromkeys(("--votes 3", "--against D"), "tasks"),
     "--temperature 1": "tasks generate",
     "--out D": "tasks text",
-    "--markdown F": "tasks text controls rounds compare",
+    "--markdown F": "tasks text controls ladder rounds compare",
     **dict.fromkeys(("--max-tokens 3", "--top-p 1", "--fixed-weight 1"), "generate"),
     **dict.fromkeys(("--think-when never", "--think-temperature 1"), "generate"),
     "--show-thoughts": "generate",
-    **dict.fromkeys(("--seeds 3", "--jobs 3"), "controls"),
+    **dict.fromkeys(("--seeds 3", "--jobs 3"), "controls ladder"),
+    "--only plain": "ladder",
     **dict.fromkeys(("--on world", "--problems 3"), "compare"),
 }
 

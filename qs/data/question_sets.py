@@ -1,5 +1,6 @@
 """Benchmarks: GSM8K and CommonsenseQA from their published files, and held-out sums."""
 
+import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from qs.data.answers import parse_choice, parse_number, stated_number
 from qs.data.arithmetic import different_sums
 from qs.data.dataset import Split, check_split
 from qs.files import parse_json, read_plain
+from qs.output import nearest
 
 QuestionSet = Literal["gsm8k", "commonsense_qa"]
 QUESTION_SETS: tuple[QuestionSet, ...] = get_args(QuestionSet)
 ARITHMETIC = "arithmetic"  # a benchmark that needs no file
+SETS = ",".join((*QUESTION_SETS, ARITHMETIC))
 FILES = {  # of a split: in data/<question set>/
     "gsm8k": {"train": "train.jsonl", "heldout": "test.jsonl"},
     "commonsense_qa": {"train": "train.jsonl", "heldout": "validation.jsonl"},
@@ -22,6 +25,15 @@ ORIGINS = {
     "commonsense_qa": "the random split of the data set commonsense_qa as JSON lines, "
     "train_rand_split.jsonl as train.jsonl and dev_rand_split.jsonl as validation.jsonl",
 }
+
+
+def task_list(names: str) -> list[str]:
+    """Names of question sets, split at commas, each once."""
+    tasks = list(dict.fromkeys(names.split(",")))
+    if unknown := [name for name in tasks if name not in SETS.split(",")]:
+        near = nearest(unknown[0], SETS.split(","))
+        raise argparse.ArgumentTypeError(f"expected some of {SETS}; got {unknown[0]!r}{near}")
+    return tasks
 
 
 @dataclass(frozen=True)

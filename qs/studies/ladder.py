@@ -1,0 +1,256 @@
+"""The ladder from Quiet-STaR to its heirs, one change a row, trained and set side by side.
+
+The first rows walk from a run's own settings to RLP, each with one change more; the others change
+one thing of the run. Every row has two trainings with each seed: of as many optimiser steps as the
+run, and of as many floating-point operations, where a step takes others. A training is a run of
+train.py in a folder of its own under the run; what is finished stays, what was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qs import files
+from qs.config import Config
+from qs.evaluation.heldout import HeldoutScore, other_change
+from qs.model import folders
+from qs.model.config import ModelConfig, read_model_config
+from qs.studies.control_runs import check_jobs, run_of, train_all, trained_by
+from qs.studies.controls import BaselineRun, keep_comments
+from qs.tables import Table, results_page
+from qs.training.work import operations
+
+FOLDER, LADDER, LADDER_PAGE = "ladder", "ladder.json", "ladder.md"  # of the run
+STEPS, OPERATIONS = "At equal optimiser steps", "At equal floating-point operations"
+SAME_COST = 0.02  # operations that differ by less are the same: no other training
+
+
+@dataclass(frozen=True, eq=False)  # a key of dicts, whose own is one
+class Rung:
+    """A row: what it is called, and what differs from the run."""
+
+    key: str  # of --rows and of its folder
+    title: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+def walk(*rungs: Rung) -> tuple[Rung, ...]:
+    """Rungs that each keep the changes of those before them."""
+    kept: dict[str, Any] = {}
+    return tuple(Rung(r.key, r.title, kept := kept | r.changes) for r in rungs)
+
+
+COOL = {"sample_temperature": 0.7, "policy_temperature": 0.7}
+ALONE = {"likelihood_weight": 0.0, "beta": 1.0, "length_norm": True}
+FAST = 3  # stages that think, each a token less; then one that does not
+
+RUNGS = (
+    *walk(
+        Rung("quiet", "Quiet-STaR, the run"),
+        Rung("others", "+ compared with the other thoughts", {"baseline": "others"}),
+        Rung("average", "+ over a moving average's prediction", {"reference": "average"}),
+        Rung("alone", "+ the thought alone", {"mix_weight": "one"}),
+        Rung("cool", "+ temperature 0.7", COOL),
+        Rung("reinforce", "+ no likelihood terms", ALONE),
+        Rung("rlp", "+ K = 16: RLP", {"samples": 16}),
+    ),
+    Rung("exact", "reward: all right or not", {"reward": "exact"}),
+    Rung("probability", "reward: probability", {"reward": "probability"}),
+    Rung("drawn", "thoughts that end themselves", {"end": "drawn"}),
+    Rung("fast", "Fast Quiet-STaR", {"curriculum": "0"}),
+    Rung("pause", "pause tokens", {"objective": "pause"}),
+    Rung("plain", "plain training", {"objective": "plain"}),
+)
+
+
+KEYS = ",".join(rung.key for rung in RUNGS)
+
+
+def rung_list(keys: str) -> list[Rung]:
+    """Rows of the ladder, split at commas, in the ladder's order."""
+    asked = keys.split(",")
+    if unknown := set(asked) - {rung.key for rung in RUNGS}:
+        raise argparse.ArgumentTypeError(f"no row is named {', '.join(sorted(unknown))}")
+    return [rung for rung in RUNGS if rung.key in asked]
+
+
+def rung_config(rung: Rung, own: Config) -> Config:
+    """The settings of a row, from those of the run; a curriculum begins with the run's n and m."""
+    changes = dict(rung.changes)
+    if "curriculum" in changes:
+        n, m = own.thought.thoughts, own.thought.ahead
+        lengths = (max(1, n - less) for less in range(FAST))
+        changes["curriculum"] = ",".join([*(f"{length}-{m}" for length in lengths), "0"])
+    return own.changed(**changes)
+
+
+def step_operations(config: Config, shape: ModelConfig) -> float:
+    """Floating-point operations of a step, in the mean over the stages of a curriculum."""
+    stages = [stage for _, stage in config.stages] or [config]
+    return float(np.mean([sum(operations(stage, shape).values()) for stage in stages]))
+
+
+Trainings = dict[str, dict[Rung, list[BaselineRun]]]
+"""By table and row the training of each seed; one of the run's own cost stands in both tables."""
+
+
+def trainings(run: Path, rungs: Sequence[Rung], seeds: int) -> Trainings:
+    """What has to be trained for some rows, the run's own seed first.
+
+    Raises:
+        ValueError: the run does not think, or `seeds` is below 1.
+    """
+    own = files.read_config(run).changed(save_every=0)
+    if own.run.objective != "quiet" or seeds < 1:
+        raise ValueError(
+            "ladder needs a run trained with --objective quiet and --seeds of 1 or more, got "
+            f"{own.run.objective} and {seeds}"
+        )
+    shape = read_model_config(folders.resolve(own.run.weights))
+    found: Trainings = {STEPS: {}, OPERATIONS: {}}
+    for rung in rungs:
+        config = rung_config(rung, own)
+        cost = step_operations(config, shape) / step_operations(own, shape)
+        steps = {STEPS: own.run.steps, OPERATIONS: max(1, round(own.run.steps / cost))}
+        if abs(cost - 1) < SAME_COST:
+            steps[OPERATIONS] = own.run.steps
+        for table, count in steps.items():
+            name = rung.key if count == own.run.steps else f"{rung.key}-{count}"
+            found[table][rung] = [
+                BaselineRun(
+                    name, config.changed(steps=count, seed=seed, out=_folder(run, name, seed))
+                )
+                for seed in range(own.run.seed, own.run.seed + seeds)
+            ]
+    return found
+
+
+def _folder(run: Path, name: str, seed: int) -> str:
+    return str(run / FOLDER / f"{name}-seed-{seed}")
+
+
+def run_ladder(
+    run: Path, rungs: Sequence[Rung], seeds: int, at_once: int, script: Path, command: str
+) -> str:
+    """Train the rows (what is trained already stays), seed by seed, and write the tables.
+
+    Args:
+        run: folder of a finished run that thinks; ladder.md and ladder.json are written into it
+            after every seed.
+        rungs: the rows.
+        seeds: how many; the run's own is the first, and is the run itself.
+        at_once: trainings at a time, each by `script`, which is train.py.
+        command: what a person typed.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: the run cannot be compared, or a training failed.
+    """
+    rows = trainings(run, rungs, seeds)
+    first, page = files.read_config(run).run.seed, ""
+    own = _folder(run, RUNGS[0].key, first)
+    every = [job for row in rows.values() for jobs in row.values() for job in jobs]
+    each = {job.config.run.out: job for job in every if job.config.run.out != own}
+    check_jobs(run, list(each.values()))
+    for seed in range(first, first + seeds):
+        train_all([job for job in each.values() if job.config.run.seed == seed], script, at_once)
+        page = write_ladder(run, rows, command)
+    return page
+
+
+class Line(NamedTuple):
+    """A row of a table; lists have a number for each seed that is trained, None where it has none.
+
+    Attributes:
+        title: of the rung.
+        steps: optimiser steps.
+        operations: floating-point operations of a training, 10^12.
+        gold: probability of the gold answer, with thoughts where there are any.
+        off: the same with thoughts off.
+        useful: share of thoughts that hold the steps.
+        nll: at the answers, in nats.
+        other: what training changed in the NLL of all other tokens, in nats a token.
+    """
+
+    title: str
+    steps: int
+    operations: float
+    gold: list[float]
+    off: list[float]
+    useful: list[float | None]
+    nll: list[float]
+    other: list[float]
+
+
+def write_ladder(run: Path, rows: Trainings, command: str) -> str:
+    """Tables of what is trained so far, as ladder.json and ladder.md of the run."""
+    shape = read_model_config(folders.resolve(files.read_config(run).run.weights))
+    tables: dict[str, list[Line]] = {title: [] for title in rows}
+    made: dict[Path, None] = {}  # each once, in order
+    for title, row in rows.items():
+        for rung, jobs in row.items():
+            trained = [folder for job in jobs if (folder := _trained(run, job))]
+            if trained:
+                made |= dict.fromkeys(trained)
+                tables[title].append(_line(rung.title, jobs[0].config, shape, trained))
+    lines = {title: [line._asdict() for line in table] for title, table in tables.items()}
+    files.write_json(run / LADDER, {"command": command, "tables": lines})
+    about = f"Trained with {trained_by(list(made))}.\n"
+    page = results_page("Ladder", command, about, [_table(*pair) for pair in tables.items()])
+    keep_comments(run / LADDER_PAGE, page)
+    return page
+
+
+def _trained(run: Path, job: BaselineRun) -> Path | None:
+    """The folder of a training that has been measured after its last step."""
+    own = files.read_config(run).run
+    mine = job.config.run.out == _folder(run, RUNGS[0].key, own.seed)
+    folder = run if mine else run_of(job)
+    return folder if folder and files.read_results(folder).get("after") else None
+
+
+def _line(title: str, config: Config, shape: ModelConfig, trained: Sequence[Path]) -> Line:
+    seeds = []
+    for folder in trained:
+        results = files.read_results(folder)
+        before, after = (HeldoutScore.from_json(results[label]) for label in ("before", "after"))
+        answers, change = after.answers[-1], other_change(before, after)
+        gold, nll = answers.gold_mix, answers.nll_mix
+        if not after.thinks:
+            gold, nll = answers.gold_base, answers.nll_base
+        seeds.append((gold, answers.gold_base, answers.useful, nll, change and change.mean))
+    cost = step_operations(config, shape) * config.run.steps / 1e12
+    return Line(title, config.run.steps, cost, *map(list, zip(*seeds, strict=True)))
+
+
+HEADS = (
+    *("", "seeds", "steps", "10^12 operations", "gold answer probability", "thoughts off"),
+    *("thoughts that hold the steps", "NLL at the answers", "NLL of other tokens, change"),
+)
+
+
+def _table(title: str, lines: Sequence[Line]) -> Table:
+    def cell(values: Sequence[float | None], spec: str = ".3f") -> str:
+        known = [value for value in values if value is not None]
+        if not known:
+            return "-"
+        mean = f"{np.mean(known):{spec}}"
+        return mean if len(known) == 1 else f"{mean} ({min(known):{spec}} to {max(known):{spec}})"
+
+    rows = [
+        (
+            *(line.title, str(len(line.gold)), str(line.steps), f"{line.operations:.2f}"),
+            *map(cell, (line.gold, line.off, line.useful, line.nll)),
+            cell(line.other, "+.4f"),
+        )
+        for line in lines
+    ]
+    return Table(title, HEADS, rows, ["Mean over seeds, in brackets the smallest and the largest."])
