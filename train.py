@@ -38,6 +38,7 @@ from qs.model import folders
 from qs.star.run import StarRun, Stopped, round_records, rounds_table
 from qs.tables import Table, terminal
 from qs.training import distributed
+from qs.training.heartbeat import AGAIN
 from qs.training.trainer import Trainer, bar_text, collapse_warning
 
 RESUME = "go on with: python train.py --resume"
@@ -46,7 +47,7 @@ STOPPING = "finishing this step, then saving; again to quit without saving"
 
 def train(argv: list[str]) -> int:
     """Load, measure, train, measure, report, alone in the run folder. Returns the exit status."""
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held, distributed.lost_ranks_told():
         return go(argv, held)
 
 
@@ -262,9 +263,8 @@ def bootstrap(config: Config, folder: Path | None, held: contextlib.ExitStack) -
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: `train`."""
-    again = "go on from the last checkpoint, if there is one, with --resume"
     try:
-        return cli.main(train, argv, again)
+        return cli.main(train, argv, AGAIN)
     finally:
         distributed.finish()
 

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from qs.output import harmless
+
 
 @dataclass(frozen=True)
 class Table:
@@ -28,8 +30,8 @@ class Table:
 
 
 def terminal(*tables: Table) -> str:
-    """Tables in columns of spaces, a blank line between two."""
-    return "\n\n".join(map(_in_columns, tables))
+    """Tables in columns of spaces, a blank line between two; control characters are shown."""
+    return harmless("\n\n".join(map(_in_columns, tables)))
 
 
 def _in_columns(table: Table) -> str:

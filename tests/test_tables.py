@@ -61,6 +61,11 @@ def test_a_table_of_nothing_is_its_title_and_notes():
     assert terminal(empty, TABLE) == f"{terminal(empty)}\n\n{terminal(TABLE)}"
 
 
+def test_no_name_in_a_table_controls_a_terminal():
+    table = Table("a\x1b[2J", ("b\r",), [("c\x07",)], ["d\x9b"])
+    assert terminal(table).splitlines() == ["a\\x1b[2J", "  b\\r", "  c\\x07", "  d\\x9b"]
+
+
 @given(text=st.text(alphabet="ab\\`*_[]<>|$#~& 1"))
 def test_escaped_text_has_no_mark_left_and_reads_back(text: str):
     found = escaped(text)

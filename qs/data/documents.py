@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from qs.data.sources import find_files
 from qs.files import parse_json
+from qs.output import harmless
 
 MAX_DOCUMENT = 10**8  # bytes
 
@@ -131,7 +132,7 @@ class DocumentReader:
     def _leave_out(self, complaint: str) -> None:
         self.malformed += 1
         if self.malformed <= 5:
-            tqdm.write(f"malformed: {complaint}", file=sys.stderr)
+            tqdm.write(harmless(f"malformed: {complaint}"), file=sys.stderr)
         if self.documents + self.malformed >= 10_000:  # a long job need not reach its end to fail
             self._check()
 

@@ -13,12 +13,15 @@ import contextlib
 import datetime
 import gc
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from qs.training.heartbeat import AGAIN, Heartbeat
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Ranks:
 
 ALONE = Ranks()
 LAUNCHERS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # their counts
+# what gloo and NCCL say where a process is gone
+LOST = re.compile("(?i)connection (closed|reset|refused)|timed out|timeout|broken pipe|nccl|gloo")
+_heartbeats: list[Heartbeat] = []  # of this process: one while it is among others
 # The longest wait is that for the first rank to write one file of a checkpoint, 2 GiB or a tensor.
 PATIENCE = datetime.timedelta(hours=1)
 
@@ -77,11 +83,34 @@ def start(device: torch.device) -> Ranks:
         torch.cuda.set_device(ranks.local)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
+    _heartbeats.append(Heartbeat(ranks.rank, ranks.count))
     return ranks
+
+
+@contextlib.contextmanager
+def lost_ranks_told() -> Iterator[None]:
+    """What an operation of several processes ends with where one is gone, in words.
+
+    Raises:
+        ValueError: instead of the RuntimeError of gloo or NCCL.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not dist.is_initialized() or not LOST.search(str(error)):
+            raise
+        rank, count = dist.get_rank(), dist.get_world_size()
+        said = str(error).splitlines()[0][-200:]
+        raise ValueError(
+            f"rank {rank} of {count}: another rank has ended or is out of reach ({said}); what "
+            f"ended it stands above, if it said so; {AGAIN}"
+        ) from None
 
 
 def finish() -> None:
     """Leave the other processes."""
+    while _heartbeats:
+        _heartbeats.pop().stop()
     if dist.is_initialized():
         gc.collect()  # gloo's threads do not survive a group that only the end of Python lets go
         dist.destroy_process_group()

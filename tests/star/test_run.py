@@ -25,6 +25,7 @@ from qs.presets import PRESETS
 from qs.quietstar.load import choose_placement, load
 from qs.star.run import StarRun, rounds_table
 from qs.tables import terminal
+from qs.training.distributed import LAUNCHERS
 from qs.training.optimizer import make_optimizer
 from qs.training.step import train_step
 
@@ -423,8 +424,9 @@ def test_settings_that_cannot_be_are_refused_and_no_run_is_begun(
     assert not (tmp_path / "out").exists()
 
 
-def test_several_processes_are_refused(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_several_processes_are_refused(model, tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setenv(name, "2")
     refused(
         capsys, flags(model, tmp_path / "out"), "runs in one process: start it without torchrun"
     )
