@@ -62,8 +62,8 @@ def test_a_table_of_nothing_is_its_title_and_notes():
 
 
 def test_no_name_in_a_table_controls_a_terminal():
-    table = Table("a\x1b[2J", ("b\r",), [("c\x07",)], ["d\x9b"])
-    assert terminal(table).splitlines() == ["a\\x1b[2J", "  b\\r", "  c\\x07", "  d\\x9b"]
+    table = Table("a\x1b[2J", ("\rb",), [("c\x07",)], ["d\x9b"])
+    assert terminal(table).splitlines() == ["a\\x1b[2J", "  \\rb", "  c\\x07", "  d\\x9b"]
 
 
 @given(text=st.text(alphabet="ab\\`*_[]<>|$#~& 1"))
