@@ -1,1 +1,24 @@
-"""qs: Quiet-STaR and STaR in plain PyTorch. Read `qs/quietstar/algorithm.py` first."""
+"""qs: Quiet-STaR and STaR in plain PyTorch. Read `qs/quietstar/algorithm.py` first.
+
+qs.load("tiny")    a model with .think(text), .predict(text) and .generate(text)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qs.library import Parts, Place, Thinker, load
+
+__all__ = ["Parts", "Place", "Thinker", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """The names above, when they are asked for: PyTorch takes seconds to import."""
+    if name not in __all__:
+        raise AttributeError(f"module 'qs' has no attribute {name!r}")
+    from qs import library
+
+    return getattr(library, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

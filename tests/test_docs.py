@@ -18,7 +18,6 @@ from qs.bench import __main__ as bench
 from qs.data import __main__ as data
 from qs.model import __main__ as model
 from qs.quietstar import QuietStar, losses
-from qs.quietstar.terms import count_terms
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
@@ -52,33 +51,32 @@ def blocks(kind: str) -> list[str]:
 def test_the_first_program_prints_what_is_shown_below_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     program = blocks("python")[0]
-    assert set(re.findall(r"^(?:import|from) (\S+)", program, re.M)) == {"torch", "qs.quietstar"}
+    assert set(re.findall(r"^(?:import|from) (\S+)", program, re.M)) == {"qs"}
     (tmp_path / "program.py").write_text(program)
     runpy.run_path(str(tmp_path / "program.py"))
     assert [capsys.readouterr().out] == blocks("text")
 
 
-def test_reward_baseline_and_mixing_head_of_ones_own_are_used(tmp_path, monkeypatch):
+def test_the_way_to_a_loss_and_parts_of_ones_own_are_as_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    first, changes = blocks("python")
-    (tmp_path / "program.py").write_text(first + changes)
+    (tmp_path / "program.py").write_text("".join(blocks("python")))
     names = runpy.run_path(str(tmp_path / "program.py"))
-    quiet = names["quiet"]
-    compared = []
+    assert names["quiet"].mixer[4].weight.grad.abs().max() > 0
+    quiet, compared = names["model"].quiet, []
+    assert (quiet.reward, quiet.visibility) == (names["clipped"], names["near"])
 
     def others(reward: torch.Tensor) -> torch.Tensor:
         compared.append(reward)
         return names["others"](reward)
 
+    assert quiet.baseline is names["others"]
     quiet.baseline = others
     torch.nn.init.constant_(quiet.mixer[4].weight, 0.01)  # at 0, as it begins, nothing is mixed
     with quiet.with_settings(beta=1.0):
-        step = quiet(names["tokens"], generator=names["generator"])
-        m = quiet.config.ahead
-        counts = count_terms(step.base_valid, step.valid, *step.thoughts.shape[2:])
-        quiet.loss(quiet.means(step, counts)).backward()
+        step = quiet(names["tokens"], generator=torch.Generator().manual_seed(0))
+        quiet.loss(quiet.means(step)).backward()
     assert 0 < step.weight.abs().max() <= 1
-    assert 0 < step.reward.abs().max() <= m
+    assert 0 < step.reward.abs().max() <= quiet.config.ahead
     assert torch.equal(compared[0], step.reward)
     assert quiet.mixer[0].weight.grad.abs().max() > 0
 

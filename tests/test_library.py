@@ -1,0 +1,133 @@
+"""library: four names, which say what `qs.quietstar` and `qs.inference` compute."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import ROOT, Tiny, make
+
+import qs
+from qs.inference.decoding import Decoding
+from qs.inference.generate import Stream
+from qs.quietstar.load import open_model
+from qs.quietstar.parts import Parts
+
+BUNDLED = {"thoughts": 5, "start_text": ":", "end_text": ";", "device": "cpu"}
+TEXT = "71600\n"
+
+
+@pytest.fixture(scope="module")
+def model() -> qs.Thinker:
+    return qs.load("tiny", **BUNDLED, fixed_weight=1.0, seed=2)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Tiny:
+    return make(tmp_path_factory.mktemp("tiny"))
+
+
+def test_the_names_are_there_and_pytorch_is_imported_with_the_first():
+    code = (
+        "import sys, qs; assert {'load', 'Thinker', 'Parts'} <= set(dir(qs)); "
+        "assert 'torch' not in sys.modules; qs.load; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+    assert qs.load is sys.modules["qs.library"].load
+    with pytest.raises(AttributeError, match="module 'qs' has no attribute 'lod'"):
+        qs.lod  # noqa: B018
+
+
+def test_every_argument_is_typed_and_documented():
+    for function in (qs.load, qs.Thinker.think, qs.Thinker.predict, qs.Thinker.generate):
+        signature, said = inspect.signature(function), inspect.getdoc(function)
+        for name, parameter in signature.parameters.items():
+            assert name == "self" or parameter.annotation is not inspect.Parameter.empty
+            assert name == "self" or name in said
+        assert signature.return_annotation is not inspect.Signature.empty
+    assert (ROOT / "qs" / "py.typed").is_file()
+
+
+def test_thoughts_and_predictions_are_those_of_the_module(model):
+    opened = open_model("weights/tiny", **BUNDLED, samples=4, ahead=1)
+    quiet, tokenizer = opened.quiet, opened.tokenizer
+    tokens = torch.tensor([tokenizer.encode(TEXT, bos=True)])
+    batch = (tokens, torch.zeros_like(tokens), torch.tensor([[tokens.shape[1] - 1]]))
+    _, thoughts = quiet.think(*batch, torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        without, mixed, weights = quiet.predict(*batch, thoughts, fixed_weight=1.0)
+    found = model.think(TEXT)
+    assert [list(thought.ids) for thought in found] == thoughts[0, 0].tolist()
+    assert [thought.text for thought in found] == [*map(tokenizer.decode, thoughts[0, 0].tolist())]
+    predictions = model.predict(TEXT, top=2)
+    assert [prediction.thought for prediction in predictions] == list(found)
+    for k, prediction in enumerate(predictions):
+        assert prediction.weight == weights[0, 0, k, 0] == 1
+        for likely, log_p in ((prediction.without, without), (prediction.mixed, mixed)):
+            p, ids = log_p[0, 0, k, 0].exp().topk(2)
+            assert [each.id for each in likely] == ids.tolist()
+            assert [each.text for each in likely] == [*map(tokenizer.piece, ids.tolist())]
+            torch.testing.assert_close(torch.tensor([each.p for each in likely]), p)
+
+
+def test_what_is_generated_is_what_the_stream_says(model):
+    decoding = Decoding(max_tokens=3, temperature=1.0, fixed_weight=1.0, think_when="entropy>1")
+    ids = model.tokenizer.prompt(TEXT)
+    (expected,) = Stream(model.quiet, [ids], decoding, seed=5).finish()
+    found = model.generate(TEXT, max_tokens=3, temperature=1.0, think_when="entropy>1", seed=5)
+    assert found.text == model.tokenizer.continuation(ids, expected.text_ids)
+    for one, other in zip(found.tokens, expected.tokens, strict=True):
+        assert (one.entropy, one.weight) == (other.entropy, other.weight)
+        assert (one.thought and one.thought.ids) == other.thought
+    assert {token.thought is None for token in found.tokens} == {True, False}
+    assert found.whole == (expected.reason == "eos")
+    assert model.generate(TEXT, max_tokens=9, stops=["4"]).whole
+
+
+def test_results_are_shown_in_words(model):
+    assert repr(model.think(TEXT)) == "'q7160'\n'78444'\n'r0061'\n'78444'"
+    line = "'78444'    weight +1.00  without ':' 0.29, '0' 0.07, '6' 0.07  with '4' 0.73, ':' 0.27"
+    assert repr(model.predict(TEXT)).splitlines()[1].startswith(line)
+    found = model.generate(TEXT, max_tokens=1)
+    assert repr(found) == "'4'"
+    assert repr(found.tokens) == "'4'        entropy 2.24 nats, thought '78444' weight +1.00"
+    plain = model.generate(TEXT, max_tokens=1, think_when="never").tokens
+    assert repr(plain) == "':'        entropy 2.24 nats"
+    assert "tiny on CPU" in repr(model)
+    assert repr(model).endswith("4 thoughts of 5 tokens, weight 1")
+
+
+def test_a_seed_gives_the_same_thoughts_and_another_one_others(model):
+    assert model.think(TEXT) == model.think(TEXT, seed=2)
+    assert len({model.think(TEXT, seed=seed) for seed in range(4)}) > 1
+
+
+def test_a_model_of_its_own_head_and_visibility_is_asked_with_them(tiny):
+    def alone(query, key):
+        return query.anchor == key.anchor
+
+    model = qs.load(tiny.weights, thoughts=2, device="cpu", parts=Parts(visibility=alone))
+    assert model.quiet.visibility is alone
+    one, other = (model.predict(text)[0].without for text in ("3 plus 4", "9 plus 4"))
+    assert one == other  # what stands before the last token is hidden
+    assert model.generate("3 plus 4", max_tokens=2).tokens
+
+
+def test_no_text_at_all_is_begun_with_bos(model):
+    assert len(model.think("")) == 4
+
+
+def test_a_text_that_leaves_no_room_is_refused(tiny):
+    model = qs.load(tiny.weights, thoughts=2, device="cpu")
+    for ask in (model.think, model.predict, model.generate):
+        with pytest.raises(ValueError, match="expected a text of at most 44 tokens, .*shorten it"):
+            ask("7 " * 60)
+
+
+def test_ids_that_are_no_text_are_shown_by_their_number(model):
+    log_p = torch.zeros(model.tokenizer.vocab_size + 1)
+    log_p[-1] = 1
+    assert model._likeliest(log_p, 1)[0].text == f"<{model.tokenizer.vocab_size}>"
