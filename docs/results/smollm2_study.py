@@ -57,7 +57,7 @@ class Sizes:
 
 GPU = Sizes()
 SMALL = Sizes(  # what a CPU can do in minutes
-    seq=128, batch=4, share=0.125, steps=24, lr=3e-5, rows=2, asked=32, batch_asked=16,
+    seq=128, batch=4, share=0.125, steps=16, lr=3e-5, rows=1, asked=32, batch_asked=16,
     room_rows=6, room_samples=4, bridge_steps=60, problems=48,
 )  # fmt: skip
 REHEARSAL = Sizes(
@@ -144,6 +144,9 @@ class Study:
             many = round(phase.share * steps)
             config = self.config.changed(**{"steps": many, "seed": seed} | phase.settings)
             self.quiet.config, self.quiet.pause = config.thinking, config.run.pauses
+            # on a GPU frozen weights would have every pass compiled again
+            trains = self.quiet.model.compiled or config.optim.lr > 0
+            self.quiet.model.requires_grad_(trains)
             optimizer = make_optimizer(self.quiet, config.optim)
             for step in range(many):
                 batch, position = source.batch(position, self.sizes.batch)
@@ -151,6 +154,7 @@ class Study:
                 shown = 1 - step / many if phase.true else 0.0
                 with true_thoughts(self.quiet, shown):
                     records.append(train_step(self.quiet, optimizer, *text, config, step))
+        self.quiet.model.requires_grad_(True)
         return records
 
     # Room
