@@ -55,8 +55,8 @@ class Bridge:
     """Datasets of such documents.
 
     Attributes:
-        written: folder with those documents alone that have their equations.
-        mixed: folder with all training documents; held-out ones have no equations.
+        written: folder with documents that have their equations, longer ones too.
+        mixed: folder with all documents whose equations fit; held-out ones have none.
         heldout: problems that are in no training document.
         test: questions of the untouched test set.
     """
@@ -67,27 +67,30 @@ class Bridge:
     test: list[BenchmarkQuestion]
 
 
-def read_problems(questions: Path, study: Study) -> list[Problem]:
-    """The training problems whose equations are short, in a drawn order."""
+def read_problems(questions: Path, study: Study) -> tuple[list[Problem], list[Problem]]:
+    """The training problems whose equations fit, and those with longer ones, in a drawn order."""
     lines = (questions / "gsm8k" / "train.jsonl").read_text().splitlines()
-    problems = []
+    short, long = [], []
     for question, line in zip(read_questions("gsm8k", "train", questions), lines, strict=True):
         equations = ", ".join(EQUATION.findall(json.loads(line)["answer"]))
         tokens = study.tokenizer.encode(f" {equations}{ENDS}")
-        if equations and len(tokens) - 1 <= FITS:
-            problems.append(Problem(question, equations))
-    random.Random(0).shuffle(problems)
-    return problems
+        if equations:
+            fits = len(tokens) - 1 <= FITS
+            (short if fits else long).append(Problem(question, equations))
+    random.Random(0).shuffle(short)
+    return short, long
 
 
 def make_bridge(questions: Path, study: Study, model: Path, out: Path) -> Bridge:
     """Prepare both datasets in a new folder."""
-    problems = read_problems(questions, study)
+    problems, long = read_problems(questions, study)
     heldout, train = problems[: study.sizes.problems], problems[study.sizes.problems :]
     written = train[: round(WRITTEN * len(train))]
     mixed = [p.written for p in written] + [p.left_out for p in train[len(written) :]]
     random.Random(1).shuffle(mixed)
-    texts = {"written": [p.written for p in written], "mixed": mixed}
+    taught = [p.written for p in written + long]
+    random.Random(2).shuffle(taught)
+    texts = {"written": taught, "mixed": mixed}
     for name, documents in texts.items():
         for part, some in {"train": documents, "heldout": [p.left_out for p in heldout]}.items():
             path = out / f"{name}-{part}.jsonl"

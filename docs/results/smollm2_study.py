@@ -50,7 +50,7 @@ class Sizes:
     room_rows: int = 8
     room_share: float = 0.25
     room_samples: int = 8  # K
-    bridge_steps: int = 100  # of plain training on written workings
+    bridge_steps: int = 300  # of plain training on written workings
     bridge_thoughts: int = 24  # n
     problems: int = 256  # held out of the bridge
 
