@@ -78,8 +78,6 @@ THINK = (Phase(),)
 LIKELY = {"beta": 0.0, "samples": 1}
 TRUE = phased((0.5, LIKELY), (0.5, {}), true=True)
 RLP = {  # the thought alone predicts, and nothing is learned by likelihood (`--preset rlp`)
-    "samples": 4,
-    "beta": 1.0,
     "likelihood_weight": 0.0,
     "baseline": "others",
     "mix_weight": "one",
@@ -100,6 +98,7 @@ ARMS = {  # in the order of their value
     "beta 0": Arm((Phase({"beta": 0.0}),)),
     "bridge, rlp": Arm((Phase(RLP),), bridge=True, asks=True),
     "bridge, quiet, seed 1": Arm(THINK, seed=1, bridge=True, asks=True),
+    "bridge, beta 10": Arm((Phase({"beta": 10.0}),), bridge=True, asks=True),
     "bridge, beta 0": Arm((Phase({"beta": 0.0}),), bridge=True, asks=True),
     "quiet, seed 1": Arm(THINK, seed=1),
     "true first, seed 1": Arm(TRUE, seed=1),
@@ -181,7 +180,8 @@ class Experiment:
             steps, found = self.steps(arm, extra), {}
             began = time.perf_counter()
             if phases:
-                records = study.train(phases, steps, arm.seed, data)
+                after = self.bridge.asking if arm.bridge else ()
+                records = study.train(phases, steps, arm.seed, data, after)
                 found |= {"steps": steps, "training": time.perf_counter() - began}
                 found |= {"last": last(records)}
                 keep = ("loss", "nll_base", "nll_talk", "reward", "weight_mean", "thought_top")
@@ -224,9 +224,9 @@ class Experiment:
         settings = {
             "thoughts": self.sizes.bridge_thoughts,
             "ahead": 3,
-            "anchors": "uncertain",
-            "anchor_share": self.sizes.share / 4,
-            "beta": 10.0,
+            "samples": 8,
+            "anchors": "random",  # but first where answers begin
+            "anchor_share": 1 / 16,
             "keep_negative": True,
             "policy_temperature": 1.0,
         }

@@ -57,12 +57,14 @@ class Bridge:
     Attributes:
         written: folder with documents that have their equations, longer ones too.
         mixed: folder with all documents whose equations fit; held-out ones have none.
+        asking: ids that end where an answer begins.
         heldout: problems that are in no training document.
         test: questions of the untouched test set.
     """
 
     written: Path
     mixed: Path
+    asking: list[int]
     heldout: list[Problem]
     test: list[BenchmarkQuestion]
 
@@ -103,7 +105,8 @@ def make_bridge(questions: Path, study: Study, model: Path, out: Path) -> Bridge
             heldout_sources=[out / f"{name}-heldout.jsonl"],
         )
     test = read_questions("gsm8k", "heldout", questions, study.sizes.asked)
-    return Bridge(out / "written", out / "mixed", heldout, test)
+    asking = study.tokenizer.encode("\nA: ")
+    return Bridge(out / "written", out / "mixed", asking, heldout, test)
 
 
 def rows_of(study: Study, problems: list[Problem]) -> tuple[TextRows, Tensor]:

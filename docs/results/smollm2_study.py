@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from smollm2_thoughts import elsewhere, others_thoughts, silent, true_thoughts
+from smollm2_thoughts import elsewhere, others_thoughts, silent, thinks_after, true_thoughts
 from torch import Tensor
 
 from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
@@ -135,9 +135,18 @@ class Study:
     # Training
 
     def train(
-        self, phases: Sequence[Phase], steps: int, seed: int = 0, data: Path | None = None
+        self,
+        phases: Sequence[Phase],
+        steps: int,
+        seed: int = 0,
+        data: Path | None = None,
+        after: Sequence[int] = (),
     ) -> list[dict]:
-        """Train in phases on the same rows as every other arm; a record of each step."""
+        """Train in phases on the same rows as every other arm; a record of each step.
+
+        Args:
+            after: ids that a position has to end with to think first.
+        """
         source = Windows(TokenDataset(data or self.data), self.sizes.seq, 0)
         position, records = (0, 0), []
         for phase in phases:
@@ -152,7 +161,7 @@ class Study:
                 batch, position = source.batch(position, self.sizes.batch)
                 text = (x.to(self.quiet.start.device) for x in (batch.tokens, batch.documents))
                 shown = 1 - step / many if phase.true else 0.0
-                with true_thoughts(self.quiet, shown):
+                with thinks_after(self.quiet, after), true_thoughts(self.quiet, shown):
                     records.append(train_step(self.quiet, optimizer, *text, config, step))
         self.quiet.model.requires_grad_(True)
         return records
