@@ -58,7 +58,7 @@ def test_help_begins_with_what_is_set_first():
         "--preset",
         *(f"--{name}" for name in cli.FIRST),
     ]
-    assert "[tiny/demo 5, " in " ".join(first.split())
+    assert "[tiny/demo/rlp 5, " in " ".join(first.split())
     assert len(rest) == 1
 
 
