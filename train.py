@@ -10,8 +10,8 @@
 
 --data is a folder made by `python -m qs.data prepare`, --weights a folder in the layout of Hugging
 Face, Mistral or Quiet-STaR, or a run. Everything a run makes is in its folder under runs/: settings
-(config.json), a line for each step (log.jsonl), checkpoints (step_*/), results (results.json) and
-what it thought (thoughts.html).
+(config.json), machine and versions (run.json), a line for each step (log.jsonl), checkpoints
+(step_*/), results (results.json) and what it thought (thoughts.html).
 Ctrl-C finishes the step, saves and says how to go on. In brackets: the value that a preset gives.
 """
 

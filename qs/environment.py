@@ -7,7 +7,7 @@ from typing import Any
 
 
 def environment(device: str) -> dict[str, Any]:
-    """First line of the log: what this run was made by and on."""
+    """What a run or a result is made by and on."""
     import torch  # data preparation writes files too, and its workers start without it
 
     try:

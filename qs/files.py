@@ -1,7 +1,7 @@
 """JSON, JSON lines, and the folder of a run, written whole or not at all.
 
-A run is a folder with `config.json`, `log.jsonl` (first line: commit, versions, device;
-then one line a step), `step_*/` (checkpoints) and `results.json`.
+A run is a folder with `config.json`, `run.json` (commit, versions, device), `log.jsonl` (a line a
+step), `step_*/` (checkpoints) and `results.json`.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from qs.config import Config
 from qs.locks import LOCK, hold
 
 HOME = Path(__file__).parents[1]  # of train.py, data/ and weights/
-CONFIG, LOG, RESULTS = "config.json", "log.jsonl", "results.json"  # of a run
+CONFIG, MADE, LOG, RESULTS = "config.json", "run.json", "log.jsonl", "results.json"  # of a run
 TRAINER = "trainer.json"  # of a checkpoint
 OPTIMIZER = "optimizer"  # of a checkpoint: what names of files with its state begin with
 
@@ -279,9 +279,22 @@ def add_results(run: Path, results: dict[str, Any]) -> None:
         write_json(run / RESULTS, read_results(run) | results)
 
 
+def made_by(run: Path) -> dict[str, Any]:
+    """What a run was begun by and on; of old runs, whose log begins with it, from there."""
+    if (run / MADE).is_file():
+        return read_object(run / MADE, "move it away")
+    first = JsonLines(run / LOG).records(pass_over_damage=True)[:1]
+    return first[0] if first and _tells_of_the_run(first[0]) else {}
+
+
+def _tells_of_the_run(record: dict[str, Any]) -> bool:
+    return not record.keys() & {"step", "round"}
+
+
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The records of a run's log; damaged lines are named on stderr and left out."""
+    """A line a step, or a round, of a run's log; damaged ones are named on stderr and left out."""
     records = JsonLines(run / LOG).records(pass_over_damage=True)
+    records = [record for record in records if not _tells_of_the_run(record)]
     for record in records:
         if type(record.get("step", 0)) is not int:
             print(

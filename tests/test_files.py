@@ -18,6 +18,7 @@ from qs.files import (
     JsonLines,
     add_results,
     finished,
+    made_by,
     new_run,
     newest_step,
     read_config,
@@ -264,7 +265,11 @@ def test_a_line_cut_short_is_left_out_and_goes_before_the_next(tmp_path, capsys,
     log = logged(tmp_path)
     with log.path.open("a") as file:
         file.write(end)
-    assert log.records() == read_log(tmp_path) == LINES
+    assert log.records() == LINES
+    assert read_log(tmp_path) == LINES[1:]
+    assert made_by(tmp_path) == LINES[0]  # of an old run
+    write_json(tmp_path / "run.json", {"commit": "d"})
+    assert made_by(tmp_path) == {"commit": "d"}
     log.append([{"step": 10}])
     assert log.records() == [*LINES, {"step": 10}]
     assert not capsys.readouterr().err
@@ -276,7 +281,7 @@ def test_a_damaged_line_of_a_log_is_named_and_those_after_it_are_kept(tmp_path, 
     with log.path.open("a") as file:
         file.write(f"{line}\n")
     log.append([{"step": 5}])
-    assert read_log(tmp_path) == [*LINES, {"step": 5}]
+    assert read_log(tmp_path) == [*LINES[1:], {"step": 5}]
     assert "log.jsonl, line 5: expected a JSON object, found" in capsys.readouterr().err
 
 

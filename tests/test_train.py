@@ -81,7 +81,7 @@ def stopped(straight, tmp_path):
 def same_run(one, other):
     """The same last checkpoint, log and results."""
     same_checkpoint(one / "step_000006", other / "step_000006")
-    assert log(one)[1:] == log(other)[1:]
+    assert log(one) == log(other)
     for name in ("before.json", "results.json"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
 
@@ -137,8 +137,8 @@ def test_a_resumed_run_equals_an_uninterrupted_run(
 def test_a_curriculum_goes_on_in_its_stage_and_the_log_names_it(tiny, tmp_path):
     flags = ["--curriculum=2-2,1-1,0", "--save-every=3"]
     whole, half = (run(tmp_path / name, tiny.flags(tmp_path / name, *flags)) for name in "ab")
-    assert [line["stage"] for line in log(whole)[1:]] == ["2-2", "2-2", "1-1", "1-1", "0", "0"]
-    assert ["reward" in line for line in log(whole)[1:]] == [True] * 4 + [False] * 2
+    assert [line["stage"] for line in log(whole)] == ["2-2", "2-2", "1-1", "1-1", "0", "0"]
+    assert ["reward" in line for line in log(whole)] == [True] * 4 + [False] * 2
     shutil.rmtree(half / "step_000006")
     (half / "results.json").unlink()
     assert train.main(["--resume", str(half)]) == 0
@@ -150,7 +150,7 @@ def test_a_resumed_run_equals_one_that_never_saved_on_the_way(tiny, straight, tm
     found = run(tmp_path / "out", flags)
     assert [*files.saved_steps(found)] == [6]
     same_checkpoint(found / "step_000006", straight["quiet"] / "step_000006")
-    assert log(found)[1:] == log(straight["quiet"])[1:]
+    assert log(found) == log(straight["quiet"])
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -308,7 +308,7 @@ def test_a_log_that_is_damaged_in_the_middle_loses_the_bad_lines_alone(stopped, 
     assert "log.jsonl, line 3: expected a JSON object, found" in said
     assert "log.jsonl: expected a step, found 'x'; passed over" in said
     expected = log(straight["quiet"])
-    assert log(stopped)[1:] == [*expected[1:2], *expected[3:]]
+    assert log(stopped) == [*expected[:2], *expected[3:]]
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"])
@@ -438,13 +438,13 @@ def test_a_run_prints_its_choices_a_table_and_its_folder(tiny, tmp_path, capsys)
     ):
         assert line in printed
     assert results["after"]["text"]["nll_base"] < results["before"]["text"]["nll_base"]
-    first, *steps = log(found)
-    assert {"commit", "python", "torch", "device", "threads"} <= first.keys()
+    first, steps = files.made_by(found), log(found)
+    assert {"commit", "python", "torch", "device", "threads", "processes", "data"} == first.keys()
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
     wanted = {"loss", "nll_base", "nll_talk", "policy", "reward", "weight_mean", "weight_std"}
     wanted |= {"thought_entropy", "thought_top", "thought_same"}
     wanted |= {"grad_norm", "grad_norm_base", "grad_norm_talk", "grad_norm_policy", "lr"}
-    raw = json.loads((found / "log.jsonl").read_text().splitlines()[1])
+    raw = json.loads((found / "log.jsonl").read_text().splitlines()[0])
     assert wanted | tools.CLOCK | {"step", "skipped"} == raw.keys()
     assert raw["thought_tokens_per_second"] == pytest.approx(4 * raw["tokens_per_second"])
     assert raw["memory_bytes"] > 0
@@ -457,19 +457,19 @@ def test_a_run_of_pauses_says_so_and_counts_no_thought_tokens(tiny, tmp_path):
     assert "2 steps of pause training" in page
     assert "Quiet-STaR" not in page
     assert "thought_tokens_per_second" not in (found / "log.jsonl").read_text()
-    assert "reward" in log(found)[1]
+    assert "reward" in log(found)[0]
 
 
 def test_at_the_first_step_thinking_changes_no_prediction(straight):
     before = json.loads((straight["quiet"] / "before.json").read_text())["text"]
     assert before["nll_mix"] == before["nll_base"]
     assert before["gain"] == before["gain_interval"] == before["weight"] == 0
-    assert log(straight["quiet"])[1]["weight_mean"] == 0
+    assert log(straight["quiet"])[0]["weight_mean"] == 0
 
 
 def test_gradients_of_terms_are_measured_as_often_as_asked(tiny, tmp_path):
     found = run(tmp_path / "out", tiny.flags(tmp_path / "out", "--grad-norms-every", "4"))
-    assert ["grad_norm_talk" in record for record in log(found)[1:]] == [
+    assert ["grad_norm_talk" in record for record in log(found)] == [
         True,
         *[False] * 3,
         True,
@@ -479,12 +479,12 @@ def test_gradients_of_terms_are_measured_as_often_as_asked(tiny, tmp_path):
 
 def test_a_run_whose_thoughts_end_themselves_says_how_long_they_are(straight, tmp_path):
     found, name = straight["drawn"], "end_output_embedding"
-    for record in log(found)[1:]:
+    for record in log(found):
         assert 0 < record["thought_length"] < 2
     for score in ("before", "after"):
         text = json.loads((found / "results.json").read_text())[score]["text"]
         assert 0 < text["length"] < 2
-    assert "thought_length" not in log(straight["quiet"])[1]
+    assert "thought_length" not in log(straight["quiet"])[0]
     assert json.loads((straight["quiet"] / "before.json").read_text())["text"]["length"] is None
     (first, last) = (
         load_file(found / f"step_00000{step}" / "model.safetensors")[name] for step in (2, 6)
@@ -527,7 +527,7 @@ def test_bfloat16_arithmetic_moves_float32_weights_by_a_millionth(tiny, tmp_path
     assert (moved > 0).float().mean() > 0.99
     assert moved.max() < 3e-6
     exact = run(tmp_path / "exact", tiny.flags(tmp_path / "exact", *flags[2:], "--steps=1"))
-    assert log(exact)[1]["loss"] != log(found)[1]["loss"]  # it was bfloat16 indeed
+    assert log(exact)[0]["loss"] != log(found)[0]["loss"]  # it was bfloat16 indeed
 
 
 def test_the_progress_bar_shows_what_a_record_has():
@@ -568,7 +568,7 @@ def test_collapsed_thoughts_are_in_the_log_in_the_bar_and_in_the_closing_words(
     assert "COLLAPSED, NLL" in shown.err
     last = {"thought_entropy": 0.0, "thought_top": 1.0, "thought_same": 1.0}
     assert last.items() <= log(found)[-1].items()
-    assert log(found)[3]["thought_top"] < 0.5
+    assert log(found)[2]["thought_top"] < 0.5
 
 
 def after(step, number, patch, collapse):
@@ -624,8 +624,8 @@ def poison(monkeypatch, steps):
 def test_steps_that_are_not_finite_are_skipped_and_counted(tiny, tmp_path, monkeypatch, capsys):
     poison(monkeypatch, {1, 2})
     found = run(tmp_path / "out", tiny.flags(tmp_path / "out", *ONCE))
-    assert [record["skipped"] for record in log(found)[1:]] == [0, 1, 1, 0, 0, 0]
-    assert log(found)[2]["loss"] is None
+    assert [record["skipped"] for record in log(found)] == [0, 1, 1, 0, 0, 0]
+    assert log(found)[1]["loss"] is None
     trainer = json.loads((found / "step_000006" / "trainer.json").read_text())
     assert (trainer["skipped"], trainer["skipped_in_a_row"]) == (2, 0)
     assert json.loads((found / "results.json").read_text())["skipped"] == 2
@@ -884,12 +884,40 @@ def test_a_run_goes_on_with_no_other_data_than_it_began_with(stopped, tiny, tmp_
     assert contents(begun) == before
     prepare("same")
     assert train.main(["--resume", str(begun)]) == 0
-    records = files.JsonLines(begun / "log.jsonl")
-    first, *steps = records.records()
-    assert len(first.pop("data")) == 16
-    records.rewrite([first, *steps])  # as older runs wrote it
+    made = files.made_by(begun)
+    assert len(made.pop("data")) == 16
+    files.write_json(begun / "run.json", made)  # as older runs wrote it
+    (begun / "results.json").unlink()
     prepare("other")
     assert train.main(["--resume", str(begun)]) == 0
+
+
+def test_a_run_whose_log_begins_with_its_machine_goes_on(stopped, straight):
+    log = files.JsonLines(stopped / "log.jsonl")
+    log.rewrite([files.made_by(stopped), *log.records()])  # as older runs wrote it
+    made = (stopped / "run.json").read_text()
+    (stopped / "run.json").unlink()
+    assert train.main(["--resume", str(stopped)]) == 0
+    same_run(stopped, straight["quiet"])
+    assert (stopped / "run.json").read_text() == made
+
+
+def test_a_run_that_goes_on_elsewhere_says_what_that_costs(stopped, capsys):
+    made = files.made_by(stopped)
+    files.write_json(stopped / "run.json", made | {"threads": 99, "torch": "1.0"})
+    assert train.main(["--resume", str(stopped)]) == 0
+    threads, torch_version = made["threads"], made["torch"]
+    warning = f"begun with threads 99, now {threads}; torch 1.0, now {torch_version}: it rounds"
+    assert f"warning: {warning}" in capsys.readouterr().out
+    assert files.made_by(stopped)["threads"] == 99
+
+
+def test_every_line_of_a_log_is_a_step(straight):
+    lines = (straight["quiet"] / "log.jsonl").read_text().splitlines()
+    records = list(map(json.loads, lines))
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    shortest = min(records, key=len).keys()
+    assert all(shortest <= record.keys() for record in records)
 
 
 def cut(path, left):

@@ -82,8 +82,8 @@ class StarRun:
         self.stop: signal.Signals | None = None
         self.folder = folder or files.new_run(config.run.out, name, self.config)
         self.log = JsonLines(self.folder / files.LOG)
-        if not self.log.path.is_file():
-            self.log.append([environment(str(self.placement))])
+        if folder is None:
+            files.write_json(self.folder / files.MADE, environment(str(self.placement)))
         print(f"model   {self.start}: {shape.layers} layers")
         if not stored_tensors(self.start).keys().isdisjoint(QUIET_NAMES.values()):
             print(

@@ -150,7 +150,7 @@ def train_all(jobs: Sequence[BaselineRun], script: Path, at_once: int) -> dict[B
 
 def trained_by(runs: Sequence[Path]) -> str:
     """What trainings were made by and on, as their own logs say."""
-    counts = Counter(words(files.read_log(run)[0]) for run in runs)
+    counts = Counter(words(files.made_by(run)) for run in runs)
     return "; ".join(f"{made} ({count} runs)" for made, count in counts.items())
 
 
@@ -210,5 +210,5 @@ def measure_controls(
 def _training_seconds(run: Path) -> float:
     """How long the steps of a run took, as its log says."""
     config = files.read_config(run).run
-    steps = files.read_log(run)[1:]
+    steps = files.read_log(run)
     return sum(config.batch * config.seq / step["tokens_per_second"] for step in steps)

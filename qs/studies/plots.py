@@ -120,9 +120,8 @@ def read_steps(run: Path) -> dict[str, np.ndarray]:
     wrong = [str(record)[:80] for record in steps if not _is_step(record)]
     if wrong or not steps:
         raise ValueError(
-            f"{run / files.LOG}: expected the log of a run with step and nll_base in each line "
-            f"after the first, found {(wrong or ['no step'])[0]}; is {run} a run folder that has "
-            "trained?"
+            f"{run / files.LOG}: expected the log of a run with step and nll_base in each line, "
+            f"found {(wrong or ['no step'])[0]}; is {run} a run folder that has trained?"
         )
     logged = [key for key in ("step", *LINE_COLORS) if any(key in record for record in steps)]
     return {key: np.array([record.get(key) for record in steps], float) for key in logged}

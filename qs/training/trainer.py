@@ -131,7 +131,8 @@ class Trainer:
             self.folder = files.new_run(self.folder.parent, self.folder.name, self.config)
             here = environment(str(self.placement))
             made_of = {"processes": self.ranks.count, "data": self.train.digest}
-            self.log.append([here | made_of])
+            files.write_json(self.folder / files.MADE, here | made_of)
+            self.log.append([])  # there from the beginning
 
     def resume(self) -> None:
         """Go on from the checkpoint whose weights are loaded already.
@@ -140,7 +141,8 @@ class Trainer:
             ValueError: its optimiser or its counters are missing or damaged, or its data changed.
         """
         records = files.read_log(self.folder) if self.ranks.first else []
-        before = next((each["data"] for each in records if "data" in each), self.train.digest)
+        made = files.made_by(self.folder) if self.ranks.first else {}
+        before = made.get("data", self.train.digest)
         if distributed.anywhere(before != self.train.digest):  # older runs do not say
             raise ValueError(
                 f"{self.train.folder}: expected the data that {self.folder} was begun with, found "
@@ -158,7 +160,19 @@ class Trainer:
             raise ValueError(f"{path}: expected counters by name, found {str(stored)[:60]}")
         check_names(str(path), stored, vars(self.state))
         self.state = State(**stored)
+        here = environment(str(self.placement)) | {"processes": self.ranks.count}
+        if changes := [
+            f"{name} {made[name]}, now {here[name]}"
+            for name in ("threads", "processes", "device", "torch")
+            if made.get(name, here[name]) != here[name]
+        ]:
+            self.say(
+                f"warning: begun with {'; '.join(changes)}: it rounds in another order, so what "
+                "follows is not bit for bit what an uninterrupted run gives"
+            )
         if self.ranks.first:  # what a resumed run logs equals what an uninterrupted one does
+            if made:
+                files.write_json(self.folder / files.MADE, made)  # of old runs it was in the log
             self.log.rewrite([r for r in records if r.get("step", 0) <= self.state.step])
         self.say(f"resume  {self.start}: {self.state.step} of {self.config.run.steps} steps done")
 

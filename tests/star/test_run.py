@@ -94,7 +94,7 @@ def lines_of(path):
 
 
 def rounds(folder):
-    return [timeless(record) for record in lines_of(folder / "log.jsonl")[1:]]
+    return [timeless(record) for record in lines_of(folder / "log.jsonl")]
 
 
 def written(folder):
@@ -298,7 +298,7 @@ def test_a_run_that_died_anywhere_goes_on_to_the_same(
 def test_a_batch_that_was_written_in_part_is_attempted_whole_again(straight, tmp_path, monkeypatch):
     copy = shutil.copytree(straight, tmp_path / "copy")
     shutil.rmtree(copy / "step_000002")
-    for path, count in (("log.jsonl", 2), ("round_01/generated.jsonl", 6)):
+    for path, count in (("log.jsonl", 1), ("round_01/generated.jsonl", 6)):
         lines = (copy / path).read_text().splitlines(keepends=True)
         (copy / path).write_text("".join(lines[:count]))
     original, done = qs.star.run.generate_rationales, []
@@ -396,7 +396,7 @@ def test_attempts_of_other_problems_or_versions_are_refused(straight, tmp_path, 
         copy = shutil.copytree(straight, tmp_path / "copy")
         shutil.rmtree(copy / "step_000002")
         log = (copy / "log.jsonl").read_text().splitlines(keepends=True)
-        (copy / "log.jsonl").write_text("".join(log[:2]))
+        (copy / "log.jsonl").write_text("".join(log[:1]))
         path = copy / "round_01" / "generated.jsonl"
         first, *rest = path.read_text().splitlines(keepends=True)
         path.write_text("".join([json.dumps(change(json.loads(first))) + "\n", *rest]))

@@ -44,7 +44,7 @@ def row(name, gold, seeds=3):
 
 
 def write_log(run, steps):
-    (run / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [{"torch": "2"}, *steps]))
+    (run / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in steps))
 
 
 def write_controls(run, tables):
@@ -196,11 +196,11 @@ def test_all_text_is_inside_the_picture_and_none_covers_another(
 ):
     run = make(tmp_path / "run", objective)
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    for record in records[1:]:
+    for record in records:
         if objective != "plain":
             record |= {"reward": record["reward"] * scale, "weight_mean": 0.3 * scale}
             record["nll_talk"] = record["nll_base"] - scale / 10
-    write_log(run, records[1:])
+    write_log(run, records)
     if objective == "quiet" and scale < 1:
         same = [row(name, 0.5) for name in (OWN, "n = 1", "plain training", "pause tokens")]
         write_controls(run, {TRAINED: same, LENGTH: same})
@@ -282,7 +282,7 @@ def test_a_damaged_step_is_named_and_left_out(tmp_path, capsys):
         (b"", "no step"),
         (b'{"torch": "2"}\n', "no step"),
         (b"\xff\xfe\n", "no step"),
-        (b'{}\n{"step": 1, "nll_base": 1}\n{"step": 2}\n', "{'step': 2}"),
+        (b'{"step": 1, "nll_base": 1}\n{"step": 2}\n', "{'step': 2}"),
         (b'{}\n{"step": null, "nll_base": 1}\n', "no step"),  # a damaged line is passed over
         (b'{}\n{"step": 1, "nll_base": "low"}\n', "{'step': 1, 'nll_base': 'low'}"),
     ],
