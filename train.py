@@ -41,7 +41,7 @@ from qs.training import distributed
 from qs.training.heartbeat import AGAIN
 from qs.training.trainer import Trainer, bar_text, collapse_warning
 
-RESUME = "go on with: python train.py --resume"
+RESUME = f"go on with: {cli.typed('train.py')} --resume"
 STOPPING = "finishing this step, then saving; again to quit without saving"
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from qs.config import GROUPS, Config
+from qs.files import BUNDLE, HOME
 from qs.output import harmless, lasting_streams, nearest
 from qs.presets import PRESETS
 from qs.settings import MOST
@@ -32,6 +33,13 @@ FIRST = ("thoughts", "objective", "data", "weights", "steps")  # settings that h
 ENDING = [  # signals that end a command; Windows has no SIGHUP
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+
+
+def typed(program: str) -> str:
+    """What a person types for train.py, evaluate.py or `python -m ..`; a wheel has commands."""
+    program = program.removeprefix("python ")
+    script, ending, rest = program.partition(".py")
+    return f"qs-{script}{rest}" if ending and HOME == BUNDLE else f"python {program}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         """Raise ValueError instead of printing the whole usage and leaving."""
         if wrong := CHOICE.search(message):
             message += nearest(wrong[1], re.findall(r"[\w-]+", wrong[2]))
-        raise ValueError(f"{message}; see python {self.prog.removeprefix('python ')} --help")
+        raise ValueError(f"{message}; see {typed(self.prog)} --help")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """All arguments; what is near to an unknown one is named."""

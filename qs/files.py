@@ -21,7 +21,8 @@ from qs.atomic import flush, new_folder, write_bytes, write_text
 from qs.config import Config
 from qs.locks import LOCK, hold
 
-HOME = Path(__file__).parents[1]  # of train.py, data/ and weights/
+BUNDLE = Path(__file__).with_name("bundle")  # in an installed wheel
+HOME = BUNDLE if BUNDLE.is_dir() else Path(__file__).parents[1]  # of train.py, data/ and weights/
 CONFIG, MADE, LOG, RESULTS = "config.json", "run.json", "log.jsonl", "results.json"  # of a run
 TRAINER = "trainer.json"  # of a checkpoint
 OPTIMIZER = "optimizer"  # of a checkpoint: what names of files with its state begin with
