@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -54,3 +55,18 @@ def test_a_head_of_ones_own_is_trained_stored_and_loaded(tmp_path, monkeypatch, 
     assert len(learned) == 4
     assert learned[0] == 0 != learned[-1]
     assert len(re.findall(r"weight [+-]0\.\d\d  without", said)) == 4
+
+
+def test_the_notebook_is_what_its_command_makes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = (EXAMPLES / "first.py").read_text(encoding="utf-8")
+    made = runpy.run_path(str(EXAMPLES / "notebook.py"))["notebook"](source)
+    assert made == json.loads((EXAMPLES / "first.ipynb").read_text(encoding="utf-8"))
+    outputs = [cell["outputs"] for cell in made["cells"] if cell["cell_type"] == "code"]
+    assert list(map(bool, outputs)) == [False, True, True, True, True]
+
+
+def test_a_cell_that_fails_makes_no_notebook():
+    notebook = runpy.run_path(str(EXAMPLES / "notebook.py"))["notebook"]
+    with pytest.raises(ZeroDivisionError):
+        notebook("# %%\n1 / 0\n")
