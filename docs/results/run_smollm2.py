@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import tempfile
 import time
 from dataclasses import dataclass
@@ -157,7 +158,7 @@ class Experiment:
         for name in arms:
             if name in self.found:
                 continue
-            if self.left < 1.2 * self.longest:
+            if self.left < self.expected(name):
                 print(f"-- skipped, {self.left:.0f} s left: {name}", flush=True)
                 continue
             began = time.perf_counter()
@@ -166,18 +167,26 @@ class Experiment:
             self.longest = max(self.longest, seconds)
             self.note(name, {"seconds": seconds} | found)
 
+    def expected(self, name: str) -> float:
+        """Seconds that an arm may take: as the longest so far, or by those of its plain steps."""
+        seconds, arm = 1.2 * self.longest, ARMS[name]
+        if arm.operations:
+            plain = self.found.get(name.removesuffix(", same operations"))
+            each = plain["training"] / plain["steps"] if plain else math.inf
+            seconds += each * self.steps(arm)
+        return seconds
+
     def run(self, arm: Arm) -> dict[str, Any]:
         """Train and measure one arm."""
         study, sizes = self.study, self.sizes
-        data, extra = study.data, {}
         study.reset()
-        if arm.bridge:
-            data, extra = self.on_the_bridge()
+        data = self.on_the_bridge() if arm.bridge else study.data
+        extra = self.bridge_settings if arm.bridge else {}
         if arm.start != "---" or arm.end != "---":
             study.begin_vectors(arm.start, arm.end)
         phases = [dataclasses.replace(p, settings=extra | p.settings) for p in arm.phases]
         with reads_again(study.quiet, arm.again):
-            steps, found = self.steps(arm, extra), {}
+            steps, found = self.steps(arm), {}
             began = time.perf_counter()
             if phases:
                 after = self.bridge.asking if arm.bridge else ()
@@ -207,10 +216,11 @@ class Experiment:
             return bridge_room(self.study, self.bridge.heldout, K)
         return self.study.room(K)[0]
 
-    def steps(self, arm: Arm, extra: dict[str, Any]) -> int:
+    def steps(self, arm: Arm) -> int:
         """Of the whole arm."""
         if not arm.operations:
             return self.sizes.steps
+        extra = self.bridge_settings if arm.bridge else {}
         config, shape = self.study.config.changed(**extra), self.study.quiet.model.config
         thinking, plain = (
             sum(operations(config.changed(objective=each), shape).values())
@@ -218,10 +228,9 @@ class Experiment:
         )
         return round(self.sizes.steps * thinking / plain)
 
-    def on_the_bridge(self) -> tuple[Path, dict[str, Any]]:
-        """Begin from the model that has read written workings; the data, and settings there."""
-        study, options = self.study, self.options
-        settings = {
+    @property
+    def bridge_settings(self) -> dict[str, Any]:
+        return {
             "thoughts": self.sizes.bridge_thoughts,
             "ahead": 3,
             "samples": 8,
@@ -230,6 +239,10 @@ class Experiment:
             "keep_negative": True,
             "policy_temperature": 1.0,
         }
+
+    def on_the_bridge(self) -> Path:
+        """Begin from the model that has read written workings; the data."""
+        study, options = self.study, self.options
         if self.bridge is None:
             folder = Path(self.scratch.name)
             self.bridge = make_bridge(options.questions, study, options.model, folder)
@@ -239,8 +252,8 @@ class Experiment:
             self.taught = study.values()
             print(f"-- taught by written workings: {last(records)}", flush=True)
         study.reset(self.taught)
-        study.quiet.config = study.config.changed(**settings).thought
-        return self.bridge.mixed, settings
+        study.quiet.config = study.config.changed(**self.bridge_settings).thought
+        return self.bridge.mixed
 
 
 def main() -> None:
