@@ -326,7 +326,7 @@ def evaluate(argv: list[str]) -> None:
             raise ValueError(f"{flag} is a command now: see python evaluate.py {flag[2:]} --help")
     if argv and argv[0] not in commands and not argv[0].startswith("-"):
         try:
-            folders.resolve(argv[0])
+            folders.find(argv[0])
         except ValueError as error:
             near = output.nearest(argv[0], commands)
             raise ValueError(f"{error}; or a command: {', '.join(commands)}{near}") from None

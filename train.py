@@ -39,7 +39,8 @@ from qs.star.run import StarRun, Stopped, round_records, rounds_table
 from qs.tables import Table, terminal
 from qs.training import distributed
 from qs.training.heartbeat import AGAIN
-from qs.training.trainer import Trainer, bar_text, collapse_warning
+from qs.training.records import bar_text, collapse_warning
+from qs.training.trainer import Trainer
 
 RESUME = f"go on with: {cli.typed('train.py')} --resume"
 STOPPING = "finishing this step, then saving; again to quit without saving"
@@ -79,7 +80,7 @@ def go(argv: list[str], held: contextlib.ExitStack) -> int:
             record = trainer.step()
             bar.set_postfix_str(bar_text(record), refresh=False)
             bar.update()
-            if config.run.save_every and trainer.state.step % config.run.save_every == 0:
+            if trainer.due:
                 trainer.save()
         trainer.save()
 
@@ -147,7 +148,7 @@ def load(config: Config, folder: Path | None, held: contextlib.ExitStack) -> Tra
     """A new run, or the one in `folder` where it stands; no other process writes there."""
     if folder is not None:
         enter(folder, held)
-        trainer = Trainer(config, files.newest_step(folder), folder)
+        trainer = Trainer(config, None, folder)
         trainer.resume()
         return trainer
     resolve_data(config.run.data)  # named first: its commands are the longer wait

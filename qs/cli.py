@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import re
 import signal
 import sys
@@ -145,9 +146,18 @@ def _run(command: Callable[[list[str]], int | None], argv: list[str], kept: str)
         no_memory = isinstance(error, MemoryError) or _is_out_of_memory(error)
         if isinstance(error, RuntimeError) and not no_memory:
             raise
-        said = OUT_OF_MEMORY if no_memory else harmless(str(error))
+        said = OUT_OF_MEMORY if no_memory else harmless(_told(error, kept))
         print(f"error: {said}", file=sys.stderr)
         return 2
+
+
+def _told(error: Exception, kept: str) -> str:
+    """An error's words; where a disk is full also what to do."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{where}{error.strerror}{f'; make room; {kept}' * full}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -95,7 +95,18 @@ class RunConfig:
         "has no room for float32 ones that the device has none for",
         later=True,
     )
-    save_every: int = setting(0, "steps between checkpoints (0: only at the end)", least=0)
+    save_every: int = setting(
+        0, "steps between checkpoints (0: by --save-minutes and at the end)", least=0
+    )
+    save_minutes: float = setting(
+        30.0, "minutes between checkpoints at most (0: no limit)", least=0, later=True
+    )
+    keep: int = setting(
+        2,
+        "checkpoints kept: older ones are removed once a new one is whole (0: all are kept)",
+        least=0,
+        later=True,
+    )
     grad_norms_every: int = setting(
         20, "steps between gradient norms by loss term, 1.5 steps' work each (0: never)", least=0
     )

@@ -25,7 +25,8 @@ BUNDLE = Path(__file__).with_name("bundle")  # in an installed wheel
 HOME = BUNDLE if BUNDLE.is_dir() else Path(__file__).parents[1]  # of train.py, data/ and weights/
 CONFIG, MADE, LOG, RESULTS = "config.json", "run.json", "log.jsonl", "results.json"  # of a run
 TRAINER = "trainer.json"  # of a checkpoint
-OPTIMIZER = "optimizer"  # of a checkpoint: what names of files with its state begin with
+# of a checkpoint: what names of files begin with that only training goes on with
+OPTIMIZER, AVERAGE = ONLY_TRAINING = ("optimizer", "average")
 
 
 def places(name: str | Path, kind: str | Path) -> list[Path]:
@@ -240,6 +241,13 @@ def remove_leftovers(run: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def remove_step(folder: Path) -> None:
+    """Remove a checkpoint; its name first, so that a half of it never bears that."""
+    aside = folder.with_name(f".{folder.name}.tmp")
+    folder.rename(aside)
+    shutil.rmtree(aside)
 
 
 def saved_steps(run: Path) -> dict[int, Path]:

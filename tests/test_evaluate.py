@@ -231,6 +231,7 @@ def released(spoken, tmp_path_factory):
     config = json.loads((out / "config.json").read_text())
     del config["quiet_star"]
     (out / "config.json").write_text(json.dumps(config))
+    (out / "digests.json").unlink()
     return out
 
 

@@ -1,6 +1,7 @@
 """train: a run that was stopped, however, equals one that was not; a refusal is one line."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import tiny as tools
@@ -27,13 +29,15 @@ from qs.config import GROUPS
 from qs.evaluation.heldout import HeldoutScore, closing_tables
 from qs.evaluation.tokens import NllScore
 from qs.model import __main__ as model_commands
+from qs.quietstar.load import open_model
 from qs.quietstar.terms import loss_terms
 from qs.tables import terminal
+from qs.training.records import bar_text, collapse, collapse_warning
 from qs.training.step import train_step
-from qs.training.trainer import bar_text, collapse, collapse_warning, peak_memory
+from qs.training.trainer import peak_memory
 
 FLAGS = {
-    "quiet": ["--save-every", "2", "--micro-batch", "2", "--anchors", "random"]
+    "quiet": ["--save-every", "2", "--keep", "3", "--micro-batch", "2", "--anchors", "random"]
     + ["--anchor-share", "0.5"],
     "drawn": [
         "--end",
@@ -44,9 +48,12 @@ FLAGS = {
         "plus",
         "--save-every",
         "2",
+        "--keep",
+        "0",
     ],
     # so long that the run reaches into the second epoch of its data
-    "plain": ["--objective", "plain", "--save-every", "2", "--seq", "40", "--batch", "8"],
+    "plain": ["--objective", "plain", "--save-every", "2", "--keep", "0", "--seq", "40"]
+    + ["--batch", "8"],
 }
 OBJECTIVES = sorted(FLAGS)
 
@@ -667,22 +674,15 @@ def test_skipped_steps_in_a_row_are_counted_across_a_resume(tiny, tmp_path, monk
     refused(capsys, ["--resume", found], r"\(last: step 12\); no checkpoint was saved before them")
 
 
-@pytest.mark.parametrize("kind", ["weights", "lr"])
-def test_parameters_that_are_not_finite_are_never_saved(tiny, tmp_path, monkeypatch, capsys, kind):
-    folder = shutil.copytree(tiny.weights, tmp_path / "w")
-    flags = ["--objective", "plain", "--steps", "30", "--save-every", "1", f"--weights={folder}"]
-    if kind == "lr":  # the first step leaves parameters that are not finite
+def test_parameters_that_are_not_finite_are_never_saved(tiny, tmp_path, monkeypatch, capsys):
+    flags = ["--objective", "plain", "--steps", "30", "--save-every", "1"]
 
-        def overflow(*arguments):
-            record = train_step(*arguments)
-            arguments[0].model.norm.weight.data.fill_(math.inf)
-            return record
+    def overflow(*arguments, **keywords):
+        record = train_step(*arguments, **keywords)
+        arguments[0].model.norm.weight.data.fill_(math.inf)
+        return record
 
-        monkeypatch.setattr(qs.training.trainer, "train_step", overflow)
-    else:
-        stored = load_file(folder / "model.safetensors")
-        stored["model.norm.weight"][3] = math.inf
-        save_file(stored, folder / "model.safetensors")
+    monkeypatch.setattr(qs.training.trainer, "train_step", overflow)
     refused(
         capsys,
         tiny.flags(tmp_path / "out", *ONCE, *flags),
@@ -691,11 +691,27 @@ def test_parameters_that_are_not_finite_are_never_saved(tiny, tmp_path, monkeypa
     assert not list((tmp_path / "out").glob("*/*step_*"))
 
 
-def test_a_model_that_is_not_finite_stops_thinking_training_too(tiny, tmp_path, capsys):
-    folder = shutil.copytree(tiny.weights, tmp_path / "w")
+def weights_with(tiny, folder, number):
+    """A copy of the weights, as a download is, with one number in a norm."""
+    shutil.copytree(tiny.weights, folder)
+    (folder / "digests.json").unlink()
     stored = load_file(folder / "model.safetensors")
-    stored["model.norm.weight"][3] = math.inf
+    stored["model.norm.weight"][3] = number
     save_file(stored, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(tiny, tmp_path, capsys, number):
+    folder = weights_with(tiny, tmp_path / "w", number)
+    message = r"w/model.safetensors: model.norm.weight: expected finite numbers, found NaN or"
+    (line,) = refused(capsys, tiny.flags(tmp_path / "out", f"--weights={folder}"), message)
+    assert "get the file again" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_whose_outputs_are_not_finite_stops_thinking_training_too(tiny, tmp_path, capsys):
+    folder = weights_with(tiny, tmp_path / "w", 3e38)
     flags = tiny.flags(tmp_path / "out", *ONCE, "--steps", "30", f"--weights={folder}")
     refused(capsys, flags, r"\(last: step 10\); no checkpoint was saved before them")
 
@@ -807,7 +823,7 @@ DAMAGES = {
     "config": (lambda w, o: (w / "config.json").write_text("{"), "config.json: expected JSON"),
     "no step": (
         lambda w, o: (shutil.rmtree(w), w.mkdir(), (w / "step_000002").mkdir()),
-        "expected a run with a complete step_",
+        r"found none; no checkpoint of \S+ is whole: start it again",
     ),
     "run without step": (
         lambda w, o: (w / "model.safetensors").unlink() or (w / "config.json").write_text("{}"),
@@ -820,6 +836,7 @@ DAMAGES = {
 def test_damaged_weights_are_refused_in_one_line(tiny, other, tmp_path, capsys, damage):
     folder = shutil.copytree(tiny.weights, tmp_path / "w")
     change, message = DAMAGES[damage]
+    (folder / "digests.json").unlink()  # as a download
     change(folder, other)
     flags = tiny.flags(tmp_path / "out", f"--weights={folder}")
     assert len(refused(capsys, flags, message)) == 1
@@ -945,7 +962,7 @@ UNSOUND = {
     ),
     "no counters": (
         lambda r: (r / "step_000004/trainer.json").unlink(),
-        "trainer.json: expected a file with JSON",
+        r"step_000004: expected trainer.json, found none; no checkpoint of \S+ is whole: start it",
     ),
     "damaged counters": (
         lambda r: cut(r / "step_000004/trainer.json", 9),
@@ -987,9 +1004,105 @@ UNSOUND = {
 def test_a_run_that_is_not_sound_is_not_resumed_and_left_as_it_was(stopped, capsys, damage):
     change, message = UNSOUND[damage]
     change(stopped)
+    if stopped.is_dir():
+        shutil.rmtree(stopped / "step_000002", ignore_errors=True)
+        (stopped / "step_000004" / "digests.json").unlink(missing_ok=True)  # as older runs are
     before = contents(stopped)
     assert len(refused(capsys, ["--resume", stopped], message)) == 1
     assert contents(stopped) == before
+
+
+# Damage to what was saved
+
+
+def damaged(step, name):
+    """Turn a bit in the middle of a file of a checkpoint."""
+    content = bytearray((step / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (step / name).write_bytes(content)
+
+
+SAVED = ["model.safetensors", "optimizer.safetensors", "trainer.json", "config.json"]
+
+
+@pytest.mark.parametrize("name", [*SAVED, "tokenizer.model", "digests.json"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_newest_that_is_whole(
+    stopped, straight, capsys, name
+):
+    newest = stopped / "step_000004"
+    damaged(newest, name)
+    assert train.main(["--resume", str(stopped)]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "step_000004" in line]
+    assert re.search(rf"{name}\b.*; taking \S+/step_000002, the newest that is whole", told[0])
+    assert told[1] == f"{newest}: now step_000004.damaged; remove it"
+    assert len(told) == 2
+    same_run(stopped, straight["quiet"])
+    same_checkpoint(newest, straight["quiet"] / "step_000004")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "trainer.json", "tokenizer.model"])
+def test_what_is_read_of_a_run_is_its_newest_whole_checkpoint(stopped, tmp_path, capsys, name):
+    damaged(stopped / "step_000004", name)
+    before = contents(stopped)
+    out = tmp_path / "out"
+    assert model_commands.main(["export", str(stopped), "--layout=hf", f"--out={out}"]) == 0
+    printed = capsys.readouterr()
+    assert re.search(rf"{name}: expected .*; taking \S+step_000002, the newest", printed.err)
+    assert f"{out}: {stopped / 'step_000002'} as hf" in printed.out
+    assert contents(stopped) == before
+    with pytest.raises(ValueError, match=f"{name}: expected what digests.json says was written"):
+        open_model(str(stopped / "step_000004"))
+
+
+def test_a_run_of_which_nothing_is_whole_ends_with_one_line_and_stays(stopped, capsys):
+    damaged(stopped / "step_000004", "trainer.json")
+    (stopped / "step_000002" / "config.json").unlink()
+    before = contents(stopped)
+    (line,) = refused(capsys, ["--resume", stopped], "step_000004/trainer.json: expected what dig")
+    assert line.endswith(f"; no checkpoint of {stopped} is whole: start it again")
+    assert contents(stopped) == before
+
+
+def test_lines_that_a_log_lacks_are_counted(stopped, straight, capsys):
+    log = files.JsonLines(stopped / "log.jsonl")
+    log.rewrite([r for r in log.records() if r.get("step", 0) < 3])
+    assert train.main(["--resume", str(stopped)]) == 0
+    err = capsys.readouterr().err
+    assert (
+        "log.jsonl: expected a line for each of 4 steps, found none for 2 (the first is 3)" in err
+    )
+    same_checkpoint(stopped / "step_000006", straight["quiet"] / "step_000006")
+
+
+def test_as_many_checkpoints_are_kept_as_asked(tiny, straight, tmp_path):
+    flags = tiny.flags(tmp_path / "out", *FLAGS["quiet"], "--save-every=1", "--keep=2")
+    found = run(tmp_path / "out", flags)
+    assert [*files.saved_steps(found)] == [5, 6]
+    assert not [*found.glob(".*")]
+    same_checkpoint(found / "step_000006", straight["quiet"] / "step_000006")
+
+
+def test_a_checkpoint_is_removed_only_after_the_new_one_is_whole(stopped, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    config = json.loads((stopped / "config.json").read_text())
+    config["run"]["keep"] = 1
+    files.write_json(stopped / "config.json", config)
+    with monkeypatch.context() as patch:
+        patch.setattr(qs.model.shards, "save_file", full)
+        refused(capsys, ["--resume", stopped], "the checkpoint of step 6 could not be written")
+    assert [*files.saved_steps(stopped)] == [2, 4]
+    assert train.main(["--resume", str(stopped)]) == 0
+    assert [*files.saved_steps(stopped)] == [6]
+
+
+def test_a_run_is_saved_when_enough_time_has_passed(tiny, tmp_path, monkeypatch):
+    now = itertools.count(0, 20.0)  # seconds, each time that it is asked
+    clock = SimpleNamespace(monotonic=lambda: next(now), perf_counter=time.perf_counter)
+    monkeypatch.setattr(qs.training.trainer, "time", clock)
+    flags = tiny.flags(tmp_path / "out", "--keep=0", "--save-minutes=1")
+    assert [*files.saved_steps(run(tmp_path / "out", flags))] == [3, 6]
 
 
 # What goes wrong on the way
@@ -1039,7 +1152,13 @@ def test_an_error_of_our_own_is_not_hidden(tiny, tmp_path, monkeypatch):
         train.main(tiny.flags(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("full")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+)
 def test_a_disk_that_refuses_a_save_loses_no_checkpoint(
     stopped, straight, monkeypatch, capsys, error
 ):
@@ -1049,7 +1168,12 @@ def test_a_disk_that_refuses_a_save_loses_no_checkpoint(
     saved = {n: contents(stopped / n) for n in ("step_000002", "step_000004")}
     with monkeypatch.context() as patch:
         patch.setattr(qs.model.shards, "save_file", full)
-        refused(capsys, ["--resume", stopped], "No space left|model.safetensors: cannot be")
+        message = "the checkpoint of step 6 could not be written: it needs 0.000"
+        line = refused(capsys, ["--resume", stopped], message)[-1]
+    assert re.search(r" GB, and [\d.]+ GB are free \(.*No space left on device", line)
+    assert line.endswith(
+        "; make room; go on from the last checkpoint, if there is one, with --resume"
+    )
     assert [*files.saved_steps(stopped)] == [2, 4]
     assert {n: contents(stopped / n) for n in saved} == saved
     assert train.main(["--resume", str(stopped)]) == 0

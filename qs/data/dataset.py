@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from qs.config import PADDING
+from qs.digests import content_digest
 from qs.files import names_in, places, read_object
 from qs.model.tokenizer import Tokenizer
 from qs.output import nearest
@@ -48,11 +49,6 @@ def check_split(split: str) -> None:
     """Raise ValueError for what is none of SPLITS."""
     if split not in SPLITS:
         raise ValueError(f"expected a split {' or '.join(SPLITS)}, found {split!r}; name one")
-
-
-def content_digest(content: bytes | np.ndarray) -> str:
-    """16 hexadecimal digits that tell content from any that is damaged or of other text."""
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 @dataclass

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qs import cli
 from qs.atomic import new_folder
+from qs.digests import check_digests, write_digests
 from qs.model import folders, weights
 from qs.model.config import ModelConfig, read_model_config, read_settings
 from qs.model.tokenizer import Tokenizer, copy_tokenizer
@@ -47,6 +48,7 @@ def init(out: Path, tokenizer: Path, std: float, seed: int, **sizes: Any) -> Non
     with new_folder(out) as folder:
         weights.save(folder, config, parameters)
         copy_tokenizer(tokenizer, folder)
+        write_digests(folder)
     count = sum(parameter.numel() for parameter in parameters.values())
     print(f"{out}: {count:,} parameters, {config.vocab_size:,} tokens")
 
@@ -54,6 +56,7 @@ def init(out: Path, tokenizer: Path, std: float, seed: int, **sizes: Any) -> Non
 def export(source: str, out: Path, layout: str, dtype: str | None) -> None:
     """Write a checkpoint, or a run's newest, in another layout or dtype."""
     folder = folders.resolve(source)
+    check_digests(folder)
     config, stored = read_model_config(folder), weights.stored_tensors(folder)
     dtypes = {tensor.dtype for tensor in stored.values()} or {torch.float32}
     kind = getattr(torch, dtype) if dtype else functools.reduce(torch.promote_types, dtypes)
@@ -73,6 +76,7 @@ def export(source: str, out: Path, layout: str, dtype: str | None) -> None:
     with new_folder(out) as new:
         weights.save(new, config, parameters, extras, settings)
         copy_tokenizer(folder, new)
+        write_digests(new)
     print(f"{out}: {folder} as {layout}, {str(kind).removeprefix('torch.')}")
 
 

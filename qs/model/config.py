@@ -327,4 +327,8 @@ def read_settings(folder: str | Path) -> dict[str, Any] | None:
     folder = Path(folder)
     if layout_of(folder) == "mistral":
         return None
-    return read_object(folder / "config.json").get("quiet_star")
+    path = folder / "config.json"
+    settings = read_object(path).get("quiet_star")
+    if not isinstance(settings, dict | None):
+        raise ValueError(f"{path}: expected quiet_star to be an object, found {settings!r:.60}")
+    return settings

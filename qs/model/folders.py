@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
-from qs.files import names_in, places, read_object, saved_steps
+from qs.digests import damage
+from qs.files import OPTIMIZER, TRAINER, names_in, places, read_object, saved_steps
 from qs.output import nearest
 
 MODEL = "model"  # what names of files with weights begin with
@@ -20,31 +24,38 @@ DOWNLOADS = {
 }
 
 
+def find(name: str | Path, root: str | Path = "weights") -> Path:
+    """The folder that a name means: a folder as it is, or a name in `root`.
+
+    Raises:
+        ValueError: if there is none; for checkpoints we know, with the command that gets them.
+    """
+    folder = next((folder for folder in places(name, root) if folder.is_dir()), None)
+    if folder is not None:
+        return folder
+    names = names_in(root)
+    there = f"{root} ({', '.join(names) or 'none'})"
+    hint = f"give a folder or one of the names in {there}{nearest(str(name), names)}"
+    if repository := DOWNLOADS.get(str(name)):
+        hint = f"get it with: hf download {repository}"
+    raise ValueError(f"{name}: expected a checkpoint, found no such folder; {hint}")
+
+
 def resolve(name: str | Path, root: str | Path = "weights") -> Path:
     """The folder of a checkpoint: a folder as it is, a name in `root`, or a run's newest step.
 
-    A step of a run is complete if it holds a `config.json` and weights; others are passed over. Of
-    a Hugging Face cache it is the one folder in `snapshots/`.
+    A step of a run that is not whole (see `damage_of_step`) is passed over, and said so on stderr.
+    Of a Hugging Face cache it is the one folder in `snapshots/`.
 
     Raises:
-        ValueError: if there is none; for checkpoints we know, with the command that gets them. If
-            there are several snapshots.
+        ValueError: if there is none (see `find`), no step of a run is whole, or there are several
+            snapshots.
     """
-    folder = next((folder for folder in places(name, root) if folder.is_dir()), None)
-    if folder is None:
-        names = names_in(root)
-        there = f"{root} ({', '.join(names) or 'none'})"
-        hint = f"give a folder or one of the names in {there}{nearest(str(name), names)}"
-        if repository := DOWNLOADS.get(str(name)):
-            hint = f"get it with: hf download {repository}"
-        raise ValueError(f"{name}: expected a checkpoint, found no such folder; {hint}")
+    folder = find(name, root)
     steps = saved_steps(folder)
-    for step in reversed(steps.values()):
-        weights = (step / SINGLE).is_file() or (step / INDEX).is_file()
-        if weights and (step / "config.json").is_file():
-            return step
     if steps:
-        raise ValueError(f"{folder}: expected a run with a complete step_* folder, found none")
+        weights_of = functools.partial(damage_of_step, training=False)
+        return first_whole(folder, reversed(steps.values()), weights_of)
     snapshots = sorted(path for path in folder.glob("snapshots/*") if path.is_dir())
     if len(snapshots) > 1:
         raise ValueError(
@@ -52,6 +63,45 @@ def resolve(name: str | Path, root: str | Path = "weights") -> Path:
             f"{len(snapshots)}; give one of {', '.join(map(str, snapshots))}"
         )
     return snapshots[0] if snapshots else folder
+
+
+def first_whole(
+    run: Path, steps: Iterable[Path], damage_of: Callable[[Path], str], says: bool = True
+) -> Path:
+    """The first of some checkpoints of a run that is whole.
+
+    Args:
+        run: its folder.
+        steps: the newest first.
+        damage_of: `damage_of_step`, as one process or several see it.
+        says: print what was passed over, in one line on stderr.
+
+    Raises:
+        ValueError: none is.
+    """
+    newest = ""
+    for step in steps:
+        if not (found := damage_of(step)):
+            if newest and says:
+                print(f"{newest}; taking {step}, the newest that is whole", file=sys.stderr)
+            return step
+        newest = newest or found
+    raise ValueError(f"{newest}; no checkpoint of {run} is whole: start it again")
+
+
+def damage_of_step(step: Path, training: bool = True) -> str:
+    """What a checkpoint of a run lacks, or which file is damaged; "" if it is whole.
+
+    `training`: whether what only training goes on with counts too.
+    """
+    needed = [(SINGLE, INDEX), ("config.json",)]
+    if training:
+        needed += [tuple(f"{OPTIMIZER}{name.removeprefix(MODEL)}" for name in needed[0])]
+        needed += [(TRAINER,)]
+    for names in needed:
+        if not any((step / name).is_file() for name in names):
+            return f"{step}: expected {' or '.join(names)}, found none"
+    return damage(step, training)
 
 
 def layout_of(folder: Path) -> Literal["hf", "mistral"]:

@@ -9,7 +9,10 @@ held anyway.
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qs.digests import file_digest
 from qs.files import check_plain, flush, read_object, write_json
 
 LARGEST = 2 * 2**30  # bytes of a file that holds more than one tensor
@@ -150,7 +154,12 @@ def _write_file(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written: {error}") from None
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, f"cannot be written: {error}", str(path)) from None
     # safetensors makes files that only their owner can read: as open to others as the folder
     path.chmod(path.parent.stat().st_mode & 0o666)
-    flush(path)
+    with ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(file_digest, path)  # while memory has it and the disk is at work
+        flush(path)
+    digest.result()

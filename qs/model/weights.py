@@ -9,7 +9,7 @@ convention.
 
 from __future__ import annotations
 
-import hashlib
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qs.files import OPTIMIZER
+from qs.digests import content_digest, file_digest
+from qs.files import ONLY_TRAINING
 from qs.model import shards
 from qs.model.config import ModelConfig, read_model_config, read_settings, write_model_config
+from qs.model.exact import Exact
 from qs.model.folders import CONSOLIDATED, MODEL, layout_of, what_is_wrong
 from qs.model.mistral import Mistral
 from qs.model.tokenizer import TOKENIZER_FILES
@@ -161,7 +163,8 @@ def load_into(
         Whether the folder holds the Quiet-STaR extras.
 
     Raises:
-        ValueError: listing missing, unexpected and mis-shaped tensors by their names in the files.
+        ValueError: listing missing, unexpected and mis-shaped tensors by their names in the files;
+            naming one that is not finite, which shows after those before it were copied.
     """
     folder = Path(folder)
     layout, names, stored, quiet = _matched(folder, parameters, extras)
@@ -173,7 +176,9 @@ def load_into(
                 if stored[theirs].file == file:
                     source = handle.get_tensor(theirs)
                     half = head_dim // 2 if name.endswith(INTERLEAVED) else 0
-                    _copy(ours[name], source[0] if name in VECTORS else source, half)
+                    source = source[0] if name in VECTORS else source
+                    _copy(ours[name], source, half)
+                    _check_finite(f"{file}: {theirs}", source, ours[name])
     return quiet
 
 
@@ -227,6 +232,23 @@ def _copy(destination: Tensor, source: Tensor, half: int) -> None:
         source = source.unflatten(0, (-1, half, 2)).transpose(1, 2)  # (heads, 2, half, D)
         destination = destination.unflatten(0, (-1, 2, half))
     destination.copy_(source)
+
+
+def _check_finite(where: str, source: Tensor, destination: Tensor | Exact) -> None:
+    """Refuse NaN and infinity, by the bounds of what was copied: one pass where it is now."""
+
+    def finite(x: Tensor) -> bool:
+        return not x.numel() or all(math.isfinite(bound) for bound in torch.aminmax(x))
+
+    if finite(destination.rounded if isinstance(destination, Exact) else destination):
+        return
+    if finite(source):
+        dtype = str(destination.dtype).removeprefix("torch.")
+        raise ValueError(f"{where} has numbers that {dtype} cannot hold; use --dtype float32")
+    raise ValueError(
+        f"{where}: expected finite numbers, found NaN or infinity; get the file again, or take "
+        "weights from before they were lost"
+    )
 
 
 # Writing
@@ -286,11 +308,9 @@ def save(
 
 def digest(folder: Path) -> str:
     """A short name for what a checkpoint says: the same for the same files, wherever they are."""
-    of_all = hashlib.sha256()
+    parts = []
     for path in sorted(folder.iterdir()):
-        weights = path.suffix == ".safetensors" and not path.name.startswith(OPTIMIZER)
+        weights = path.suffix == ".safetensors" and not path.name.startswith(ONLY_TRAINING)
         if weights or path.name in ("config.json", "params.json", *TOKENIZER_FILES):
-            with path.open("rb") as file:
-                of_file = hashlib.file_digest(file, "sha256").hexdigest()
-            of_all.update(f"{path.name} {of_file}".encode())
-    return of_all.hexdigest()[:16]
+            parts.append(f"{path.name} {file_digest(path)}")
+    return content_digest("\n".join(parts).encode())

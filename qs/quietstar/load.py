@@ -15,16 +15,17 @@ from torch import Tensor
 
 from qs import files
 from qs.config import Config, RunConfig, ThoughtConfig
+from qs.digests import check_digests
 from qs.model import folders
-from qs.model.config import ModelConfig, read_model_config, read_settings
+from qs.model.config import ModelConfig, read_model_config
 from qs.model.exact import Exact
 from qs.model.mistral import Mistral
 from qs.model.tokenizer import Tokenizer
 from qs.model.weights import check_shapes, load_into
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.parts import Parts, check_own
+from qs.quietstar.stored import STORED, stored_settings
 
-STORED = ("embedding_scale", "mix_weight", "mix_space", "end")  # settings that weights depend on
 THOUGHT_VECTORS = {"start", "end", "end_output"}  # stored divided by --embedding-scale
 
 
@@ -155,9 +156,10 @@ def load(
     differs from the checkpoint's; an output vector of `<end>` is left alone with --end fixed.
 
     Raises:
-        ValueError: the checkpoint is damaged, does not fit (see `check_fits`), its mixing head was
-            trained for another mixing, or it needs parts that are not given.
+        ValueError: the checkpoint is damaged or not finite, does not fit (see `check_fits`), its
+            mixing head was trained for another mixing, or it needs parts that are not given.
     """
+    check_digests(folder)
     config = settings.thinking
     shape, tokenizer = read(folder, settings)
     check_shapes(folder, shape)
@@ -166,7 +168,7 @@ def load(
     model, masters = quiet.model, quiet.masters
     extras = {n: p.data for n, p in quiet.named_parameters() if not n.startswith("model.")}
     targets = {n: masters.get(f"model.{n}", p.data) for n, p in model.named_parameters()}
-    stored = read_settings(folder) or {}
+    stored = stored_settings(folder)
     own = dict(extras)  # of which the checkpoint has numbers, if it has any
     if stored.get("end") != "drawn":
         own.pop("end_output", None)
@@ -331,8 +333,7 @@ def open_model(
     if reads and home is None and "data" not in changes:
         raise ValueError(f"{folder} is no run, so give --data: a name in data/ or a folder")
     config = files.read_config(home) if home else Config()
-    stored = {} if home else read_settings(folder) or {}
-    kept = {key: stored[key] for key in (*STORED, "thoughts", "objective") if key in stored}
+    kept = {} if home else stored_settings(folder)
     # nothing is trained here: settings that only training could not use are no error
     own = {"beta": 0.0, "eval_rows": config.run.eval_rows or ROWS}
     config = config.changed(**own | kept | changes)

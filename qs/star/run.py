@@ -14,16 +14,18 @@ Source: STaR (arXiv:2203.14465), algorithm 1 and section 4.
 """
 
 import dataclasses
-import shutil
+import functools
 import signal
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from qs import files
 from qs.config import PADDING, Config
 from qs.data.completions import Completions
+from qs.digests import write_digests
 from qs.environment import environment
 from qs.files import JsonLines
 from qs.inference.decoding import Decoding
@@ -111,7 +113,7 @@ class StarRun:
             else:
                 quiet, record = self._round(number)
             began = time.perf_counter()
-            greedy = self._resume(quiet, number, HELDOUT, self.task.heldout, temperature=0.0)
+            greedy = self._resume(lambda q=quiet: q, number, HELDOUT, self.task.heldout, 0.0)
             record["accuracy"] = accuracy(greedy)
             record["heldout_too_long"] = sum(a.rationale is None for a in greedy)
             record["heldout_seconds"] = time.perf_counter() - began
@@ -124,7 +126,7 @@ class StarRun:
                 print(f"{problems} leave this model no room for an answer and count as wrong")
             for step, folder in files.saved_steps(self.folder).items():
                 if step < number:  # nothing is read from it any more
-                    shutil.rmtree(folder)
+                    files.remove_step(folder)
         return records
 
     def steps(self, number: int) -> int:
@@ -145,7 +147,10 @@ class StarRun:
         """Generate, filter, rationalise, train from the original model, save."""
         done = self._step(number)
         if done.is_dir():  # stopped while it was evaluated
-            return self._load(done), files.read_json(done / files.TRAINER)
+            if not (found := folders.damage_of_step(done, training=False)):
+                return self._load(done), files.read_object(done / files.TRAINER)
+            print(f"{found}; training round {number} again", file=sys.stderr)
+            checkpoint.set_aside(self.folder, number - 1)
         began = time.perf_counter()
         problems = self.task.training(number)
         record: dict[str, Any] = {"round": number, "problems": len(problems)}
@@ -171,13 +176,18 @@ class StarRun:
             shape = quiet.model.config
             checkpoint.save_model(folder, shape, parameters, self.config, self.start, {})
             files.write_json(folder / files.TRAINER, record)
+            write_digests(folder)
         return quiet, record
 
     def _rationales(
         self, number: int, problems: Sequence[Problem]
     ) -> tuple[list[Example], dict[str, int]]:
         """Every kept rationale of a round by the model of the one before, and what was counted."""
-        quiet = self._load(self._step(number - 1) if number > 1 else self.start)
+
+        @functools.cache
+        def quiet() -> QuietStar:
+            return self._round(number - 1)[0] if number > 1 else self._load(self.start)
+
         temperature = self.config.star.rationale_temperature
         made = self._resume(quiet, number, GENERATED, problems, temperature)
         counts = {
@@ -198,7 +208,7 @@ class StarRun:
 
     def _resume(
         self,
-        quiet: QuietStar,
+        quiet: Callable[[], QuietStar],
         number: int,
         name: str,
         problems: Sequence[Problem],
@@ -219,7 +229,9 @@ class StarRun:
             )
         if path.is_file():
             lines.rewrite([dataclasses.asdict(a) for a in made])
-        model, seed = (quiet, self.tokenizer), self.config.run.seed * 1000 + number
+        if len(made) == len(problems):
+            return made
+        model, seed = (quiet(), self.tokenizer), self.config.run.seed * 1000 + number
         decoding = Decoding(star.rationale_tokens, temperature, think_when="never")
         rest = generate_rationales(
             *model, self.task, problems, decoding, seed, hint, size, done=len(made)

@@ -18,14 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qs.files import AVERAGE
 from qs.model import shards
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.losses import linear_nll
 from qs.quietstar.terms import Targets
 from qs.settings import check_names
 from qs.training.optimizer import exact_parameters
-
-AVERAGE = "average"  # of its file in a checkpoint
 
 
 class Average:

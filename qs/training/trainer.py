@@ -10,7 +10,6 @@ import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -49,7 +48,8 @@ class Trainer:
 
     Args:
         config: its settings.
-        start: folder that weights come from, and where it goes on also the optimiser.
+        start: folder that weights come from; None: the run goes on from its newest checkpoint
+            that is whole.
         folder: of the run, which exists if it goes on.
         parts: reward, baseline, mixing head and visibility of one's own.
 
@@ -67,19 +67,19 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        start: Path,
+        start: Path | None,
         folder: Path,
         parts: Parts = Parts(),  # noqa: B008
     ):
         run = config.run
         if not any(term_weights(config.thinking)):
             raise ValueError("--likelihood-weight 0 without REINFORCE trains nothing: raise it")
-        self.start, self.folder = start, folder
         placement = choose_placement(run)
         self.ranks = distributed.start(placement.device)
+        start = start or checkpoint.newest_whole(folder, self.ranks.first)
+        self.start, self.folder, self.saved = start, folder, time.monotonic()
         shape = read_model_config(start)
-        chosen, self.placement, plan = settle(config, shape, placement, self.ranks.count)
-        self.chosen = chosen
+        self.chosen, self.placement, plan = settle(config, shape, placement, self.ranks.count)
         # what changes results is the same on whatever machine it goes on
         self.config = config.changed(moments=plan.moments)
         if run.batch % self.ranks.count:
@@ -88,7 +88,7 @@ class Trainer:
             )
         data = resolve_data(run.data)
         self.train, self.heldout = TokenDataset(data), TokenDataset(data, "heldout")
-        self.quiet, self.tokenizer = load(start, chosen, self.placement, parts)
+        self.quiet, self.tokenizer = load(start, self.chosen, self.placement, parts)
         for split in (self.train, self.heldout):
             split.check_tokenizer(self.tokenizer)
         self.windows = Windows(self.train, run.seq, run.seed)
@@ -149,9 +149,6 @@ class Trainer:
                 "other data of that name; prepare it again from the same sources, or begin a new "
                 f"run from {self.start} with --weights"
             )
-        checkpoint.load_optimizer(self.start, self.optimizer, self.names)
-        if self.average:
-            self.average.load(self.start)
         path = self.start / files.TRAINER
         stored = files.read_json(path)
         if not isinstance(stored, dict) or any(
@@ -160,6 +157,10 @@ class Trainer:
             raise ValueError(f"{path}: expected counters by name, found {str(stored)[:60]}")
         check_names(str(path), stored, vars(self.state))
         self.state = State(**stored)
+        updates = self.state.step - self.state.skipped
+        checkpoint.load_optimizer(self.start, self.optimizer, self.names, updates)
+        if self.average:
+            self.average.load(self.start)
         here = environment(str(self.placement)) | {"processes": self.ranks.count}
         if changes := [
             f"{name} {made[name]}, now {here[name]}"
@@ -173,8 +174,17 @@ class Trainer:
         if self.ranks.first:  # what a resumed run logs equals what an uninterrupted one does
             if made:
                 files.write_json(self.folder / files.MADE, made)  # of old runs it was in the log
-            self.log.rewrite([r for r in records if r.get("step", 0) <= self.state.step])
+            checkpoint.set_aside(self.folder, self.state.step)
+            self.log.rewrite(checkpoint.records_until(records, self.state.step, self.log.path))
         self.say(f"resume  {self.start}: {self.state.step} of {self.config.run.steps} steps done")
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save; the same on all ranks."""
+        run, minutes = self.config.run, (time.monotonic() - self.saved) / 60
+        late = self.ranks.first and run.save_minutes and minutes >= run.save_minutes
+        every = run.save_every and self.state.step % run.save_every == 0
+        return distributed.anywhere(bool(every or late))
 
     @property
     def finished(self) -> bool:
@@ -258,18 +268,26 @@ class Trainer:
             )
             raise ValueError(distributed.from_first(problem))
 
+        parameters = exact_parameters(self.quiet)
+        moments = checkpoint.optimizer_tensors(self.optimizer, self.names)
+
         def fill(folder: Path | None) -> None:
-            shape, parameters = self.quiet.model.config, exact_parameters(self.quiet)
+            shape = self.quiet.model.config
             own = own_names(self.quiet.mixer, self.quiet.visibility)
             checkpoint.save_model(folder, shape, parameters, self.config, self.start, own)
-            moments = checkpoint.optimizer_tensors(self.optimizer, self.names)
             checkpoint.save_optimizer(folder, moments)
             if self.average:
                 self.average.save(folder)
             if folder:
+                files.flush(self.log.path)  # to the disk no later than what it tells of
                 files.write_json(folder / files.TRAINER, dataclasses.asdict(self.state))
 
-        checkpoint.save_step(self.folder, step, fill, first)
+        held = [*parameters.values(), *moments.values()]
+        held += self.average.weights.values() if self.average else []
+        # the last good one stays as long as every step since is skipped
+        keep = 0 if self.state.skipped_in_a_row else self.config.run.keep
+        checkpoint.save_step(self.folder, step, fill, first, held, keep)
+        self.saved = time.monotonic()
 
     def _finite(self) -> bool:
         """Whether every parameter is finite, on all ranks: they must go the same way."""
@@ -288,33 +306,6 @@ class Trainer:
         return f"the last good checkpoint is {saved[-1]} (start again from it with --weights)"
 
 
-COMMON, NATS, SAME = 0.95, 0.1, 0.99  # of thoughts: beyond one of these they have collapsed
-
-
-def collapse(record: dict[str, float]) -> str:
-    """What says that the thoughts of a step have collapsed, in words; "" where they have not."""
-    if record.get("thought_top", 0) > COMMON:
-        return f"one token is {record['thought_top']:.1%} of all sampled ones"
-    if record.get("thought_entropy", NATS) < NATS:
-        return f"the tokens sampled have an entropy of {record['thought_entropy']:.3f} nats"
-    if record.get("thought_same", 0) > SAME:
-        return f"all K thoughts are equal at {record['thought_same']:.1%} of positions"
-    return ""
-
-
-def collapse_warning(records: Sequence[dict[str, float]]) -> str:
-    """A warning if the steps of a log end with collapsed thoughts; else ""."""
-    steps = [record for record in records if "thought_top" in record]
-    if not steps or not (why := collapse(steps[-1])):
-        return ""
-    sound = [i for i, record in enumerate(steps) if not collapse(record)]
-    since = steps[sound[-1] + 1 if sound else 0]["step"]
-    return (
-        f"warning: thoughts have collapsed, since step {since}: {why}; what they earn says nothing "
-        "about thinking: try a lower --lr or --beta, or a higher --sample-temperature"
-    )
-
-
 def peak_memory(device: torch.device) -> int | None:
     """Bytes: the most that CUDA held, or the largest resident size of this process.
 
@@ -328,18 +319,3 @@ def peak_memory(device: torch.device) -> int | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def bar_text(record: dict[str, float]) -> str:
-    """The progress bar's numbers in the width of an old terminal; the log has them all.
-
-    NLL is of the text without thoughts, nats a token; w is the mixing weight.
-    """
-    numbers = (
-        ("nll_base", "NLL {:.3f}"),
-        ("nll_talk", "thinking {:.3f}"),
-        ("reward", "reward {:+.3f}"),
-        ("weight_mean", "w {:.2f}"),
-    )
-    parts = [form.format(record[key]) for key, form in numbers if key in record]
-    return ", ".join(["COLLAPSED"] * bool(collapse(record)) + parts)

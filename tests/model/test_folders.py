@@ -27,7 +27,7 @@ def test_names_resolve_to_folders_and_runs_to_their_newest_complete_step(tmp_pat
     assert resolve(run) == resolve(str(run)) == resolve("run", root=tmp_path) == step
     assert resolve(step) == step
     (tmp_path / "unfinished" / "step_000001").mkdir(parents=True)
-    with pytest.raises(ValueError, match="expected a run with a complete step"):
+    with pytest.raises(ValueError, match="found none; no checkpoint of .*unfinished is whole"):
         resolve("unfinished", root=tmp_path)
 
 

@@ -80,7 +80,7 @@ def test_export_writes_the_newest_step_of_a_run_in_either_layout(tmp_path):
     assert load_into(out, read) is False
     assert_same_bits(read, {n: t.bfloat16() for n, t in step.items()})
     names = {f.name for f in out.iterdir()}
-    assert names == {"config.json", "model.safetensors", "tokenizer.model"}
+    assert names == {"config.json", "digests.json", "model.safetensors", "tokenizer.model"}
     out = tmp_path / "quiet"
     assert main.main(["export", str(run), "--layout", "quietstar", "--out", str(out)]) == 0
     written = load_file(out / "model.safetensors")

@@ -118,7 +118,7 @@ print(measure(save_optimizer, folder, optimizer_tensors(optimizer, parameters)))
 print(measure(save, folder, config, model))
 optimizer.state.clear()
 moments = sum(2 * p.nbytes for p in parameters)
-print(measure(load_optimizer, folder, optimizer, parameters) - moments)
+print(measure(load_optimizer, folder, optimizer, parameters, 1) - moments)
 """
 
 

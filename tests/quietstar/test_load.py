@@ -183,6 +183,7 @@ def test_the_start_text_loses_the_bare_space_that_sentencepiece_puts_before_it(t
 
 def test_only_matrices_of_the_layers_are_kept_in_the_arithmetic_dtype(tiny, tmp_path):
     folder = shutil.copytree(tiny.weights, tmp_path / "w")
+    (folder / "digests.json").unlink()
     stored = load_file(folder / "model.safetensors")
     halved = {name: tensor.bfloat16() for name, tensor in stored.items()}
     save_file(halved, folder / "model.safetensors")
@@ -221,6 +222,9 @@ def test_a_damaged_checkpoint_is_refused(tiny, tmp_path):
     folder = shutil.copytree(tiny.weights, tmp_path / "w")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="model.safetensors: expected what digests.json says"):
+        load(folder, Config(ThoughtConfig(), run=SHORT), CPU)
+    (folder / "digests.json").unlink()  # as a download
     with pytest.raises(ValueError, match="model.safetensors: expected a safetensors file"):
         load(folder, Config(ThoughtConfig(), run=SHORT), CPU)
 
@@ -327,6 +331,7 @@ def test_settings_of_a_checkpoint_are_plain_json(tiny, tmp_path, extras):
 
 def test_shapes_are_compared_before_memory_is_taken(tiny, tmp_path, monkeypatch):
     folder = shutil.copytree(tiny.weights, tmp_path / "w")
+    (folder / "digests.json").unlink()
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | {"intermediate_size": 10**6}))
     monkeypatch.setattr(sys.modules[load.__module__], "allocate", None)

@@ -348,6 +348,30 @@ def test_a_round_whose_line_is_lost_is_only_evaluated_again(straight, tmp_path, 
     same_run(copy, straight)
 
 
+@pytest.mark.parametrize("stopped", ["evaluating round 2", "generating round 2"])
+def test_a_damaged_model_of_a_round_is_trained_again(
+    straight, tmp_path, monkeypatch, capsys, stopped
+):
+    copy = shutil.copytree(straight, tmp_path / "copy")
+    (copy / "results.json").unlink()
+    lines = (copy / "log.jsonl").read_text().splitlines(keepends=True)
+    (copy / "log.jsonl").write_text("".join(lines[:-1]))
+    (copy / "round_02" / "heldout.jsonl").unlink()
+    newest = copy / "step_000002"
+    if stopped == "generating round 2":
+        newest = newest.rename(copy / "step_000001")
+        (copy / "round_02" / "generated.jsonl").unlink()
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (newest / "model.safetensors").write_bytes(content)
+    rig(monkeypatch)
+    assert train.main(["--resume", str(copy)]) == 0
+    err = capsys.readouterr().err
+    assert re.search(r"model.safetensors: expected .*; training round \d again", err)
+    shutil.rmtree(newest.with_name(f"{newest.name}.damaged"))
+    same_run(copy, straight)
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
 )

@@ -1,5 +1,7 @@
 """checkpoint: what bears its final name is complete, and reads back as it was written."""
 
+import errno
+
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -35,7 +37,7 @@ def test_an_optimiser_read_back_goes_on_bit_for_bit(tmp_path, monkeypatch, large
     other = module(QUIET.thought)
     other.load_state_dict(quiet.state_dict())
     again = make_optimizer(other, QUIET.optim)
-    load_optimizer(tmp_path, again, names_of(other))
+    load_optimizer(tmp_path, again, names_of(other), 2)
     for one, it in ((quiet, optimizer), (other, again)):
         train_step(one, it, *batch(9), QUIET, 9, False)
     same_bits(dict(quiet.named_parameters()), dict(other.named_parameters()))
@@ -55,7 +57,7 @@ def test_a_parameter_that_no_loss_reached_has_no_state_before_or_after(tmp_path,
     save_optimizer(tmp_path, optimizer_tensors(optimizer, names_of(quiet)))
     other = module(config.thinking)
     again = make_optimizer(other, config.optim)
-    load_optimizer(tmp_path, again, names_of(other))
+    load_optimizer(tmp_path, again, names_of(other), steps)
     reached = {names_of(quiet)[p] for p in optimizer.state}
     assert reached == {names_of(other)[p] for p in again.state}
     assert not {name for name in reached if name.startswith("mixer.")}
@@ -69,19 +71,30 @@ def test_a_parameter_that_no_loss_reached_has_no_state_before_or_after(tmp_path,
         (lambda t: t.update(other=torch.ones(1)), r"0 missing \(none\), 1 unexpected \(other\)"),
         (
             lambda t: t.update({"exp_avg/start": torch.ones(3)}),
-            r"expected exp_avg/start of shape \[8\], found \[3\]",
+            r"expected exp_avg/start of dtype and shape float64 \[8\], found float32 \[3\]",
         ),
+        (
+            lambda t: t.update({"exp_avg/start": t["exp_avg/start"].float()}),
+            r"exp_avg/start of dtype and shape float64 \[8\], found float32 \[8\]",
+        ),
+        (
+            lambda t: t["exp_avg/start"][3:4].fill_(torch.nan),
+            "expected finite numbers, found NaN or infinity in exp_avg/start; move .* away to go",
+        ),
+        (lambda t: t["exp_avg_sq/end"][:1].fill_(torch.inf), "infinity in exp_avg_sq/end"),
+        (lambda t: t["exp_avg_sq/end"][:1].fill_(-2), "expected squares, found -2 in exp_avg_sq"),
+        (lambda t: t["step/end"].fill_(3), "2 steps at most, as in trainer.json, found 3 in step/"),
+        (lambda t: t["step/end"].fill_(0.5), "found 0.5 in step/end"),
     ],
-    ids=["missing", "unexpected", "of another shape"],
 )
-def test_an_optimiser_of_another_model_is_refused(tmp_path, change, message):
+def test_an_optimiser_whose_state_cannot_be_is_refused(tmp_path, change, message):
     quiet, optimizer = stepped()
     save_optimizer(tmp_path, optimizer_tensors(optimizer, names_of(quiet)))
     stored = load_file(tmp_path / "optimizer.safetensors")
     change(stored)
     save_file(stored, tmp_path / "optimizer.safetensors")
     with pytest.raises(ValueError, match=message):
-        load_optimizer(tmp_path, make_optimizer(quiet, QUIET.optim), names_of(quiet))
+        load_optimizer(tmp_path, make_optimizer(quiet, QUIET.optim), names_of(quiet), 2)
 
 
 @pytest.mark.parametrize("left", [None, 0, -1])
@@ -93,7 +106,7 @@ def test_a_missing_or_damaged_optimiser_is_refused(tmp_path, left):
         path.write_bytes(path.read_bytes()[:left])
     message = "no such file; resume needs" if left is None else "expected a safetensors file, found"
     with pytest.raises(ValueError, match=f"optimizer.safetensors: {message}"):
-        load_optimizer(tmp_path, optimizer, names_of(quiet))
+        load_optimizer(tmp_path, optimizer, names_of(quiet), 2)
 
 
 def test_an_optimiser_without_one_of_its_files_is_refused(tmp_path, monkeypatch):
@@ -102,17 +115,18 @@ def test_an_optimiser_without_one_of_its_files_is_refused(tmp_path, monkeypatch)
     save_optimizer(tmp_path, optimizer_tensors(optimizer, names_of(quiet)))
     (file := min(tmp_path.glob("optimizer-00002-of-*"))).unlink()
     with pytest.raises(ValueError, match=f"{file.name}: expected a safetensors file, found: No"):
-        load_optimizer(tmp_path, optimizer, names_of(quiet))
+        load_optimizer(tmp_path, optimizer, names_of(quiet), 2)
     (tmp_path / "optimizer.safetensors.index.json").unlink()
     with pytest.raises(ValueError, match="no such file; resume needs"):
-        load_optimizer(tmp_path, optimizer, names_of(quiet))
+        load_optimizer(tmp_path, optimizer, names_of(quiet), 2)
 
 
 def test_a_disk_that_refuses_the_optimiser_is_an_os_error(tmp_path, monkeypatch):
     def full(*_, **__):
-        raise SafetensorError("No space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(shards, "save_file", full)
     quiet, optimizer = stepped()
-    with pytest.raises(OSError, match="optimizer.safetensors: cannot be written: No space left"):
+    with pytest.raises(OSError, match="cannot be written: .*No space left.*optimizer.saf") as end:
         save_optimizer(tmp_path, optimizer_tensors(optimizer, names_of(quiet)))
+    assert end.value.errno == errno.ENOSPC
