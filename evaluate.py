@@ -130,8 +130,7 @@ def tasks(args: argparse.Namespace) -> None:
             summary = question_sets.run(exam, opened.quiet, opened.tokenizer, asked, out)
             facts, made = exam_results.exam_report(exam, summary, out, other)
             facts["environment"] = environment
-            before = files.read_results(out).get("exams", {})
-            files.add_results(out, {"exams": before | {exam.file: facts}})
+            files.add_results(out, {exam.file: facts}, "exams")
             print("\n" + terminal(*made))
             tables += made
     print(f"\nwritten to {out / files.RESULTS} and, a line for each question, beside it")

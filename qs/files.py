@@ -282,10 +282,21 @@ def read_results(run: Path) -> dict[str, Any]:
     return read_object(path, "move it away") if path.is_file() else {}
 
 
-def add_results(run: Path, results: dict[str, Any]) -> None:
-    """Write into `results.json`; what else it holds stays."""
+def add_results(run: Path, results: dict[str, Any], part: str = "") -> None:
+    """Write into `results.json`, or an object of that name in it; what else it holds stays.
+
+    Raises:
+        ValueError: something else is there.
+    """
+    path = run / RESULTS
     with hold(run / f".{RESULTS}{LOCK}", wait=True):
-        write_json(run / RESULTS, read_results(run) | results)
+        before = read_results(run)
+        if part:
+            if not isinstance(inner := before.get(part, {}), dict):
+                found = str(inner)[:40]
+                raise ValueError(f"{path}: expected {part} by name, found {found}; move it away")
+            results = {part: inner | results}
+        write_json(path, before | results)
 
 
 def made_by(run: Path) -> dict[str, Any]:

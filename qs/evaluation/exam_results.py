@@ -102,6 +102,31 @@ TOTALS = ("tokens", "slots", "slots_everywhere")  # of the text, of greedy thoug
 Line = dict[str, Any]  # of a file of answers: "id", MEASURES, TOTALS, and what was said
 
 
+def read_answers(path: Path) -> list[Line]:
+    """The lines of a file of answers; none where there is no file.
+
+    Raises:
+        ValueError: a line is damaged, or lacks what others hold.
+    """
+    lines = JsonLines(path).records()
+    names = [name for name in (*MEASURES, *TOTALS) if any(name in line for line in lines)]
+    for place, line in enumerate(lines, 1):
+        wrong = [name for name in names if not _is_measured(name, line.get(name))]
+        if wrong or type(line.get("id")) is not str:
+            found = f"{wrong[0]}: {line.get(wrong[0])!r}" if wrong else f"id: {line.get('id')!r}"
+            raise ValueError(
+                f"{path}, line {place}: expected an answer, found {found[:80]}; remove the line "
+                "and its question is asked again"
+            )
+    return lines
+
+
+def _is_measured(name: str, value: Any) -> bool:
+    if name in TOTALS:
+        return type(value) is int and 0 <= value < 2**63
+    return isinstance(value, int | float) and 0 <= value <= 1
+
+
 @dataclass(frozen=True)
 class Result:
     """One measure over all questions."""
@@ -162,7 +187,7 @@ def against(own: Path, other: Path) -> Summary:
     Raises:
         ValueError: they have no question in common.
     """
-    mine, theirs = ({x["id"]: x for x in JsonLines(path).records()} for path in (own, other))
+    mine, theirs = ({x["id"]: x for x in read_answers(path)} for path in (own, other))
     shared = [name for name in mine if name in theirs]
     if not shared:
         raise ValueError(f"{other}: expected some of the questions of {own}, found none")

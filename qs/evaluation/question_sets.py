@@ -14,7 +14,7 @@ import numpy as np
 from qs.data.answers import final_number, majority
 from qs.data.prompts import COT_STOPS, cot_final_prompt, cot_prompt, cut
 from qs.data.question_sets import BenchmarkQuestion, parse_direct
-from qs.evaluation.exam_results import Exam, Line, Summary, summary
+from qs.evaluation.exam_results import Exam, Line, Summary, read_answers, summary
 from qs.evaluation.gold_probability import Item, item
 from qs.files import JsonLines
 from qs.inference.cache import read_texts
@@ -48,7 +48,7 @@ def run(
     fit = [x for x in items if len(x.text.ids) <= longest]
     # of similar length together, the longest first: the first batch needs most memory
     order = sorted(fit, key=lambda x: -len(x.text.ids))
-    done = {line["id"] for line in answers.records()} & {x.question.id for x in fit}
+    done = {line["id"] for line in read_answers(answers.path)} & {x.question.id for x in fit}
     answer = _chains if exam.votes else _direct
     began = time.perf_counter()
     with progress(None, exam.kind, len(fit), unit=" questions") as bar:
@@ -67,7 +67,7 @@ def run(
         "answered": len(fit) - len(done),
         "seconds": time.perf_counter() - began,
     }
-    known = {line["id"]: line for line in answers.records()}
+    known = {line["id"]: line for line in read_answers(answers.path)}
     return summary([known[x.question.id] for x in fit], facts)
 
 

@@ -5,13 +5,19 @@ import json
 import numpy as np
 import pytest
 
-from qs.evaluation.exam_results import MEASURES, against, against_table, summary
+from qs.evaluation.exam_results import (
+    MEASURES,
+    against,
+    against_table,
+    read_answers,
+    summary,
+)
 from qs.evaluation.statistics import Estimate, mean_estimate, paired, wilson
 from qs.files import JsonLines
 
 GOLD = [0.2, 0.4, 0.9]
 LINES = [
-    {"id": str(i), "gold_base": p, "gold_chance": 0.1, "gold_greedy": p + i / 8, "slots": 2}
+    {"id": str(i), "gold_base": p, "gold_chance": 0.1, "gold_greedy": p + i / 32, "slots": 2}
     | {"exact_base": p > 0.5, "exact_mix": True, "said_base": "4"}
     for i, p in enumerate(GOLD)
 ]
@@ -27,7 +33,7 @@ def test_each_measure_has_the_interval_of_its_kind_and_its_change():
     assert (plain.wilson, plain.change) == (None, None)
     assert (rate.mean, rate.wilson, rate.ends) == (1.0, wilson(3, 3), wilson(3, 3))
     assert rate.change == paired([0.0, 0.0, 1.0], [1.0] * 3)
-    after = [p + i / 8 for i, p in enumerate(GOLD)]
+    after = [p + i / 32 for i, p in enumerate(GOLD)]
     assert found.results["gold_greedy"].change == paired(GOLD, after)
     chance = found.results["gold_chance"]
     assert (chance.interval, chance.wilson, chance.change) == (None, None, None)
@@ -66,8 +72,21 @@ def test_what_a_plain_model_lacks_is_compared_with_its_answers_without_thoughts(
     found = against(tmp_path / "own", tmp_path / "other")
     assert found.facts["questions"] == 2
     greedy = found.results["gold_greedy"]
-    expected = paired(GOLD[1:], [0.4 + 1 / 8, 0.9 + 2 / 8])
+    expected = paired(GOLD[1:], [0.4 + 1 / 32, 0.9 + 2 / 32])
     assert Estimate(greedy.mean, greedy.interval) == expected
     JsonLines(tmp_path / "none").append([{"id": "else"}])
     with pytest.raises(ValueError, match="expected some of the questions of .*own, found none"):
         against(tmp_path / "own", tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"id": 7}, {"gold_base": None}, {"slots": 1.5}, {"gold_base": 2}]
+)
+def test_a_line_that_is_no_answer_is_named(tmp_path, wrong):
+    path = tmp_path / "own"
+    JsonLines(path).append([LINES[0], LINES[1] | wrong])
+    with pytest.raises(ValueError, match=r"own, line 2: expected an answer, found .*; remove the"):
+        read_answers(path)
+    JsonLines(path).rewrite(LINES)
+    assert read_answers(path) == LINES
+    assert read_answers(tmp_path / "none") == []
