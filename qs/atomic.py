@@ -22,6 +22,16 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def refusal_told(path: Path, size: int) -> Iterator[None]:
+    """Let a disk that refuses a write say of which file, and how many bytes it is to take."""
+    try:
+        yield
+    except OSError as error:
+        words = f"{size:,} bytes could not be written: {error.strerror or error}"
+        raise OSError(error.errno, words, str(path)) from None
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; of several processes at once each writes all of it.
 
@@ -29,7 +39,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         OSError: the disk refuses; what was there is untouched.
     """
     aside = path.with_name(f"{path.name}.tmp")
-    with taken(aside, wait=True) as file:
+    with refusal_told(path, len(content)), taken(aside, wait=True) as file:
         try:
             file.truncate(0)  # what a killed process left
             file.write(content)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qs.atomic import flush, new_folder, write_bytes, write_text
+from qs.atomic import flush, new_folder, refusal_told, write_bytes, write_text
 from qs.config import Config
 from qs.locks import LOCK, hold
 
@@ -54,6 +54,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
 
 
+LARGEST_JSON = 2**28  # bytes
 DIGITS = 300  # of an integer at most: more is beyond what a float can hold
 
 
@@ -110,9 +111,11 @@ def read_json(path: Path, advice: str = "get the file again") -> Any:
     """Read a JSON file; `advice` says what to do where that cannot be done.
 
     Raises:
-        ValueError: it is missing or damaged.
+        ValueError: it is missing, damaged, or larger than any that is ours.
     """
     try:
+        if path.is_file() and (size := path.stat().st_size) > LARGEST_JSON:
+            raise ValueError(f"{size:,} bytes")
         return parse_json(read_plain(path))
     except OSError as error:
         raise ValueError(
@@ -172,9 +175,10 @@ class JsonLines:
     def append(self, records: Sequence[dict[str, Any]], flushed: bool = True) -> None:
         """Add a line for each record at the end; `flushed` waits until the disk has them."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+") as file:
+        lines = b"".join(map(_line, records))
+        with refusal_told(self.path, len(lines)), self.path.open("ab+") as file:
             self._drop_partial_line(file)
-            file.writelines(map(_line, records))
+            file.write(lines)
         if flushed:
             flush(self.path)
 

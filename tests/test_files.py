@@ -1,5 +1,6 @@
 """files: what bears its final name is complete, and reads back as it was written."""
 
+import errno
 import io
 import json
 import math
@@ -78,6 +79,14 @@ def test_json_that_cannot_be_is_refused_with_the_name_of_its_file(tmp_path, cont
     if content:
         with pytest.raises(ValueError, match=r"x\.json, line 2: expected a JSON object"):
             JsonLines(path).records()
+
+
+def test_json_larger_than_any_of_ours_is_not_read(tmp_path):
+    path = tmp_path / "x.json"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # takes no room
+    with pytest.raises(ValueError, match=r"x\.json: expected JSON, found: 1,099,511,627,776 bytes"):
+        read_json(path)
 
 
 def test_json_may_begin_with_a_byte_order_mark(tmp_path):
@@ -170,6 +179,14 @@ def test_an_interrupted_write_leaves_the_old_json(tmp_path, monkeypatch):
         write_json(path, {"a": 2})
     assert read_json(path) == {"a": 1}
     assert [each.name for each in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk that is always full")
+def test_a_full_disk_is_told_with_the_file_and_what_it_was_to_take(tmp_path):
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="9 bytes could not be written: No space.*log.jsonl") as end:
+        JsonLines(tmp_path / "log.jsonl").append([{"a": 1}])
+    assert end.value.errno == errno.ENOSPC
 
 
 # Checkpoints

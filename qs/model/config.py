@@ -247,7 +247,8 @@ def _architecture(family: str) -> str:
 
 def _hf_fields(values: dict[str, Any]) -> dict[str, Any]:
     kind, names = str(values.get("model_type")), values.get("architectures")
-    if kind not in FAMILIES or _architecture(kind) not in (names or [_architecture(kind)]):
+    listed = names if isinstance(names, list) else [names]
+    if kind not in FAMILIES or (names and _architecture(kind) not in listed):
         known = ", ".join(f"{kind} ({_architecture(kind)})" for kind in FAMILIES)
         raise ValueError(f"expected model_type {known}, found {kind} ({names}); no other is known")
     defaults = {key.hf: key.default for key in FIELDS.values()} | FAMILIES[kind]
@@ -257,8 +258,9 @@ def _hf_fields(values: dict[str, Any]) -> dict[str, Any]:
         fields["kv_heads"] = fields["heads"]
     if kind != "mistral":
         fields["window"] = None  # stock Llama has none; Qwen's is off (see UNSUPPORTED)
-    if other := set(values.get("layer_types") or ()) - {"full_attention"}:
-        raise ValueError(f"expected layer_types full_attention, found {', '.join(sorted(other))}")
+    layers = values.get("layer_types") or []
+    if other := [x for x in layers if x != "full_attention"] if type(layers) is list else layers:
+        raise ValueError(f"expected layer_types full_attention, found {other!r:.60}")
     for key in ("rope_scaling", "rope_parameters"):
         rope = values.get(key) or {}
         if not isinstance(rope, dict):

@@ -22,7 +22,7 @@ from qs.inference.decoding import Decoding
 from qs.inference.write import Written, write
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
-from qs.settings import check_names
+from qs.settings import check_names, check_types
 from qs.star.tasks import Problem, Task
 
 
@@ -114,6 +114,7 @@ def read_attempt(line: dict[str, Any], where: str) -> Attempt:
         ValueError: it holds anything else; `where` names the file.
     """
     check_names(where, line, {field.name for field in fields(Attempt)})
+    check_types(where, Attempt, line)
     return Attempt(**line)
 
 
