@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from cases import Case, anchors_of, cases, documents_of, examples, normal, same, seeds
+from cases import Case, anchors_of, cases, documents_of, examples, normal, same, seeds, visibilities
 from cases import thought_configs as configs
 from hypothesis import given
 from hypothesis import strategies as st
@@ -180,17 +180,17 @@ def test_a_cache_is_one_pair_of_zeros_for_each_layer():
 # Cached decoding
 
 
-@given(case=cases(config=configs(), rows=2), fast=st.booleans())
+@given(case=cases(config=configs(), rows=2, visibility=visibilities), fast=st.booleans())
 @torch.no_grad()
 def test_decoding_with_a_cache_gives_the_outputs_of_the_packed_pass(case: Case, fast: bool):
     module = case.module("dense")
     model, shape = module.model, case.shape
     base, branch = module.score(case.tokens, case.documents, case.anchors, case.thoughts)
-    outputs, cache = prefill(model, case.tokens, case.documents)
+    outputs, cache = prefill(model, case.tokens, case.documents, case.visibility)
     same(outputs, base)
 
     B, A, K, n = case.thoughts.shape
-    layout = Layout(case.documents, case.anchors, K, n + 1)
+    layout = Layout(case.documents, case.anchors, K, n + 1, case.visibility)
     rule = (layout, shape.window, shape.shared, base)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_kernels, "serves", lambda x: fast)
