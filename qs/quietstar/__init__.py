@@ -1,7 +1,8 @@
 """Quiet-STaR (arXiv:2403.09629): the first room to read.
 
 algorithm (algorithm 1, stage by stage), masks (who sees whom), sampler, mixer, losses, attention;
-then parts (what can be one's own), anchors (who thinks) and load (a checkpoint or a run -> a model that is ready).
+then parts (what can be one's own), anchors (who thinks) and load (a checkpoint or a run -> a model
+that is ready).
 """
 
 from qs.quietstar.algorithm import PAUSE, QuietStar
