@@ -34,7 +34,7 @@ from qs.environment import environment
 from qs.evaluation import exam_results, question_sets
 from qs.evaluation.exam_results import Exam
 from qs.evaluation.hard_tokens import by_decile, measure_hard_tokens, token_table
-from qs.evaluation.heldout import heldout_data, heldout_score, score_tables
+from qs.evaluation.heldout import heldout_data, heldout_score, score_tables, settings_told
 from qs.evaluation.page import PAGE_ROWS, write_thoughts
 from qs.evaluation.thoughts import read_thoughts
 from qs.inference.decoding import Decoding, token_line
@@ -82,7 +82,8 @@ class Flags:
 def score(args: argparse.Namespace) -> None:
     """Score held-out text with and without thoughts: answers, where they are known, and all tokens.
 
-    NLL is in nats a token, one thought sampled before each. Of a run, written to evaluation.json.
+    NLL is in nats a token, one thought sampled before each. Of a run, evaluation.json keeps it;
+    measured otherwise than the run does at its end, a file whose name tells how.
     """
     opened = open_by(args)
     folder, run, config, placement, quiet, tokenizer = opened
@@ -91,6 +92,7 @@ def score(args: argparse.Namespace) -> None:
     print(f"model   {folder}\ndata    {data.folder}: {data.tokens:,} held-out tokens")
     print(f"device  {placement}")
     result = heldout_score(quiet, data, tokenizer, config, "held-out text")
+    told = settings_told(config, files.read_config(run), folder) if run else ""
     print("\n" + terminal(*score_tables(result)))
     if args.show and config.run.thinks:
         rows = min(config.run.eval_rows, PAGE_ROWS)
@@ -99,12 +101,12 @@ def score(args: argparse.Namespace) -> None:
         about["thoughts"] = thought_lengths(config.thinking)
         print("\n" + passages.examples_text(args.show))
         if run:
-            print(f"\nwhat it thought, as a page: {write_thoughts(run, about, passages)}")
+            print(f"\nwhat it thought, as a page: {write_thoughts(run, about, passages, told)}")
     if run:
         facts = {"checkpoint": folder.name, "environment": environment(str(placement))}
         facts |= {"settings": config.to_json(), "score": dataclasses.asdict(result)}
-        files.write_json(run / "evaluation.json", facts)
-        print(f"\nwritten to {run / 'evaluation.json'}")
+        files.write_json(path := run / f"evaluation{told}.json", facts)
+        print(f"\nwritten to {path}")
 
 
 def tasks(args: argparse.Namespace) -> None:
@@ -294,7 +296,7 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     add(score, "show", parents=[model, text_read])
     asked = add(tasks, "questions", "limit", "against", "out", "markdown", parents=[model])
     asked.add_argument("tasks", type=task_list, metavar="LIST", help=f"some of {SETS}")
-    add_settings(asked, Exam, "samples", "votes", "temperature", "batch")
+    add_settings(asked, Exam, "samples", "votes", "temperature", "max_tokens", "batch")
     add(text, "out", "markdown", parents=[model, text_read])
     written = add(generate, "show_thoughts", parents=[model])
     written.add_argument("prompt", metavar="PROMPT", help="a text, a file of lines, or - (stdin)")

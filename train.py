@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import signal
 import sys
 import time
@@ -93,6 +94,7 @@ def go(argv: list[str], held: contextlib.ExitStack) -> int:
     return 0
 
 
+SMALL, SLOW = 10**8, 1e-6  # parameters, and a learning rate at which so few hardly move
 BEFORE = "before.json"  # the score before training, for the table after a resume
 BAR = "{n_fmt}/{total_fmt}{postfix}, {remaining} left {bar}"  # tqdm's names
 # what a signal before the first step leaves
@@ -151,12 +153,27 @@ def load(config: Config, folder: Path | None, held: contextlib.ExitStack) -> Tra
         trainer = Trainer(config, None, folder)
         trainer.resume()
         return trainer
-    resolve_data(config.run.data)  # named first: its commands are the longer wait
-    start = folders.resolve(config.run.weights)
+    missing, start = [], None
+    try:
+        start = folders.resolve(config.run.weights)
+    except ValueError as error:
+        missing.append(str(error))
+    try:  # both are named at once; the data is prepared with the model's tokenizer
+        resolve_data(config.run.data)
+    except ValueError as error:
+        missing.append(str(error))
+    if missing or start is None:
+        raise ValueError("\n".join(missing))
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"{stamp}-{config.run.objective}-{Path(config.run.data).name}"
     trainer = Trainer(config, start, Path(config.run.out) / name)
     trainer.begin()
+    size, rate = sum(p.numel() for p in trainer.quiet.parameters()), config.optim.lr
+    if size < SMALL and 0 < rate <= SLOW:
+        trainer.say(
+            f"warning: --lr {rate:g} is for billions of parameters: {size:,} hardly move; try "
+            "--lr 3e-5, or begin from --preset tiny"
+        )
     enter(trainer.folder, held)
     return trainer
 
@@ -172,13 +189,20 @@ def measure(trainer: Trainer, label: str) -> HeldoutScore | None:
     """Score on held-out text, with and without thoughts; None if there is nothing to do."""
     if not trainer.config.run.eval_rows or not trainer.heldout.tokens:
         return None
-    return heldout_score(
+    score = heldout_score(
         trainer.quiet,
         trainer.heldout,
         trainer.tokenizer,
         trainer.config,
         f"held-out text, {label}" if trainer.ranks.first else "",
     )
+    even = math.log(trainer.quiet.model.config.vocab_size)
+    if score.text.nll_base > even + 1:
+        trainer.say(
+            f"warning: {label} training the NLL is {score.text.nll_base:.1f} nats a token, above "
+            f"the {even:.1f} of guessing evenly: the model does not know this kind of text"
+        )
+    return score
 
 
 def bar_of(trainer: Trainer) -> Any:

@@ -39,20 +39,22 @@ def test_thoughts_of_another_length_change_only_what_follows_thoughts(trained):
     scores = []
     for n in ("0", "5"):
         assert evaluate.main([str(trained), "--rows", "6", "--thoughts", n]) == 0
-        scores.append(json.loads((trained / "evaluation.json").read_text())["score"]["text"])
+        path = trained / f"evaluation-thoughts-{n}.json"
+        scores.append(json.loads(path.read_text())["score"]["text"])
     short, long = scores
     assert short["nll_base"] == pytest.approx(long["nll_base"], abs=1e-6)
     assert short["nll_mix"] != long["nll_mix"]
 
 
 def test_passages_are_shown_with_their_thoughts_and_all_of_them_on_a_page(trained, capsys):
-    (trained / "thoughts.html").unlink()
+    before = (trained / "thoughts.html").read_text()
     assert evaluate.main([str(trained), "--rows", "4", "--show", "2"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("document ") == 2
-    page = (trained / "thoughts.html").read_text()
-    assert page.count("<section") > 2
-    assert f"as a page: {trained / 'thoughts.html'}" in printed
+    page = trained / "thoughts-eval-rows-4.html"
+    assert page.read_text().count("<section") > 2
+    assert f"as a page: {page}" in printed
+    assert (trained / "thoughts.html").read_text() == before
 
 
 def test_a_checkpoint_that_is_no_run_is_measured_and_nothing_is_written(tiny, capsys):
@@ -408,7 +410,8 @@ READ_BY = {  # each flag with a value: the commands that read it
     "--temperature 1": "tasks generate",
     "--out D": "tasks text",
     "--markdown F": "tasks text controls ladder rounds compare",
-    **dict.fromkeys(("--max-tokens 3", "--top-p 1", "--fixed-weight 1"), "generate"),
+    **dict.fromkeys(("--top-p 1", "--fixed-weight 1"), "generate"),
+    "--max-tokens 3": "tasks generate",
     **dict.fromkeys(("--think-when never", "--think-temperature 1"), "generate"),
     "--show-thoughts": "generate",
     **dict.fromkeys(("--seeds 3", "--jobs 3"), "controls ladder"),

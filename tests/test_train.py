@@ -1213,3 +1213,32 @@ def test_a_signal_before_the_first_step_still_saves(tiny, tmp_path, monkeypatch,
     monkeypatch.undo()
     assert train.main(["--resume", str(found)]) == 0
     assert "resume" in capsys.readouterr().out
+
+
+def test_what_a_newcomer_cannot_know_of_settings_and_text_is_said(tiny, tmp_path, capsys):
+    run(tmp_path / "out", tiny.flags(tmp_path / "out", "--lr=1e-6", "--steps=1", "--eval-rows=0"))
+    assert "warning: --lr 1e-06 is for billions of parameters: 14," in capsys.readouterr().out
+    weights = shutil.copytree(tiny.weights, tmp_path / "weights")
+    tensors = load_file(weights / "model.safetensors")
+    save_file(
+        {k: v * 50 if "lm_head" in k else v for k, v in tensors.items()},
+        weights / "model.safetensors",
+    )
+    run(tmp_path / "out2", tiny.flags(tmp_path / "out2", f"--weights={weights}", "--steps=1"))
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"warning: before training the NLL is [\d.]+ nats a token, above the 5.7 of", printed
+    )
+    assert "--lr" not in printed
+
+
+def test_the_model_and_the_data_that_are_missing_are_named_at_once(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    flags = tiny.flags(tmp_path / "out", "--data=owm", "--weights=mistral-7b")
+    err = refused(capsys, flags, "mistral-7b: expected a checkpoint", lines=4)
+    assert [line.startswith(("error: mistral-7b: ", "--data owm: ")) for line in err[:2]] == [
+        True
+    ] * 2
+    assert err[2].startswith("hf download open-web-math")

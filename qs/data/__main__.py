@@ -35,13 +35,20 @@ def _parser() -> cli.Parser:
     share = cli.within(float, 0, 1)
     several: dict[str, Any] = {"action": "append", "default": []}
 
-    tokenizer = commands.add_parser("tokenizer", help="train a sentencepiece tokenizer")
+    about = "SOURCE is a file or a folder of .jsonl, .json (JSON lines), .txt or .parquet."
+    what = "Train a sentencepiece tokenizer on documents. "
+    tokenizer = commands.add_parser(
+        "tokenizer", help="train a sentencepiece tokenizer", description=what + about
+    )
     tokenizer.set_defaults(run=_train_tokenizer)
     flag = tokenizer.add_argument
     flag("--vocab", type=cli.within(int, 1, 2**24), default=4096, help="number of tokens [4096]")
     flag("--symbol", help="always a token of its own; may be repeated", **several)
 
-    prepare = commands.add_parser("prepare", help="tokenize documents into shards")
+    what = "Tokenize documents into shards that train.py reads, a share of them held out. "
+    prepare = commands.add_parser(
+        "prepare", help="tokenize documents into shards", description=what + about
+    )
     prepare.set_defaults(run=prepare_dataset)
     flag = prepare.add_argument
     flag("--tokenizer", required=True, help="folder with a tokenizer")
@@ -55,7 +62,7 @@ def _parser() -> cli.Parser:
 
     for command in (tokenizer, prepare):
         flag = command.add_argument
-        flag("sources", nargs="+", metavar="SOURCE")
+        flag("sources", nargs="+", metavar="SOURCE", help="file or folder with documents")
         flag("--out", required=True, help="folder to make")
         texts = "field with the text [text]; a+b joins two; repeat for alternatives"
         flag("--field", dest="fields", metavar="FIELD", help=texts, **several)

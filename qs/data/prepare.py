@@ -166,6 +166,13 @@ def prepare_dataset(
     for split, part in meta["splits"].items():
         print(f"{split:8} {part['documents']:,} documents, {part['tokens']:,} tokens")
         tokens, size = tokens + part["tokens"], size + part["bytes"]
+    sizes = {split: part["tokens"] for split, part in meta["splits"].items()}
+    if not heldout_sources and heldout and not sizes["heldout"]:
+        print("warning: nothing is held out, of one document: give --heldout-source to evaluate on")
+    elif not heldout_sources and heldout < 0.5 and sizes["heldout"] > sizes["train"]:
+        print(
+            "warning: more is held out than trained on, of so few documents: split them into more"
+        )
     if meta["unknown"]:
         share = f"{meta['unknown']:,} tokens ({meta['unknown'] / tokens:.1%}) are unknown"
         print(f"{share}: {tokenizer} has none for some characters of this text")

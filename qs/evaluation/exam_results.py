@@ -36,6 +36,9 @@ class Exam:
         0, "chains of thought to vote; 0: direct answers are scored", least=0, most=1024
     )
     temperature: float = setting(0.9, "temperature of chains of thought", least=0)
+    max_tokens: int = setting(
+        384, "tokens of a chain of thought at most, with --votes", least=1, most=2**20
+    )
     batch: int = setting(8, "questions at a time", least=1)
     seed: int = 0  # of thoughts and chains
 
@@ -46,6 +49,8 @@ class Exam:
     def file(self) -> str:
         """Name of the file of its answers: the same wherever nothing that matters differs."""
         idle = {"model", "batch", *(("samples",) if self.votes else ("votes", "temperature"))}
+        if not self.votes or self.max_tokens == Exam.max_tokens:  # as files were named before
+            idle.add("max_tokens")
         kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in idle}
         settings = json.dumps(kept, sort_keys=True).encode()
         return f"{self.kind}-{hashlib.sha256(settings).hexdigest()[:8]}.jsonl"
@@ -217,7 +222,8 @@ def exam_table(exam: Exam, summary: Summary) -> Table:
         (what, how, _), change = MEASURES[name], ("", "")
         if result.change:
             change = number(result.change.mean, "+"), between(*result.change.ends, "+")
-        interval = "" if how == CHANCE else between(*result.ends)
+        low, high = result.ends  # of a share or a probability
+        interval = "" if how == CHANCE else between(max(0.0, low), min(1.0, high))
         rows.append((what, how, number(result.mean), interval, *change))
     how = f"greedy and {exam.samples} sampled" if exam.thoughts else "none"
     if exam.votes:

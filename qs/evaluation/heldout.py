@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -197,6 +198,20 @@ def heldout_data(run: RunConfig, tokenizer: Tokenizer) -> TokenDataset:
 
 
 OFF = "thoughts off: the same trained weights, predicting without a thought"
+
+
+HOW = ("thoughts", "sample_temperature", "seed", "data", "seq", "eval_rows")  # to measure
+
+
+def settings_told(used: Config, own: Config, checkpoint: Path) -> str:
+    """What names of files say of how a run's checkpoint was measured; "" as at the run's end."""
+    told = [] if checkpoint == files.newest_step(checkpoint.parent) else [checkpoint.name]
+    for name in HOW:
+        group = "thought" if hasattr(used.thought, name) else "run"
+        value = getattr(getattr(used, group), name)
+        if value != getattr(getattr(own, group), name):
+            told.append(f"{name}-{value}")
+    return "".join(f"-{re.sub(r'[^A-Za-z0-9.]+', '-', each)}" for each in told)
 
 
 def closing_tables(before: HeldoutScore | None, after: HeldoutScore | None) -> list[Table]:

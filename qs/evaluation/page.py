@@ -35,11 +35,11 @@ LEADING = 16  # characters before a token in the table under a passage
 HEADS = ("token", "gain", "NLL", "thought", "reward", "weight")
 
 
-def write_thoughts(run: Path, about: Mapping[str, str], passages: Passages) -> Path:
-    """Write the page of a run; `about` as of `thoughts_page`. Returns its path."""
-    page = thoughts_page("What the model thought", about, passages.passages)
-    write_text(run / PAGE, page)
-    return run / PAGE
+def write_thoughts(run: Path, about: Mapping[str, str], passages: Passages, told: str = "") -> Path:
+    """Write a page of a run; `about` as of `thoughts_page`, `told` goes into its name."""
+    path = run / PAGE.replace(".", f"{told}.")
+    write_text(path, thoughts_page("What the model thought", about, passages.passages))
+    return path
 
 
 def thoughts_page(title: str, about: Mapping[str, str], passages: Sequence[Passage]) -> str:

@@ -26,7 +26,7 @@ from qs.output import progress
 from qs.quietstar.algorithm import QuietStar
 
 ANSWER_TOKENS = 16  # of a direct answer, at most
-CHAIN_TOKENS, NUMBER_TOKENS = 384, 12  # of a chain of thought and of the number after it
+NUMBER_TOKENS = 12  # of the number after a chain of thought
 
 
 def run(
@@ -118,7 +118,7 @@ def _chains(
     later = [number + exam.votes for number in numbers]
     room = _asking(tokenizer)
     for way, when in exam.ways.items():
-        chains = _continue(exam, quiet, tokenizer, prompts, when, CHAIN_TOKENS, numbers, room)
+        chains = _continue(exam, quiet, tokenizer, prompts, when, exam.max_tokens, numbers, room)
         asked = [
             cot_final_prompt(prompt + cut(chain, COT_STOPS))
             for prompt, chain in zip(prompts, chains, strict=True)

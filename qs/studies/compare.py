@@ -102,11 +102,12 @@ def compare_models(models: Sequence[str], task: Comparable, count: int, device: 
     Raises:
         ValueError: a model cannot be opened, or knows another kind of text.
     """
-    rows = []
+    rows, tokenizers = [], set()
     bundled = PRESETS["tiny"].run
     text = {"data": bundled.data, "seq": bundled.seq, "eval_rows": bundled.eval_rows}
     for model in progress(models, task, unit=" models"):
         opened = open_model(model, **ANY_TEXT | text, device=device)
+        tokenizers.add(opened.tokenizer.hash)
         thinks = opened.run is not None and opened.config.run.thinks
         if task == "world":
             alone, thought = _known_answers(opened, thinks)
@@ -122,14 +123,17 @@ def compare_models(models: Sequence[str], task: Comparable, count: int, device: 
             cost = tuple(f"{tokens:,}" for tokens in training_cost(opened.run))
         rows.append((name, *cost, str(alone), str(thought) if thinks else "-", str(written)))
     metric = "% probability of the answer among the possible ones" if task == "world" else "% right"
+    notes = [
+        f"answer, with thoughts: {metric}, {len(alone.right)} problems; written: % right "
+        "after a working sampled at temperature 1, as thoughts are; ±: half of a 95 % interval "
+        "over problems; in brackets tokens generated for an answer, thoughts included",
+        "tokens trained, tokens generated: in training, all rounds together",
+    ]
+    if len(tokenizers) > 1:
+        notes.append("these models have different tokenizers: their tokens are not the same amount")
     return Table(
         f"{task}: {len(written.right)} problems answered in writing",
         ("model", "tokens trained", "tokens generated", "answer", "with thoughts", "written"),
         rows,
-        (
-            f"answer, with thoughts: {metric}, {len(alone.right)} problems; written: % right "
-            "after a working sampled at temperature 1, as thoughts are; ±: half of a 95 % interval "
-            "over problems; in brackets tokens generated for an answer, thoughts included",
-            "tokens trained, tokens generated: in training, all rounds together",
-        ),
+        notes,
     )

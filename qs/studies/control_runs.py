@@ -151,7 +151,7 @@ def train_all(jobs: Sequence[BaselineRun], script: Path, at_once: int) -> dict[B
 def trained_by(runs: Sequence[Path]) -> str:
     """What trainings were made by and on, as their own logs say."""
     counts = Counter(words(files.made_by(run)) for run in runs)
-    return "; ".join(f"{made} ({count} runs)" for made, count in counts.items())
+    return "; ".join(f"{made} ({count} run{'s' * (count > 1)})" for made, count in counts.items())
 
 
 def text_with_answers(run: RunConfig, tokenizer: Tokenizer) -> TextRows:

@@ -58,6 +58,8 @@ def draw_run(run: Path, deciles: Sequence[Decile], out: Path | None = None) -> l
         ValueError: matplotlib is missing, or a file of the run is missing or damaged.
     """
     config = files.read_config(run)
+    if config.run.bootstraps:
+        raise ValueError(f"{run} is a run of STaR: draw it with python evaluate.py rounds {run}")
     steps = read_steps(run)
     thinking = "pause tokens" if config.run.objective == "pause" else "thoughts"
     pictures: dict[str, Callable[[Figure], None]] = {

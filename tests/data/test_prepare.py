@@ -384,3 +384,15 @@ def test_a_heldout_source_is_the_whole_heldout_split(tmp_path, folder):
 def test_workers_start_without_torch():
     code = "import sys, qs.data, qs.data.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_it_is_said_where_nothing_or_the_larger_part_is_held_out(tmp_path, folder, capsys):
+    make(tmp_path / "one", folder, ["a cat"])
+    assert "warning: nothing is held out, of one document" in capsys.readouterr().out
+    long, short = "the cat " * 50, "a"
+    for seed in range(20):  # one of the two is drawn, or left
+        out = make(tmp_path / f"two-{seed}", folder, [long, short], seed=seed)
+        held = TokenDataset(out, "heldout").tokens > 50
+        assert ("more is held out than trained on" in capsys.readouterr().out) == held
+    make(tmp_path / "many", folder, [f"cat {i}" for i in range(50)], heldout=0.2)
+    assert "warning" not in capsys.readouterr().out

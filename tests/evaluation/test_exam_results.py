@@ -1,5 +1,6 @@
 """exam_results: results are of what was measured, and differences are paired by question."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 
 from qs.evaluation.exam_results import (
     MEASURES,
+    Exam,
     against,
     against_table,
+    exam_table,
     read_answers,
     summary,
 )
@@ -90,3 +93,18 @@ def test_a_line_that_is_no_answer_is_named(tmp_path, wrong):
     JsonLines(path).rewrite(LINES)
     assert read_answers(path) == LINES
     assert read_answers(tmp_path / "none") == []
+
+
+def test_no_interval_of_a_probability_leaves_zero_to_one():
+    lines = [{"id": str(i), "gold_base": p} for i, p in enumerate([0.0, 0.0, 0.0, 0.1])]
+    facts = {"questions": 4, "too_long": [], "answered": 0}
+    (row,) = exam_table(Exam("gsm8k", "m", "w", 0), summary(lines, facts)).rows
+    assert row[3].startswith("0.0000 to ")
+
+
+def test_chains_of_another_length_have_another_file():
+    exam = Exam("gsm8k", "m", "w", 0, votes=2)
+    shorter = dataclasses.replace(exam, max_tokens=8)
+    assert shorter.file != exam.file
+    direct = dataclasses.replace(exam, votes=0)
+    assert dataclasses.replace(direct, max_tokens=8).file == direct.file
