@@ -1,6 +1,7 @@
 """checkpoint: what bears its final name is complete, and reads back as it was written."""
 
 import errno
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny import batch, module, same_bits
 
 from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
 from qs.model import shards
+from qs.training import checkpoint
 from qs.training.checkpoint import load_optimizer, optimizer_tensors, save_optimizer
 from qs.training.optimizer import make_optimizer
 from qs.training.step import train_step
@@ -130,3 +132,24 @@ def test_a_disk_that_refuses_the_optimiser_is_an_os_error(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="cannot be written: .*No space left.*optimizer.saf") as end:
         save_optimizer(tmp_path, optimizer_tensors(optimizer, names_of(quiet)))
     assert end.value.errno == errno.ENOSPC
+
+
+def test_what_any_process_finds_damaged_is_taken_by_none(tmp_path, monkeypatch, capsys):
+    for step in (1, 2, 3):
+        folder = tmp_path / f"step_{step:06d}"
+        folder.mkdir()
+        for name in ("model", "optimizer"):
+            (folder / f"{name}.safetensors").touch()
+        for name in ("config.json", "trainer.json"):
+            (folder / name).touch()
+    (tmp_path / "step_000003" / "trainer.json").unlink()
+    found = iter([True, False])  # the other process finds step 2 damaged, and step 1 whole
+    monkeypatch.setattr(checkpoint, "anywhere", lambda mine: mine or next(found))
+    assert checkpoint.newest_whole(tmp_path, True) == tmp_path / "step_000001"
+    assert "step_000003: expected trainer.json, found none; taking" in capsys.readouterr().err
+    # one that does not write lists nothing, says nothing, and takes what the first names
+    names = iter([str(tmp_path / f"step_00000{step}") for step in (3, 2, 1)])
+    monkeypatch.setattr(checkpoint, "from_first", lambda text: next(names))
+    found = iter([True, False])
+    assert checkpoint.newest_whole(Path("elsewhere"), False) == tmp_path / "step_000001"
+    assert capsys.readouterr().err == ""
