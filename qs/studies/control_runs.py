@@ -51,6 +51,12 @@ def run_controls(
     tokenizer = Tokenizer(files.newest_step(run))
     text = text_with_answers(config.changed(eval_rows=rows).run, tokenizer)
     here = environment(str(choose_placement(config.run)))
+    missing = sum(not (made := run_of(job)) or not files.finished(made) for job in jobs)
+    minutes = _training_seconds(run) / 60
+    print(
+        f"{missing} of {len(jobs)} trainings to be done, {at_once} at a time: if each takes the "
+        f"{minutes:.1f} minutes of the run's own steps, {minutes * missing / at_once:.0f} minutes"
+    )
     trained = {BaselineRun(OWN, config): run} | train_all(jobs, script, at_once)
     made_by = trained_by(list(trained.values()))
     tables = measure_controls(trained, text)
