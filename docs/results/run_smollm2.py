@@ -76,14 +76,15 @@ def phased(*phases: tuple[float, dict[str, Any]], true: bool = False) -> tuple[P
 
 
 THINK = (Phase(),)
-LIKELY = {"beta": 0.0, "samples": 1}
-TRUE = phased((0.5, LIKELY), (0.5, {}), true=True)
+# true thoughts open a head of 1e-3 within five steps
+SLOWER = {"beta": 0.0, "samples": 1, "mixer_lr": 1e-4}
+TRUE = phased((0.5, SLOWER), (0.5, {}), true=True)
 RLP = {  # the thought alone predicts, and nothing is learned by likelihood (`--preset rlp`)
     "likelihood_weight": 0.0,
     "baseline": "others",
     "mix_weight": "one",
 }
-ONLY_TRUE = (Phase(LIKELY, true=True),)
+ONLY_TRUE = (Phase(SLOWER, true=True),)
 ARMS = {  # in the order of their value
     "as it is": Arm(asks=True),
     "plain": Arm((Phase(PLAIN),), asks=True),

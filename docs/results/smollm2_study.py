@@ -29,7 +29,7 @@ from qs.inference.loglikelihood import Thinking, score
 from qs.quietstar.ends import pauses
 from qs.quietstar.load import begin_vector, choose_placement, eager, first_tokens, load
 from qs.quietstar.sampler import step_generator
-from qs.quietstar.terms import targets_of
+from qs.quietstar.terms import targets_ahead, targets_of
 from qs.training.optimizer import exact_parameters, make_optimizer
 from qs.training.step import train_step
 
@@ -182,7 +182,7 @@ class Study:
             K: thoughts a position.
             text: rows; by default of the held-out split.
             anchors: (B, A) who thinks; by default a random share.
-            others: thoughts (B, A, k, n) of other kinds.
+            others: thoughts (B, A, k, n) of other kinds; by default the true continuation.
 
         Returns:
             For own thoughts, those of other positions, pauses and others, at each weight: the mean
@@ -201,7 +201,9 @@ class Study:
                 "own": own,
                 "shuffled": own.roll(own.shape[side] // 2, side),
                 "pauses": pauses(own.shape, own.device)[:, :, :1],
-            } | {name: z.to(own.device) for name, z in (others or {}).items()}
+            }
+            true = {"true": targets_ahead(x, documents, anchors, own.shape[3])[0][:, :, None]}
+            kinds |= {name: z.to(own.device) for name, z in (others or true).items()}
             rewards = {kind: self.earned(x, documents, anchors, z) for kind, z in kinds.items()}
         found: dict[str, Any] = {}
         for weight, own_rewards in rewards["own"].items():

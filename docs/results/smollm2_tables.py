@@ -38,13 +38,15 @@ def text_table(arms: dict[str, Found]) -> str:
 
 def room_table(arms: dict[str, Found]) -> str:
     """Own thoughts: mean / best of K / spread within / between positions, in nats."""
-    lines = head("arm", "weight", "own", "over shuffled", "over pauses", "right over wrong")
+    names = "own", "true", "own over shuffled", "own over pauses", "right over wrong"
+    lines = head("arm", "weight", *names)
     for name, found in arms.items():
         for weight in WEIGHTS if "room" in found else ():
             at = found["room"][weight]
             own = at["own"]
             cells = [f"{own['mean']:+.3f} / {own['best']:+.3f}"]
             cells[0] += f" / {own['within']:.2f} / {own['between']:.2f}"
+            cells.append(f"{at['true']['mean']:+.3f}" if "true" in at else "")
             for other in ("own over shuffled", "own over pauses", "right over wrong"):
                 cells.append(shown(*at.get(other, ()), digits=3))
             lines.append(row(name, weight, *cells))
