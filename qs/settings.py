@@ -61,3 +61,26 @@ def check_names(where: str, found: typing.Iterable[str], expected: typing.Iterab
             f"{where}: {len(missing)} missing ({', '.join(missing) or 'none'}), "
             f"{len(extra)} unexpected ({', '.join(extra) or 'none'})"
         )
+
+
+def typed(record: type, values: dict[str, Any]) -> Any:
+    """A record with values that were read as JSON.
+
+    Raises:
+        TypeError: names are missing or unexpected, or a value is not of its field's type.
+    """
+    made, hints = record(**values), typing.get_type_hints(record)
+    for name, value in values.items():
+        if not is_of(value, hints[name]):
+            raise TypeError(f"expected {name} to be {hints[name]}, found {value!r}")
+    return made
+
+
+def is_of(value: Any, hint: Any) -> bool:
+    """Whether a value that was read as JSON is of an annotated type: a list, one of several."""
+    parts = get_args(hint)
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(is_of(each, parts[0]) for each in value)
+    if parts:
+        return any(is_of(value, part) for part in parts)
+    return type(value) in ((int, float) if hint is float else (hint,))

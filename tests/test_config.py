@@ -14,7 +14,7 @@ from settings import OUT_OF_RANGE, SETTINGS, configs
 from qs.config import GROUPS, Config, RunConfig, ThoughtConfig, thought_lengths
 from qs.model.config import ModelConfig
 from qs.presets import PRESETS
-from qs.settings import check_names
+from qs.settings import check_names, typed
 
 
 @given(config=configs())
@@ -158,3 +158,23 @@ def test_forbidden_ids_are_bos_padding_and_the_thought_marks():
 def test_a_limit_of_tokens_is_called_one():
     assert thought_lengths(ThoughtConfig(thoughts=8, ahead=1)) == "n 8, m 1, K 2"
     assert thought_lengths(ThoughtConfig(thoughts=8, end="drawn")).startswith("n 8 at most, m 4")
+
+
+def test_a_record_takes_values_of_its_types_alone():
+    @dataclasses.dataclass
+    class Record:
+        name: str
+        size: float | None = None
+        ends: list[float] | None = None
+
+    assert typed(Record, {"name": "a", "size": 1, "ends": [0.5, 1]}) == Record("a", 1, [0.5, 1])
+    for wrong in (
+        {"name": 1},
+        {"size": True},
+        {"size": "1"},
+        {"ends": ["x"]},
+        {"ends": {}},
+        {"x": 1},
+    ):
+        with pytest.raises(TypeError):
+            typed(Record, {"name": "a"} | wrong)

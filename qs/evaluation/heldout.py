@@ -18,6 +18,7 @@ from qs.evaluation.synthetic import AnswerTable, heldout_text, measure_answers
 from qs.evaluation.tokens import Change, NllScore, RowSums, TextRows, measure_tokens, nll_score
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
+from qs.settings import is_of, typed
 from qs.tables import Table
 
 ALL = "all"  # the kind that stands for all kinds together
@@ -66,13 +67,16 @@ class HeldoutScore:
         """Read back `dataclasses.asdict`.
 
         Raises:
-            TypeError, KeyError: names are missing or unexpected.
+            TypeError, KeyError: names are missing or unexpected, or values of another type.
         """
+        text, rows = typed(NllScore, values["text"]), values.get("other_rows", [])
+        if not is_of(rows, list[list[float]]):
+            raise TypeError(f"expected rows of numbers, found {rows}")
         return HeldoutScore(
-            text=NllScore(**values["text"]),
-            other=values["other"] and NllScore(**values["other"]),
-            answers=tuple(AnswerScore(**answers) for answers in values["answers"]),
-            other_rows=tuple(map(tuple, values.get("other_rows", ()))),
+            text=text,
+            other=values["other"] and typed(NllScore, values["other"]),
+            answers=tuple(typed(AnswerScore, answers) for answers in values["answers"]),
+            other_rows=tuple(map(tuple, rows)),
         )
 
 

@@ -183,10 +183,16 @@ def settled(text: str) -> str:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy every tokenizer file of a checkpoint's folder into another."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    """Copy every tokenizer file of a checkpoint's folder into another.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if not names:
+        raise ValueError(f"{source}: expected a tokenizer, found none any more; put it back")
+    for name in names:
+        shutil.copyfile(source / name, target / name)
 
 
 def _optional(path: Path) -> dict[str, Any]:

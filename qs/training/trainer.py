@@ -275,7 +275,9 @@ class Trainer:
         def fill(folder: Path | None) -> None:
             shape = self.quiet.model.config
             own = own_names(self.quiet.mixer, self.quiet.visibility)
-            checkpoint.save_model(folder, shape, parameters, self.config, self.start, own)
+            # of a resumed run the first checkpoint may be removed by now: newer ones are its own
+            start = self.start if self.start.is_dir() else files.newest_step(self.folder)
+            checkpoint.save_model(folder, shape, parameters, self.config, start, own)
             checkpoint.save_optimizer(folder, moments)
             if self.average:
                 self.average.save(folder)
