@@ -209,6 +209,23 @@ def write_ladder(run: Path, rows: Trainings, command: str) -> str:
     return page
 
 
+def read_ladder(run: Path) -> dict[str, list[Line]]:
+    """The tables that `write_ladder` wrote.
+
+    Raises:
+        ValueError: they are damaged, or of another version.
+    """
+    path = run / LADDER
+    try:
+        tables = files.read_json(path)["tables"]
+        return {title: [Line(**line) for line in tables[title]] for title in (STEPS, OPERATIONS)}
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected the tables of a ladder, found something else ({error!r}); run "
+            f"python evaluate.py ladder {run} again"
+        ) from None
+
+
 def _trained(run: Path, job: BaselineRun) -> Path | None:
     """The folder of a training that has been measured after its last step."""
     own = files.read_config(run).run

@@ -20,6 +20,7 @@ from qs.evaluation.hard_tokens import Decile
 from qs.evaluation.statistics import Estimate
 from qs.studies.control_runs import CONTROLS
 from qs.studies.controls import LENGTH, OWN, PAUSES, PLAIN, TRAINED, ControlRow
+from qs.studies.ladder import LADDER, RUNGS, Line, read_ladder
 from qs.studies.star_rounds import Arm
 
 Figure = Axes = Any  # matplotlib's, which may be absent
@@ -49,10 +50,11 @@ LINE_COLORS = {"nll_base": GREY, "nll_talk": BLUE, "reward": GREEN, "weight_mean
 
 
 def draw_run(run: Path, deciles: Sequence[Decile], out: Path | None = None) -> list[Path]:
-    """Draw a run: `training`, `thought-length` and `hard-tokens`; the .png and .svg files written.
+    """Draw a run: `training` and what else there is of it; the .png and .svg files written.
 
-    `thought-length` is drawn if the run has controls.json, `hard-tokens` if there are deciles (what
-    thinking did for tokens, the easiest first). They go to `out`, else to `plots` in the run.
+    `thought-length` is drawn if the run has controls.json, `ladder` if it has ladder.json,
+    `hard-tokens` if there are deciles (what thinking did for tokens, the easiest first). They go to
+    `out`, else to `plots` in the run.
 
     Raises:
         ValueError: matplotlib is missing, or a file of the run is missing or damaged.
@@ -68,6 +70,9 @@ def draw_run(run: Path, deciles: Sequence[Decile], out: Path | None = None) -> l
     if (run / CONTROLS).is_file():
         curves = read_curves(run, config.thought.thoughts)
         pictures["thought-length"] = lambda figure: _draw_lengths(figure, curves)
+    if (run / LADDER).is_file():
+        tables = read_ladder(run)
+        pictures["ladder"] = lambda figure: _draw_ladder(figure, tables)
     if deciles:
         pictures["hard-tokens"] = lambda figure: _draw_deciles(figure, deciles, thinking)
     return _save(pictures, out or run / "plots")
@@ -284,6 +289,23 @@ def _draw_deciles(figure: Figure, deciles: Sequence[Decile], thinking: str) -> N
     ax.tick_params(axis="x", labelsize=SMALL - 0.5, length=0)
     ax.spines["bottom"].set_visible(False)
     ax.margins(x=0.01)
+
+
+def _draw_ladder(figure: Figure, tables: Mapping[str, Sequence[Line]]) -> None:
+    """Gold answer probability of each row, a dot for each seed, a color for each table."""
+    told = {line.title for lines in tables.values() for line in lines}
+    titles = [rung.title for rung in RUNGS if rung.title in told]
+    figure.set_size_inches(WIDTH, 0.9 + 0.3 * len(titles))
+    ax = figure.subplots()
+    ax.set_title("gold answer probability, a dot for each seed")
+    for (name, lines), color, up in zip(
+        tables.items(), (BLUE, VERMILION), (0.13, -0.13), strict=True
+    ):
+        dots = [(gold, up - titles.index(line.title)) for line in lines for gold in line.gold]
+        ax.scatter(*zip(*dots, strict=True), s=16, color=color, label=name.lower())
+    ax.set_yticks([-i for i in range(len(titles))], titles)
+    ax.set_xlim(0, 1)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.08), ncols=2)
 
 
 def _draw_rounds(figure: Figure, arms: Sequence[Arm]) -> None:

@@ -18,11 +18,13 @@ from qs.studies.ladder import (
     RUNGS,
     SAME_COST,
     STEPS,
+    read_ladder,
     rung_config,
     rung_list,
     step_operations,
     trainings,
 )
+from qs.studies.plots import draw_run
 
 FLAGS = ["--steps=4", "--batch=2", "--seq=32", "--eval-rows=4", "--thoughts=3", "--samples=2"]
 FLAGS += ["--seed=3", "--lr=1e-2", "--mixer-lr=0.1", "--warmup=0"]  # so that every step shows
@@ -87,6 +89,10 @@ def test_rows_are_trained_once_and_told_seed_by_seed(trained):
     assert tables[STEPS][0]["gold"][0] == after["gold_mix"]
     assert tables[STEPS][0]["off"][0] == after["gold_base"]
     assert tables[OPERATIONS][1]["steps"] > tables[STEPS][1]["steps"]
+    drawn = {path.name for path in draw_run(trained, [])}
+    assert {"ladder.png", "ladder.svg"} <= drawn
+    shown = (trained / "plots" / "ladder.svg").read_text()
+    assert all(rung.title.split(",")[0] in shown for rung in rungs)
     page = (trained / "ladder.md").read_text()
     assert f"python evaluate.py {' '.join(command)}\n" in page
     assert "| plain training | 2 | 4 |" in page
@@ -97,5 +103,8 @@ def test_rows_are_trained_once_and_told_seed_by_seed(trained):
 def test_what_is_no_row_or_no_run_is_refused(trained, tmp_path, capsys):
     assert evaluate.main(["ladder", str(trained), "--only=plain,colour"]) == 2
     assert "no row is named colour" in capsys.readouterr().err
+    (tmp_path / "ladder.json").write_text('{"tables": {}}')
+    with pytest.raises(ValueError, match="ladder.json: expected the tables of a ladder, found"):
+        read_ladder(tmp_path)
     with pytest.raises(ValueError, match="ladder needs a run trained with --objective quiet and"):
         trainings(trained, RUNGS, 0)
