@@ -15,7 +15,7 @@ from tiny import ROOT, only
 
 pytest.importorskip("pip")
 SOURCES = ["qs", "data/tiny", "weights/tiny", "weights/sums"]
-SOURCES += ["train.py", "evaluate.py", "pyproject.toml", "setup.py", "MANIFEST.in"]
+SOURCES += ["train.py", "evaluate.py", "pyproject.toml"]
 SOURCES += ["README.md", "LICENSE"]
 STEP = ["--steps=1", "--batch=1", "--seq=16", "--eval-rows=0", "--grad-norms-every=0"]
 
