@@ -66,7 +66,8 @@ class RunConfig:
     micro_batch: int = setting(0, "rows that think at a time (0: all); changes no results", least=0)
     activations: int | None = setting(
         None,
-        "MiB of activations at a time (0: all); by default 128 on a CPU, what is left on CUDA",
+        "MiB of activations at a time (0: all); by default 128 on a CPU, or more for large models, "
+        "and what is left on CUDA",
         least=0,
         later=True,
     )

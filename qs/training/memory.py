@@ -151,6 +151,26 @@ def split(
     return 1, min(1, A)
 
 
+def least_activations(
+    config: Config, shape: ModelConfig, width: int, recompute: bool, slots: int, compiled: bool
+) -> int:
+    """Bytes of a part of one row whose branches have so many slots, or all that there are."""
+    thought = config.thinking
+    branch = thought.samples * (thought.thoughts + thought.ahead + 1)
+    anchors = min(thought.anchor_count(config.run.seq), math.ceil(slots / branch))
+    return activation_bytes(config, shape, width, recompute, 1, anchors, compiled)
+
+
+def cpu_activations(config: Config, shape: ModelConfig, width: int, recompute: bool) -> int:
+    """MiB of activations at a time on a CPU: ACTIVATIONS, if reading text again then costs little.
+
+    A part's branches have at least four times as many slots as the text that is read with them.
+    """
+    slots = 4 * config.run.seq
+    needed = least_activations(config, shape, width, recompute, slots, compiled=False)
+    return max(ACTIVATIONS, math.ceil(needed / MIB))
+
+
 def _even(total: int, most: int) -> int:
     """The largest size up to `most` that divides a total: each further size is compiled anew.
 

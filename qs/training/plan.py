@@ -13,15 +13,16 @@ from qs.model.config import ModelConfig
 from qs.quietstar.load import Placement
 from qs.training.lowbit import BLOCK
 from qs.training.memory import (
-    ACTIVATIONS,
     GIB,
     MIB,
     Memory,
     Sizes,
     activation_bytes,
     cache_bytes,
+    cpu_activations,
     draw_bytes,
     layer_bytes,
+    least_activations,
     logit_bytes,
     split,
 )
@@ -121,14 +122,12 @@ def _plan(
     caches += width * sizes.matrices if ranks > 1 else 0
 
     def least(recompute: bool) -> int:
-        thought = config.thinking
-        branch = thought.samples * (thought.thoughts + thought.ahead + 1)
-        anchors = min(thought.anchor_count(run.seq), math.ceil(SMALL_PART / branch))
-        return activation_bytes(config, shape, width, recompute, 1, anchors, compiled)
+        return least_activations(config, shape, width, recompute, SMALL_PART, compiled)
 
     offload, recompute, bound = bool(run.offload), bool(run.recompute), run.activations
     if cpu or device_bytes is None:
-        bound = bound if bound is not None else ACTIVATIONS if cpu else 0
+        if bound is None:
+            bound = cpu_activations(config, shape, width, recompute) if cpu else 0
     else:
         room = int(device_bytes * (1 - RESERVE)) - CONTEXT - weights
         if run.offload is None and ranks == 1 and moments == "float32":

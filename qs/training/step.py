@@ -21,7 +21,7 @@ from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import Step, Targets, Terms, count_terms, targets_of
 from qs.training.average import Average
 from qs.training.distributed import ALONE, Ranks, gathered, total, whole
-from qs.training.memory import ACTIVATIONS, split
+from qs.training.memory import cpu_activations, split
 
 
 def schedule(step: int, steps: int, config: OptimConfig) -> float:
@@ -109,9 +109,9 @@ def think(
         draw(quiet.config, ranks.rank * B, T, generator)
     parts = []
     size, model, bound = config.run.micro_batch or B, quiet.model, config.run.activations
+    width, cpu = model.compute_dtype.itemsize, tokens.device.type == "cpu"
     if bound is None:
-        bound = ACTIVATIONS if tokens.device.type == "cpu" else 0
-    width = model.compute_dtype.itemsize
+        bound = cpu_activations(config, model.config, width, model.recompute) if cpu else 0
     some = split(config, model.config, width, model.recompute, bound, size, model.compiled)
     for rows in (slice(first, first + size) for first in range(0, B, size)):
         text = tokens[rows], documents[rows]

@@ -50,8 +50,19 @@ def test_layers_are_recomputed_where_a_small_part_does_not_fit_otherwise():
 
 
 def test_on_a_cpu_nothing_is_chosen_but_128_mib_of_activations():
-    plan = choose(PUBLISHED, SMALL, CPU, None, None)
+    plan = choose(PUBLISHED.changed(batch=1), SMALL, CPU, None, None)
     assert (plan.offload, plan.recompute, plan.activations) == (False, False, 128)
+
+
+def test_on_a_cpu_a_large_model_reads_a_text_again_for_about_four_times_its_slots():
+    """135 million parameters in 128 MiB would read 128 tokens again for every two anchors."""
+    shape = ModelConfig(49152, 576, 30, 9, 3, 64, 1536)  # SmolLM2
+    config = PUBLISHED.changed(seq=128, anchors="random", anchor_share=0.125, thoughts=8)
+    plan = choose(config, shape, CPU, None, None)
+    assert plan.activations > 128
+    assert plan.anchors == 16  # 416 slots of all that think
+    everywhere = choose(config.changed(anchors="all", anchor_share=1.0), shape, CPU, None, None)
+    assert everywhere.anchors == 16  # of 20 that fit: parts of equal size
 
 
 def test_flags_are_obeyed():

@@ -139,7 +139,7 @@ def test_scoring_a_few_anchors_at_a_time_changes_neither_gradients_nor_record(
 def test_where_only_the_base_term_is_trained_no_row_is_cut(measure):
     config = settings_of(base_weight=1.0, beta=0.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(qs.training.step, "ACTIVATIONS", 1e-6)
+        patch.setattr(qs.training.step, "cpu_activations", lambda *_: 1e-6)
         found, record = gradients(config, 3, measure)
     whole, expected = gradients(config, 3, measure)
     close(found, whole)
