@@ -46,8 +46,8 @@ from qs.presets import ANY_TEXT
 from qs.quietstar.load import Opened, open_model
 from qs.settings import check_limits, setting
 from qs.studies.compare import Comparable, compare_models
-from qs.studies.control_runs import CONTROLS, CONTROLS_PAGE, run_controls
-from qs.studies.controls import keep_comments
+from qs.studies.control_runs import CONTROLS, CONTROLS_PAGE, run_controls, told_file
+from qs.studies.controls import Selection, add_selection, keep_comments
 from qs.studies.ladder import KEYS, LADDER_PAGE, RUNGS, run_ladder, rung_list
 from qs.studies.plots import draw_rounds, draw_run
 from qs.studies.star_rounds import ABOUT_ROUNDS, arm_table, read_arms
@@ -154,8 +154,7 @@ def text(args: argparse.Namespace) -> None:
     out, environment = begin_results(args, opened)
     facts, tables = measure_hard_tokens(opened)
     files.add_results(out, {"text": facts | {"environment": environment}})
-    print("\n" + terminal(*tables))
-    print(f"\nwritten to {out / files.RESULTS}")
+    print(f"\n{terminal(*tables)}\n\nwritten to {out / files.RESULTS}")
     made = escaped(f"Made with {words(environment)}.") + "\n"
     write_page(args, results_page(f"{opened.folder} on text", args.line, made, tables))
 
@@ -191,11 +190,12 @@ def generate(args: argparse.Namespace) -> None:
 def controls(args: argparse.Namespace) -> None:
     """Train what a run is to be compared with, unless it is there, and measure all of it.
 
-    Written to controls.json and controls.md in the run.
+    Written to controls.json and controls.md in the run; what is left out, names of files tell.
     """
+    some = Selection(args.arms, args.lengths)
     with hold(args.run / CONTROLS_LOCK):
-        page = run_controls(args.run, args.seeds, args.rows, args.jobs, TRAIN, args.line)
-    print(f"\n{page}\nwritten to {args.run / CONTROLS_PAGE}")
+        page = run_controls(args.run, some, args.seeds, args.rows, args.jobs, TRAIN, args.line)
+    print(f"\n{page}\nwritten to {told_file(args.run / CONTROLS_PAGE, some)}")
     write_page(args, page)
 
 
@@ -301,10 +301,11 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     written = add(generate, "show_thoughts", parents=[model])
     written.add_argument("prompt", metavar="PROMPT", help="a text, a file of lines, or - (stdin)")
     add_settings(written, Decoding)
-    compared = add(controls, "seeds", "jobs", "rows", "markdown")
-    compared.add_argument("run", metavar="RUN", type=Path, help="a finished run that thinks")
+    selected = add(controls, "seeds", "jobs", "rows", "markdown")
+    add_selection(selected)
     compared = add(ladder, "seeds", "jobs", "markdown")
-    compared.add_argument("run", metavar="RUN", type=Path, help="a finished run that thinks")
+    for parser in (selected, compared):
+        parser.add_argument("run", metavar="RUN", type=Path, help="a finished run that thinks")
     compared.add_argument("--only", type=rung_list, default=RUNGS, metavar="LIST", help=KEYS)
     compared = add(rounds, "markdown")
     compared.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="runs of STaR")

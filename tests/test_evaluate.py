@@ -415,6 +415,7 @@ READ_BY = {  # each flag with a value: the commands that read it
     **dict.fromkeys(("--think-when never", "--think-temperature 1"), "generate"),
     "--show-thoughts": "generate",
     **dict.fromkeys(("--seeds 3", "--jobs 3"), "controls ladder"),
+    **dict.fromkeys(("--arms none", "--lengths 0,5"), "controls"),
     "--only plain": "ladder",
     **dict.fromkeys(("--on world", "--problems 3"), "compare"),
 }

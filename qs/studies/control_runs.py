@@ -23,19 +23,35 @@ from qs.model.tokenizer import Tokenizer
 from qs.output import progress
 from qs.quietstar.load import ROWS, choose_placement, load
 from qs.studies import controls
-from qs.studies.controls import OWN, UNREWARDED, UNTRAINED, BaselineRun, Control, ControlRow
+from qs.studies.controls import (
+    EVERYTHING,
+    OWN,
+    UNREWARDED,
+    UNTRAINED,
+    BaselineRun,
+    Control,
+    ControlRow,
+    Selection,
+)
 from qs.tables import results_page, words
 
 FOLDER, CONTROLS, CONTROLS_PAGE = "controls", "controls.json", "controls.md"  # of the run
 
 
 def run_controls(
-    run: Path, seeds: int, rows: int | None, at_once: int, script: Path, command: str
+    run: Path,
+    selection: Selection,
+    seeds: int,
+    rows: int | None,
+    at_once: int,
+    script: Path,
+    command: str,
 ) -> str:
     """Train what a run is compared with (what is trained already stays), and measure all of it.
 
     Args:
         run: folder of a finished run that thinks; the page returned is written into it.
+        selection: what is trained and measured; names of files tell where it is not everything.
         seeds: how many; the run's own is the first.
         rows: of held-out text, at most; None: as many as the run itself reads.
         at_once: trainings at a time, each by `script`, which is train.py.
@@ -44,34 +60,62 @@ def run_controls(
     Raises:
         ValueError: the run cannot be compared, or a training failed.
     """
-    jobs = training_jobs(run, seeds)
+    jobs = training_jobs(run, seeds, selection)
     check_jobs(run, jobs)
     config = files.read_config(run)
     rows = rows or config.run.eval_rows or ROWS
     tokenizer = Tokenizer(files.newest_step(run))
     text = text_with_answers(config.changed(eval_rows=rows).run, tokenizer)
     here = environment(str(choose_placement(config.run)))
-    missing = sum(not (made := run_of(job)) or not files.finished(made) for job in jobs)
-    minutes = _training_seconds(run) / 60
-    print(
-        f"{missing} of {len(jobs)} trainings to be done, {at_once} at a time: if each takes the "
-        f"{minutes:.1f} minutes of the run's own steps, {minutes * missing / at_once:.0f} minutes"
-    )
-    trained = {BaselineRun(OWN, config): run} | train_all(jobs, script, at_once)
+    own = BaselineRun(OWN, config)
+    planned = controls.control_tables(run, {own: run} | dict.fromkeys(jobs, run), selection)
+    print(time_told(run, jobs, planned, len(text.tokens), at_once))
+    trained = {own: run} | train_all(jobs, script, at_once)
     made_by = trained_by(list(trained.values()))
-    tables = measure_controls(trained, text)
+    tables = measure_controls(trained, text, selection)
     named = {title: [dataclasses.asdict(row) for row in table] for title, table in tables.items()}
     results = {"command": command, "environment": here, "trained": made_by, "tables": named}
-    files.write_json(run / CONTROLS, results)
+    files.write_json(told_file(run / CONTROLS, selection), results)
     notes = controls.controls_notes(text, config.thought.sample_temperature)
     about = f"Measured with {words(here)}.\nTrained with {made_by}.\n\n{notes}"
     shown = [controls.controls_table(title, table) for title, table in tables.items()]
     page = results_page("Controls", command, about, shown)
-    controls.keep_comments(run / CONTROLS_PAGE, page)
+    controls.keep_comments(told_file(run / CONTROLS_PAGE, selection), page)
     return page
 
 
-def training_jobs(run: Path, seeds: int) -> list[BaselineRun]:
+def told_file(path: Path, selection: Selection) -> Path:
+    """Where results of a selection are written, where those of everything are at `path`."""
+    return path.with_stem(path.stem + selection.told)
+
+
+def time_told(
+    run: Path,
+    jobs: Sequence[BaselineRun],
+    tables: Mapping[str, Sequence[Control]],
+    rows: int,
+    at_once: int,
+) -> str:
+    """How long trainings that are missing, and measuring `rows` rows of text, take at a run's rate.
+
+    Measuring a position, with one thought and without learning, takes less than training on it.
+    """
+    missing = sum(not (made := run_of(job)) or not files.finished(made) for job in jobs)
+    seconds, config = _training_seconds(run), files.read_config(run)
+    controls_measured = {control for table in tables.values() for control in table}
+    passes = sum(len(control.configs) for control in controls_measured)
+    seq, trained_rows = config.run.seq, config.run.steps * config.run.batch
+    share = config.thought.anchor_count(seq) / seq  # of positions that are trained on
+    measuring = seconds * passes * rows / (trained_rows * share)
+    return (
+        f"{missing} of {len(jobs)} trainings to be done, {at_once} at a time: if each takes the "
+        f"{seconds / 60:.1f} minutes of the run's own steps, "
+        f"{seconds / 60 * missing / at_once:.0f} minutes; then {passes} measurements, at most "
+        f"{measuring / 60:.1f} minutes"
+    )
+
+
+def training_jobs(run: Path, seeds: int, selection: Selection = EVERYTHING) -> list[BaselineRun]:
     """Everything that has to be trained to compare a run over several seeds, its own the first.
 
     The settings of each hold its seed and the folder that its run folder is made in.
@@ -88,7 +132,7 @@ def training_jobs(run: Path, seeds: int) -> list[BaselineRun]:
     own = BaselineRun(OWN, config.changed(eval_rows=0, save_every=0))
     jobs = []
     for seed in range(config.run.seed, config.run.seed + seeds):
-        for baseline in [own, *controls.baselines(own.config)]:
+        for baseline in [own, *controls.baselines(own.config, selection)]:
             if baseline.name != OWN or seed != config.run.seed:
                 slug = "".join(c if c.isalnum() else "-" for c in baseline.name.lower())
                 out = str(run / FOLDER / f"{slug}-seed-{seed}")
@@ -177,7 +221,7 @@ def text_with_answers(run: RunConfig, tokenizer: Tokenizer) -> TextRows:
 
 
 def measure_controls(
-    trained: Mapping[BaselineRun, Path], text: TextRows
+    trained: Mapping[BaselineRun, Path], text: TextRows, selection: Selection = EVERYTHING
 ) -> dict[str, list[ControlRow]]:
     """Rows of tables, by title: a run, its thoughts replaced, other lengths, and what was trained.
 
@@ -185,7 +229,8 @@ def measure_controls(
     """
     own = next(iter(trained))
     steps = {job: files.newest_step(run) for job, run in trained.items()}
-    tables = controls.control_tables(folders.resolve(own.config.run.weights), steps)
+    before = folders.resolve(own.config.run.weights)
+    tables = controls.control_tables(before, steps, selection)
     measured: dict[Control, list[Measured]] = {row: [] for rows in tables.values() for row in rows}
     for control, by_seed in progress(measured.items(), "measuring", unit=" rows"):
         change, fixed_weight = control.intervention.change, control.intervention.fixed_weight
@@ -193,13 +238,13 @@ def measure_controls(
             quiet, _ = load(folder, config, choose_placement(config.run))
             by_seed.append(measure_heldout(quiet, text, config, "", change, fixed_weight))
     references = {control.name: measured[control] for control in tables[controls.TRAINED]}
-    before, unrewarded = references[UNTRAINED], references.get(UNREWARDED, ())
+    untrained, unrewarded = references[UNTRAINED], references.get(UNREWARDED, ())
 
     def row(control: Control) -> ControlRow:
         line = controls.control_row(
             control,
             measured[control],
-            before=() if control.name == UNTRAINED else before,
+            before=() if control.name == UNTRAINED else untrained,
             unrewarded=() if control.name in (UNTRAINED, UNREWARDED) else unrewarded,
         )
         if not control.trained:

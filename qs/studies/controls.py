@@ -5,7 +5,9 @@ data, order of rows, number of steps and seed, something else is trained (`basel
 measured on the same held-out text and questions.
 """
 
+import argparse
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from qs.config import PADDING, Config
 from qs.evaluation.heldout import Measured
 from qs.evaluation.statistics import Estimate, mean_estimate, paired, ratio_estimate
 from qs.evaluation.tokens import Change, TextRows
+from qs.output import nearest
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.ends import ENDED, PAUSE
 from qs.quietstar.sampler import allowed_ids
@@ -27,6 +30,7 @@ from qs.tables import Table
 
 LENGTHS = (0, 1, 2, 4, 8, 12)  # n that is trained
 EVALUATED = (0, 1, 2, 3, 4, 6, 7, 8, 10, 12, 14)  # n in evaluation only; the run's own is added
+ARMS = ("plain", "pause", "no-reinforce", "m=1", "m=2", "m=4", "K=2", "K=4", "n")  # n: every length
 # names of rows and titles of tables that others refer to
 OWN, UNTRAINED = "Quiet-STaR", "before training"
 PLAIN, PAUSES, UNREWARDED = "plain training", "pause tokens", "without REINFORCE (beta = 0)"
@@ -91,16 +95,63 @@ class BaselineRun:
         return f"training {self.name}, seed {self.config.run.seed}"
 
 
-def baselines(config: Config) -> list[BaselineRun]:
+@dataclass(frozen=True)
+class Selection:
+    """Which controls are wanted."""
+
+    arms: tuple[str, ...] = ARMS  # that are trained
+    lengths: tuple[int, ...] | None = None  # n evaluated, and trained by arm n; None: all
+
+    @property
+    def told(self) -> str:
+        """What names of files say of it; "" of everything."""
+        arms = "" if self.arms == ARMS else "-" + ("-".join(self.arms) or "none")
+        return arms + (
+            "" if self.lengths is None else "-".join(["-lengths", *map(str, self.lengths)])
+        )
+
+
+EVERYTHING = Selection()
+
+
+def arm_list(names: str) -> tuple[str, ...]:
+    """Names of ARMS, split at commas, in their order; "none": of none."""
+    asked = [] if names == "none" else names.split(",")
+    if unknown := [name for name in asked if name not in ARMS]:
+        there = f"none, or some of {','.join(ARMS)}"
+        near = nearest(unknown[0], ARMS)
+        raise argparse.ArgumentTypeError(f"expected {there}; got {unknown[0]!r}{near}")
+    return tuple(arm for arm in ARMS if arm in asked)
+
+
+def length_list(lengths: str) -> tuple[int, ...]:
+    """Numbers of tokens, split at commas, each once and in order."""
+    if not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", lengths):
+        raise argparse.ArgumentTypeError(f"expected lengths such as 0,5,8; got {lengths!r}")
+    return tuple(sorted({int(length) for length in lengths.split(",")}))
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """The flags that a `Selection` is made of."""
+    which = f"what is trained, of {','.join(ARMS)} (every length); none: with one seed, nothing"
+    parser.add_argument("--arms", type=arm_list, default=ARMS, metavar="LIST", help=which)
+    which = "n evaluated, and trained by arm n, such as 0,5,8"
+    parser.add_argument("--lengths", type=length_list, metavar="LIST", help=which)
+
+
+def baselines(config: Config, selection: Selection = EVERYTHING) -> list[BaselineRun]:
     """What is trained beside a run with these settings: one thing differs from it each time."""
-    candidates = [
-        BaselineRun(PLAIN, config.changed(objective="plain")),
-        BaselineRun(PAUSES, config.changed(objective="pause")),
-        BaselineRun(UNREWARDED, config.changed(beta=0.0)),
-        *(BaselineRun(f"m = {m}", config.changed(ahead=m)) for m in (1, 2, 4)),
-        *(BaselineRun(f"K = {K}", config.changed(samples=K)) for K in (2, 4)),
-        *(BaselineRun(f"n = {n}", with_length(config, n)) for n in LENGTHS),
-    ]
+    arms = {
+        "plain": [BaselineRun(PLAIN, config.changed(objective="plain"))],
+        "pause": [BaselineRun(PAUSES, config.changed(objective="pause"))],
+        "no-reinforce": [BaselineRun(UNREWARDED, config.changed(beta=0.0))],
+        **{f"m={m}": [BaselineRun(f"m = {m}", config.changed(ahead=m))] for m in (1, 2, 4)},
+        **{f"K={K}": [BaselineRun(f"K = {K}", config.changed(samples=K))] for K in (2, 4)},
+        "n": [
+            BaselineRun(f"n = {n}", with_length(config, n)) for n in selection.lengths or LENGTHS
+        ],
+    }
+    candidates = [baseline for arm in selection.arms for baseline in arms[arm]]
     return [baseline for baseline in candidates if baseline.config != config]
 
 
@@ -120,7 +171,9 @@ class Control:
     trained: bool = False  # whether the row tells of their training
 
 
-def control_tables(before: Path, trained: Mapping[BaselineRun, Path]) -> dict[str, list[Control]]:
+def control_tables(
+    before: Path, trained: Mapping[BaselineRun, Path], selection: Selection = EVERYTHING
+) -> dict[str, list[Control]]:
     """What is measured in each row of each table, by the table's title.
 
     Training began from the checkpoint `before` and ended with those of `trained`: of the run, whose
@@ -134,7 +187,7 @@ def control_tables(before: Path, trained: Mapping[BaselineRun, Path]) -> dict[st
     seeds, steps = own.configs, own.checkpoints
     lengths = {
         f"n = {n}": tuple(with_length(config, n) for config in seeds)
-        for n in sorted({*EVALUATED, seeds[0].thought.thoughts})
+        for n in sorted({*(selection.lengths or EVALUATED), seeds[0].thought.thoughts})
     }
     return {
         SAME: [own, *(Control(each.name, steps, seeds, each) for each in INTERVENTIONS[1:])],

@@ -14,6 +14,7 @@ from qs.studies.control_runs import (
     check_jobs,
     run_of,
     text_with_answers,
+    time_told,
     train_all,
     trained_by,
     training_jobs,
@@ -27,6 +28,8 @@ from qs.studies.controls import (
     UNREWARDED,
     UNTRAINED,
     BaselineRun,
+    Control,
+    Selection,
     baselines,
 )
 
@@ -56,16 +59,20 @@ def test_every_seed_trains_the_same_baselines_in_folders_of_their_own(trained):
     assert all(job.config.run.eval_rows == 0 for job in jobs)
 
 
-def test_controls_train_what_is_missing_and_write_the_tables(trained, tmp_path, monkeypatch):
+def test_controls_train_what_is_missing_and_write_the_tables(
+    trained, tmp_path, monkeypatch, capsys
+):
     kept = ["plain training", "pause tokens", UNREWARDED, "m = 4", "n = 0"]
     monkeypatch.setattr(
         "qs.studies.controls.baselines",
-        lambda config: [baseline for baseline in baselines(config) if baseline.name in kept],
+        lambda config, _: [baseline for baseline in baselines(config) if baseline.name in kept],
     )
     monkeypatch.setattr("qs.studies.controls.EVALUATED", (0, 3))
     page = tmp_path / "controls.md"
     command = ["controls", str(trained), "--jobs=2", "--rows=4", f"--markdown={page}"]
     assert evaluate.main(command) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("5 of 5 trainings to be done, 2 at a time") < printed.index("# Controls")
     assert f"python evaluate.py {' '.join(command)}\n" in page.read_text()
     made = [run_of(job) for job in training_jobs(trained, 1)]
     stamps = {path: (path / "results.json").stat().st_mtime_ns for path in made}
@@ -96,6 +103,32 @@ def test_controls_train_what_is_missing_and_write_the_tables(trained, tmp_path, 
         assert f"| {name} |" in page.read_text()
     assert evaluate.main(command) == 0  # nothing is trained again
     assert stamps == {path: (path / "results.json").stat().st_mtime_ns for path in made}
+
+
+def test_the_cheap_form_trains_nothing_and_keeps_other_results(copied, capsys, monkeypatch):
+    files.write_json(copied / "controls.json", {})
+    monkeypatch.setattr("evaluate.TRAIN", copied / "missing.py")
+    command = ["controls", str(copied), "--rows=2", "--arms=none", "--lengths=3,0"]
+    assert evaluate.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "0 of 0 trainings to be done" in printed.splitlines()[0]
+    written = json.loads((copied / "controls-none-lengths-0-3.json").read_text())["tables"]
+    assert [line["name"] for line in written[SAME]] == [i.name for i in INTERVENTIONS]
+    assert [line["name"] for line in written[LENGTH]] == ["n = 0", "n = 2", "n = 3"]
+    assert [line["name"] for line in written[TRAINED]] == [UNTRAINED, OWN]
+    assert f"written to {copied / 'controls-none-lengths-0-3.md'}" in printed
+    assert json.loads((copied / "controls.json").read_text()) == {}
+
+
+def test_time_is_told_from_the_runs_own_log(copied, monkeypatch):
+    log = [{"tokens_per_second": 2 * 32 / 300}] * 2  # 2 steps of 300 s
+    monkeypatch.setattr(files, "read_log", lambda run: log)
+    jobs = training_jobs(copied, 1, Selection(("plain", "pause", "no-reinforce"), (0,)))
+    assert [run_of(job) is None for job in jobs] == [False, True, True]
+    row = Control(OWN, (copied,) * 2, (files.read_config(copied),) * 2)
+    told = time_told(copied, jobs, {"a": [row], "b": [row]}, 4, 1)
+    assert told.startswith("2 of 3 trainings to be done, 1 at a time: if each takes the 10.0 min")
+    assert "own steps, 20 minutes; then 2 measurements, at most 20.0 minutes" in told
 
 
 def agrees_with_the_runs_own_table(trained, rows):

@@ -1,5 +1,6 @@
 """controls: one thing is changed at a time, and a row says what was measured over all seeds."""
 
+import argparse
 import dataclasses
 import re
 from pathlib import Path
@@ -25,18 +26,22 @@ from qs.studies.controls import (
     LENGTH,
     LENGTHS,
     OWN,
+    PLAIN,
     SAME,
     TRAINED,
     UNTRAINED,
     BaselineRun,
     Control,
     Intervention,
+    Selection,
+    arm_list,
     baselines,
     control_row,
     control_tables,
     controls_notes,
     controls_table,
     keep_comments,
+    length_list,
     random_tokens,
     repeated_start,
     shuffled,
@@ -259,3 +264,16 @@ def test_what_a_person_wrote_below_the_tables_is_kept(tmp_path):
     path.write_text(f"old\n{COMMENTS}\n\nA sentence.\n")
     keep_comments(path, text)
     assert path.read_text() == f"{text}\n{COMMENTS}\n\nA sentence.\n"
+
+
+def test_arms_and_lengths_are_chosen_by_name():
+    config = Config()
+    chosen = Selection(arm_list("n,plain"), length_list("8,0,8"))
+    named = [baseline.name for baseline in baselines(config, chosen)]
+    assert named == [PLAIN, "n = 0", "n = 8"]
+    assert chosen.told == "-plain-n-lengths-0-8"
+    assert (arm_list("none"), Selection().told) == ((), "")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"none, or some of plain,.*mean pause\?"):
+        arm_list("plain,pauze")
+    with pytest.raises(argparse.ArgumentTypeError, match="such as 0,5,8; got '0,-1'"):
+        length_list("0,-1")
