@@ -935,6 +935,9 @@ def test_every_line_of_a_log_is_a_step(straight):
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     shortest = min(records, key=len).keys()
     assert all(shortest <= record.keys() for record in records)
+    for key in set().union(*records):  # a column of a table: one kind of values, flat
+        kinds = {type(record[key]) for record in records if record.get(key) is not None}
+        assert kinds <= {int, float} or kinds == {str}, key
 
 
 def cut(path, left):

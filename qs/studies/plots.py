@@ -17,7 +17,9 @@ import numpy as np
 from qs import files
 from qs.atomic import write_bytes
 from qs.evaluation.hard_tokens import Decile
+from qs.evaluation.heldout import AnswerScore
 from qs.evaluation.statistics import Estimate
+from qs.studies.answers_panel import draw_answers, read_answers
 from qs.studies.control_runs import CONTROLS
 from qs.studies.controls import LENGTH, OWN, PAUSES, PLAIN, TRAINED, ControlRow
 from qs.studies.ladder import LADDER, RUNGS, Line, read_ladder
@@ -62,14 +64,14 @@ def draw_run(run: Path, deciles: Sequence[Decile], out: Path | None = None) -> l
     config = files.read_config(run)
     if config.run.bootstraps:
         raise ValueError(f"{run} is a run of STaR: draw it with python evaluate.py rounds {run}")
-    steps = read_steps(run)
+    steps, answers = read_steps(run), read_answers(run)
     thinking = "pause tokens" if config.run.objective == "pause" else "thoughts"
     pictures: dict[str, Callable[[Figure], None]] = {
-        "training": lambda figure: _draw_training(figure, steps, thinking)
+        "training": lambda figure: _draw_training(figure, steps, answers, thinking)
     }
     if (run / CONTROLS).is_file():
-        curves = read_curves(run, config.thought.thoughts)
-        pictures["thought-length"] = lambda figure: _draw_lengths(figure, curves)
+        curves, fixed = read_curves(run, config.thought.thoughts), config.thought.end == "fixed"
+        pictures["thought-length"] = lambda figure: _draw_lengths(figure, curves, fixed)
     if (run / LADDER).is_file():
         tables = read_ladder(run)
         pictures["ladder"] = lambda figure: _draw_ladder(figure, tables)
@@ -223,15 +225,24 @@ def _panels(
     return list(axes)
 
 
-def _draw_training(figure: Figure, steps: Mapping[str, np.ndarray], thinking: str) -> None:
-    """NLL, reward and mixing weight by step."""
+def _draw_training(
+    figure: Figure,
+    steps: Mapping[str, np.ndarray],
+    answers: Mapping[str, AnswerScore],
+    thinking: str,
+) -> None:
+    """NLL, reward and mixing weight by step; beside them the answers before and after."""
     x = steps["step"]
     half = len(x) // 40
     labels = {"nll_base": f"without {thinking}", "nll_talk": f"with {thinking}"}
     lines = {panel: [key for key in keys if key in steps] for panel, keys in PANELS.items()}
     panels = [panel for panel in PANELS if lines[panel]]
     remark = f"thick: mean over {2 * half + 1} steps" if half else ""
-    for ax, panel in zip(_panels(figure, panels, "step", remark), panels, strict=True):
+    axes = _panels(figure, panels, "step", remark)
+    if answers:
+        colors = LINE_COLORS["nll_base"], LINE_COLORS["nll_talk"]
+        draw_answers(axes, answers, colors)
+    for ax, panel in zip(axes, panels, strict=True):
         for key in lines[panel]:
             color, means = LINE_COLORS[key], smooth(steps[key], half)
             if half:
@@ -245,8 +256,8 @@ def _draw_training(figure: Figure, steps: Mapping[str, np.ndarray], thinking: st
         ax.margins(x=0.01)
 
 
-def _draw_lengths(figure: Figure, curves: Curves) -> None:
-    """Gold answer probability by thought length."""
+def _draw_lengths(figure: Figure, curves: Curves, fixed: bool) -> None:
+    """Gold answer probability by thought length; `fixed`: thoughts end after n tokens."""
     series = [
         (curves.trained, "trained with n", BLUE, "o", -1),
         (curves.evaluated, f"trained with n = {curves.own},\nevaluated with n", VERMILION, "s", 1),
@@ -254,8 +265,13 @@ def _draw_lengths(figure: Figure, curves: Curves) -> None:
     seeds = max(row.seeds for rows, *_ in series for row in rows.values())
     remark = "pale bars and bands: 95 % intervals"
     remark += f"; thin lines: smallest to largest of {seeds} seeds" if seeds > 1 else ""
-    (ax,) = _panels(figure, [("gold answer probability", 3.2)], "n, tokens in a thought", remark)
     lengths = sorted({*curves.trained, *curves.evaluated})
+    best = max(curves.trained, key=lambda n: curves.trained[n].gold[0])
+    if fixed and best < lengths[-1]:
+        remark += (
+            f"\nn > {best}: the end vector stands after the working, or a second one, has ended"
+        )
+    (ax,) = _panels(figure, [("gold answer probability", 3.2)], "n, tokens in a thought", remark)
     aside = 0.005 * (lengths[-1] - lengths[0])  # so that bars of one n do not hide each other
     for rows, text, color, marker, side in series:
         x = [n + side * aside for n in rows]

@@ -223,6 +223,19 @@ def legends(figure):
     return [(label, line.get_color()) for line, label in entries]
 
 
+def remark(figure):
+    return figure._supxlabel.get_text()
+
+
+def test_thought_length_says_why_longer_thoughts_gain_less(tmp_path, monkeypatch):
+    run = make(tmp_path / "run")
+    assert "n > 5: the end vector" in seen(run, remark, monkeypatch)["thought-length"]
+    config = json.loads((run / "config.json").read_text())
+    config["thought"]["end"] = "drawn"
+    (run / "config.json").write_text(json.dumps(config))
+    assert "the end vector" not in seen(run, remark, monkeypatch)["thought-length"]
+
+
 def test_a_legend_names_the_lines(tmp_path, monkeypatch):
     found = seen(make(tmp_path / "run"), legends, monkeypatch)
     assert [label for label, _ in found["training"]] == ["without thoughts", "with thoughts"]
