@@ -51,7 +51,7 @@ def test_a_run_with_a_damaged_step_goes_on_to_the_same_or_is_refused(
         if status == 0:
             found, expected = (tensors(x / "step_000003") for x in (copy, straight))
             assert all(found[n].equal(expected[n]) for n in expected), (what, said)
-            assert log(copy)[1:] == log(straight)[1:], (what, said)
+            assert log(copy) == log(straight), (what, said)
         shutil.rmtree(copy)
     assert ends[0] > count / 2, ends
 

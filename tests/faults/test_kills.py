@@ -64,7 +64,7 @@ def test_no_kill_loses_what_was_saved(tiny, straight, tmp_path, count):
         if status == 0:
             ends += 1
             same_checkpoint(only(out) / "step_000005", expected / "step_000005")
-            assert log(only(out))[1:] == log(expected)[1:]
+            assert log(only(out)) == log(expected)
             # a kill after the last word leaves locks, which hold nobody
             assert all(path.name.endswith(".lock") for path in only(out).glob(".*"))
             results = [files.read_results(each) for each in (only(out), expected)]
