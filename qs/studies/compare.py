@@ -13,6 +13,7 @@ import numpy as np
 
 from qs import files
 from qs.config import StarConfig
+from qs.data.arithmetic import LONGEST
 from qs.evaluation.heldout import measure_heldout
 from qs.evaluation.statistics import mean_estimate
 from qs.inference.decoding import Decoding
@@ -129,6 +130,12 @@ def compare_models(models: Sequence[str], task: Comparable, count: int, device: 
         "over problems; in brackets tokens generated for an answer, thoughts included",
         "tokens trained, tokens generated: in training, all rounds together",
     ]
+    if task == "arithmetic":
+        drawn = count * LONGEST
+        again = drawn - len(written.right)
+        notes.append(f"{drawn} sums drawn, {count} of each length; {again} came again, left out")
+    else:
+        notes.append("answer, with thoughts: all problems of the bundled held-out text")
     if len(tokenizers) > 1:
         notes.append("these models have different tokenizers: their tokens are not the same amount")
     return Table(

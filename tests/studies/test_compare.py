@@ -55,6 +55,18 @@ def test_a_table_has_a_row_for_each_model_and_says_what_was_measured():
         compare_models(["sums"], "world", 2, "cpu")
 
 
+def test_a_table_says_what_was_asked_what_was_left_out_and_whether_tokenizers_differ(monkeypatch):
+    def decoded(opened, task, count, written, think):
+        return Answers(np.ones(37), 3.0)  # as many of 5 x 8 sums differ
+
+    monkeypatch.setattr("qs.studies.compare.decoded_answers", decoded)
+    same = compare_models(["sums", "sums"], "arithmetic", 8, "cpu").notes
+    assert "40 sums drawn, 8 of each length; 3 came again, left out" in same
+    assert not any("different tokenizers" in note for note in same)
+    notes = compare_models(["sums", "tiny"], "arithmetic", 8, "cpu").notes
+    assert notes[-1].startswith("these models have different tokenizers")
+
+
 def test_answers_read_as_their_mean_with_its_interval_and_the_tokens():
     assert str(Answers(np.array([1.0, 0.0, 1.0, 0.0]), 7.6)) == "50.0 ± 56.6 (8)"
 

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qs import files
+from qs.config import Config, RunConfig, StarConfig
 from qs.evaluation.hard_tokens import Decile
 from qs.evaluation.statistics import Estimate
 from qs.presets import PRESETS
@@ -378,3 +380,10 @@ def test_ranges_are_short():
         *("0.52–1.10", "1.10–2.20", "2.20–3.90", "3.90–12.8"),
     ]
     assert nll_range(Decile(1.001, 1.002, 3, 1, 0.0, None, 1.0)) == "1.00"
+
+
+def test_a_run_of_star_is_refused_and_points_to_rounds(tmp_path):
+    config = Config(run=RunConfig(objective="star"), star=StarConfig(rounds=1))
+    run = files.new_run(tmp_path, "star", config)
+    with pytest.raises(ValueError, match=f"draw it with python evaluate.py rounds {run}$"):
+        draw_run(run, [])
