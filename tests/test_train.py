@@ -433,7 +433,7 @@ def test_a_run_prints_its_choices_a_table_and_its_folder(tiny, tmp_path, capsys)
     assert set(results["after"]["text"]) == {field.name for field in dataclasses.fields(NllScore)}
     assert (found / "thoughts.html").read_text().count("<section") > 1
     for line in (
-        f"model   {tiny.weights}: 14,",
+        f"model   {tiny.weights}: 13,520 parameters, 848 added for thinking",
         f"data    {tiny.data}: 1,",
         "device  CPU, float32 arithmetic, float32 weights, structured attention, eager",
         f"run     {found}",
@@ -1173,7 +1173,7 @@ def test_a_disk_that_refuses_a_save_loses_no_checkpoint(
         patch.setattr(qs.model.shards, "save_file", full)
         message = "the checkpoint of step 6 could not be written: it needs 0.000"
         line = refused(capsys, ["--resume", stopped], message)[-1]
-    assert re.search(r" GB, and [\d.]+ GB are free \(.*No space left on device", line)
+    assert re.search(r" GiB, and [\d.]+ GiB are free \(.*No space left on device", line)
     assert line.endswith(
         "; make room; go on from the last checkpoint, if there is one, with --resume"
     )

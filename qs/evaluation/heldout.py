@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -214,8 +215,15 @@ def settings_told(used: Config, own: Config, checkpoint: Path) -> str:
         group = "thought" if hasattr(used.thought, name) else "run"
         value = getattr(getattr(used, group), name)
         if value != getattr(getattr(own, group), name):
-            told.append(f"{name}-{value}")
+            told.append(f"{name}-{_named(str(value))}")
     return "".join(f"-{re.sub(r'[^A-Za-z0-9.]+', '-', each)}" for each in told)
+
+
+def _named(value: str) -> str:
+    """A value that a name of a file can tell from all others: `a/b` is not `a-b`."""
+    if re.fullmatch(r"[A-Za-z0-9.]+", value):
+        return value
+    return f"{value}-{hashlib.sha256(value.encode()).hexdigest()[:8]}"
 
 
 def closing_tables(before: HeldoutScore | None, after: HeldoutScore | None) -> list[Table]:

@@ -115,8 +115,8 @@ def save_step(
         size, free = sum(x.numel() * x.element_size() for x in held), shutil.disk_usage(run).free
         raise OSError(
             error.errno,
-            f"the checkpoint of step {step} could not be written: it needs {gigabytes(size)}, and "
-            f"{gigabytes(free)} are free ({error.strerror})",
+            f"the checkpoint of step {step} could not be written: it needs {gibibytes(size)}, and "
+            f"{gibibytes(free)} are free ({error.strerror})",
             str(run),
         ) from None
     _go_on()
@@ -126,9 +126,9 @@ def save_step(
                 files.remove_step(old)
 
 
-def gigabytes(size: int) -> str:
+def gibibytes(size: int) -> str:
     """Bytes in words."""
-    return f"{size / 1e9:.3g} GB"
+    return f"{size / 2**30:.3g} GiB"
 
 
 def _go_on(failed: bool = False) -> None:

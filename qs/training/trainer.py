@@ -93,7 +93,7 @@ class Trainer:
             split.check_tokenizer(self.tokenizer)
         self.windows = Windows(self.train, run.seq, run.seed)
         size = sum(p.numel() for p in self.quiet.parameters())
-        added = size - sum(p.numel() for p in self.quiet.model.parameters())
+        own = sum(p.numel() for p in self.quiet.model.parameters())
         layers = self.quiet.model.layers
         distributed.shard(self.quiet, layers, self.placement.dtype, ["think", "predict"])
         self.average = None
@@ -105,7 +105,7 @@ class Trainer:
         self.names = names_of_updated(self.quiet)
         self.state = State()
         self.stop: signal.Signals | None = None
-        self.say(f"model   {start}: {size:,} parameters, {added:,} of them for thinking")
+        self.say(f"model   {start}: {own:,} parameters, {size - own:,} added for thinking")
         self.say(f"data    {data}: {self.train.tokens:,} tokens, {self.heldout.tokens:,} held out")
         lengths = f", {thought_lengths(config.thinking)}" if run.thinks else ""
         size = f"{run.batch} x {run.seq} tokens"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from qs.evaluation.heldout import (
     other_change,
     read_score,
     score_tables,
+    settings_told,
     summarise,
 )
 from qs.evaluation.statistics import ratio_estimate
@@ -242,3 +244,17 @@ def test_a_score_alone_is_told_with_and_without_thoughts():
         "thoughts",
         "3.5000",
     ]
+
+
+def test_names_of_files_tell_folders_of_data_apart(tmp_path):
+    (tmp_path / "step_000001").mkdir()
+    names = [
+        settings_told(SETTINGS.changed(data=data), SETTINGS, tmp_path / "step_000001")
+        for data in ("a/b", "a-b", "a--b", "a_b", "a-seq-9", "a")
+    ]
+    names.append(
+        settings_told(SETTINGS.changed(data="a", seq=9), SETTINGS, tmp_path / "step_000001")
+    )
+    assert len({*names}) == len(names)
+    assert names[-2:] == ["-data-a", "-data-a-seq-9"]
+    assert all(re.fullmatch(r"-data-a[a-z0-9-]*", name) for name in names)
