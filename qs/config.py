@@ -114,6 +114,9 @@ class RunConfig:
     eval_rows: int = setting(
         32, "held-out rows evaluated before and after (0: none)", least=0, most=2**20
     )
+    tensorboard: bool = setting(
+        False, "write the numbers of log.jsonl for TensorBoard too, into the run folder", later=True
+    )
     out: str = setting("runs", "folder that run folders are made in")
 
     def __post_init__(self) -> None:

@@ -73,6 +73,8 @@ class StarRun:
                 f"--objective star runs in one process: start it without torchrun (a launcher says "
                 f"that there are {count}: {' or '.join(LAUNCHERS)} is set)"
             )
+        if config.run.tensorboard:
+            raise ValueError("--tensorboard is not of --objective star: its log is of rounds")
         self.start = folders.resolve(config.run.weights)
         # every batch of rationales has another shape: compiled layers would be compiled for each
         self.config = config.changed(weights=str(self.start), compile=False)

@@ -27,6 +27,7 @@ from qs.training import checkpoint, distributed
 from qs.training.average import Average
 from qs.training.optimizer import exact_parameters, make_optimizer, names_of_updated
 from qs.training.plan import settle
+from qs.training.scalars import find_writer, write_scalars
 from qs.training.step import train_step
 
 SKIPS_ALLOWED = 10  # steps in a row whose loss or gradient is not finite
@@ -74,6 +75,8 @@ class Trainer:
         run = config.run
         if not any(term_weights(config.thinking)):
             raise ValueError("--likelihood-weight 0 without REINFORCE trains nothing: raise it")
+        self.make_writer = find_writer() if run.tensorboard else None  # refused before any work
+        self.writer = None
         placement = choose_placement(run)
         self.ranks = distributed.start(placement.device)
         start = start or checkpoint.newest_whole(folder, self.ranks.first)
@@ -134,6 +137,7 @@ class Trainer:
             made_of = {"processes": self.ranks.count, "data": self.train.digest}
             files.write_json(self.folder / files.MADE, here | made_of)
             self.log.append([])  # there from the beginning
+            self._open_writer()
 
     def resume(self) -> None:
         """Go on from the checkpoint whose weights are loaded already.
@@ -177,7 +181,14 @@ class Trainer:
                 files.write_json(self.folder / files.MADE, made)  # of old runs it was in the log
             checkpoint.set_aside(self.folder, self.state.step)
             self.log.rewrite(checkpoint.records_until(records, self.state.step, self.log.path))
+            self._open_writer()
         self.say(f"resume  {self.start}: {self.state.step} of {self.config.run.steps} steps done")
+
+    def _open_writer(self) -> None:
+        """Begin TensorBoard's file; what earlier ones say of steps still to come is void."""
+        if self.make_writer:
+            folder = str(self.folder / "tensorboard")
+            self.writer = self.make_writer(folder, purge_step=self.state.step + 1)
 
     @property
     def due(self) -> bool:
@@ -235,6 +246,8 @@ class Trainer:
         record = {"step": state.step} | ({"stage": stage} if stage else {}) | record | rates
         if self.ranks.first:
             self.log.append([record], flushed=False)
+        if self.writer:
+            write_scalars(self.writer, record)
         if state.skipped_in_a_row >= SKIPS_ALLOWED:
             problem = (
                 f"{SKIPS_ALLOWED} steps in a row had a loss or gradient that is not finite (last: "
@@ -283,6 +296,8 @@ class Trainer:
                 self.average.save(folder)
             if folder:
                 files.flush(self.log.path)  # to the disk no later than what it tells of
+                if self.writer:
+                    self.writer.flush()
                 files.write_json(folder / files.TRAINER, dataclasses.asdict(self.state))
 
         held = [*parameters.values(), *moments.values()]
