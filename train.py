@@ -117,7 +117,7 @@ def settings(argv: list[str]) -> tuple[Config, Path | None, str | None]:
         const="",
         metavar="SIZES",
         help="say how much memory and time the run would take, on this machine or on one with a "
-        "GPU of such sizes of device and host memory: 80GB,128GB",
+        "GPU of such sizes of device and host memory: 80GB,128GB (10^9 bytes; shown in GiB, 2^30)",
     )
     if any(arg == "--resume" or arg.startswith("--resume=") for arg in argv):
         args, others = parser.parse_known_args(argv)
