@@ -168,8 +168,8 @@ def save_model(
         weights.save(folder, shape, model, thought, stored, _whole)
     else:
         weights.save(folder, shape, model, whole=_whole)
-    if folder:
-        copy_tokenizer(source, folder)
+    if folder and not copy_tokenizer(source, folder):
+        raise ValueError(f"{source}: expected a tokenizer, found none any more; put it back")
 
 
 def optimizer_tensors(
