@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 DIGESTS = "digests.json"
-BLOCK = 1 << 20  # bytes of a file that one thread reads and hashes at a time
+BLOCK = 1 << 18  # bytes of a file that one thread reads and hashes at a time
+THREADS = 8  # at most: they outpace disks, and hold little memory
 
 
 def content_digest(content: bytes | np.ndarray) -> str:
@@ -28,7 +30,7 @@ def content_digest(content: bytes | np.ndarray) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """The digest of those of a file's blocks, which all cores read at once.
+    """The digest of those of a file's blocks, which several cores read at once.
 
     A file is read once, as long as it does not change.
 
@@ -47,7 +49,7 @@ def _file_digest(path: Path, size: int, *state: int) -> str:
             file.seek(begin)
             return content_digest(file.read(BLOCK))
 
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as threads:
         return content_digest("".join(threads.map(of_block, range(0, size, BLOCK))).encode())
 
 
