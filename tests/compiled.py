@@ -29,7 +29,7 @@ from qs.training.step import train_step
 
 SHAPE = ModelConfig(vocab_size=11, dim=16, layers=2, heads=4, kv_heads=2, head_dim=4, hidden_dim=24)
 CONFIG = Config(
-    ThoughtConfig(thoughts=2, end="drawn", ahead=2, samples=3, beta=30.0),
+    ThoughtConfig(thoughts=2, end="drawn", ahead=2, samples=3, beta=30.0, embedding_scale=1.0),
     OptimConfig(clip=1e9, warmup=0),
     RunConfig(micro_batch=2, batch=4, seq=7, seed=5, device="cpu"),
 )

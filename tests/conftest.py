@@ -1,11 +1,15 @@
 """Hypothesis profiles `dev` (default), `ci` (derandomised), `thorough`: HYPOTHESIS_PROFILE."""
 
+import contextlib
 import os
 import signal
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+with contextlib.suppress(ImportError):  # what it replaces, distutils, may be imported otherwise
+    import setuptools  # noqa: F401
 
 CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile("dev", max_examples=50, deadline=None, suppress_health_check=CHECKS)

@@ -146,7 +146,6 @@ compiler = shutil.which("g++") or shutil.which("clang++")
 
 @pytest.mark.skipif(compiler is None, reason="torch.compile needs a C++ compiler on the CPU")
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inside torch
-@pytest.mark.filterwarnings("ignore:The distutils package:DeprecationWarning")  # the same
 @pytest.mark.parametrize("window", [None, 5])
 def test_compiled_flex_attention_equals_dense_attention_and_compiles_once(window: int | None):
     torch.compiler.reset()
