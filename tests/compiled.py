@@ -23,7 +23,6 @@ from tiny import batch
 
 from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
 from qs.model.config import ModelConfig
-from qs.model.products import by_blocks
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import allocate, choose_placement
 from qs.training.step import train_step
@@ -66,7 +65,6 @@ def step(quiet: QuietStar, measure: bool, recompute: bool) -> tuple[dict, dict[s
 def main(norms: list[str]) -> None:
     """Command line."""
     torch._inductor.config.cpp.simdlen = 0  # scalar code, which g++ compiles sooner
-    by_blocks(torch.float32)  # sets a precision, which the compiler's cache is keyed by
     quiet, eager = build(True), build(False)
     worst = 0.0
     for measure in map(bool, map(int, norms)):

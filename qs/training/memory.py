@@ -164,7 +164,7 @@ def least_activations(
 def cpu_activations(config: Config, shape: ModelConfig, width: int, recompute: bool) -> int:
     """MiB of activations at a time on a CPU: ACTIVATIONS, if reading text again then costs little.
 
-    A part's branches have at least four times as many slots as the text that is read with them.
+    A part's branches may have four times as many slots as the text that is read with them.
     """
     slots = 4 * config.run.seq
     needed = least_activations(config, shape, width, recompute, slots, compiled=False)

@@ -54,9 +54,11 @@ def test_blocks_have_the_error_of_float32_and_leave_the_precision_as_it_was():
     bound = 96 * 2**-24 * (x.abs() @ weight.abs().T)
     with torch.no_grad():
         assert ((products.linear(x.float(), weight.float()) - exact).abs() <= bound).all()
-    assert torch.get_float32_matmul_precision() == "highest"
+    setting, before = torch.backends.mkldnn.matmul, "none"
+    assert setting.fp32_precision == before  # not that of every kind of device
     with products.onednn():
-        assert torch.get_float32_matmul_precision() == "medium"
+        assert setting.fp32_precision == "bf16"
+    assert setting.fp32_precision == before
     assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -65,7 +67,7 @@ def test_a_library_that_computes_in_bfloat16_is_not_asked(monkeypatch):
     plain = torch.Tensor.__matmul__
 
     def narrow(x, y):
-        if torch.get_float32_matmul_precision() == "medium":
+        if torch.backends.mkldnn.matmul.fp32_precision == "bf16":
             x, y = x.bfloat16(), y.bfloat16()
         return plain(x, y).float() if x.dtype == torch.bfloat16 else plain(x, y)
 
