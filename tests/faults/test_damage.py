@@ -7,17 +7,12 @@ import shutil
 
 import pytest
 from faulty import damage, one_line
-from tiny import log, make, run, tensors, train
+from tiny import log, run, tensors, train
 
 import evaluate
 from qs import files
 
 FLAGS = ["--save-every=1", "--eval-rows=1", "--steps=3", "--keep=3"]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 from faulty import forked
-from tiny import log, make, only, run, same_checkpoint, train
+from tiny import log, only, run, same_checkpoint, train
 
 import evaluate
 from qs import files
@@ -19,11 +19,6 @@ from qs.studies.controls import COMMENTS, keep_comments
 resource = pytest.importorskip("resource")
 FLAGS = ["--save-every=1", "--eval-rows=1", "--steps=3"]
 SUMS = ["--limit=2", "--samples=1", "--thoughts=1", "--device=cpu", "--batch=2"]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

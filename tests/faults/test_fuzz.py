@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 from faulty import ABSURD, damage, mutated, one_line
-from tiny import make, run, train
+from tiny import run, train
 
 import evaluate
 from qs.data import __main__ as data
@@ -16,11 +16,6 @@ from qs.data import __main__ as data
 FLAGS = ["--save-every=1", "--eval-rows=1", "--steps=2"]
 SUMS = ["arithmetic", "--limit=1", "--samples=1", "--thoughts=1", "--device=cpu"]
 COUNTS = [40, pytest.param(5000, marks=pytest.mark.slow)]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,11 @@ import time
 
 import pytest
 from faulty import die_after, die_at, forked
-from tiny import log, make, only, run, same_checkpoint, train
+from tiny import log, only, run, same_checkpoint, train
 
 from qs import atomic, files
 
 FLAGS = ["--save-every=1", "--eval-rows=1", "--steps=5"]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,12 @@ from pathlib import Path
 
 import pytest
 from faulty import forked
-from tiny import make, only, train
+from tiny import only, train
 
 import evaluate
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 proc = pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="no /proc")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("tiny"))
 
 
 @proc

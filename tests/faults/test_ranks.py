@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
-from tiny import ROOT, make, train
+from tiny import ROOT, train
 
 from qs.training import distributed, heartbeat
 
@@ -25,11 +25,6 @@ heartbeat.EVERY, heartbeat.SILENCE = 0.2, 4.0
 Path(sys.argv[1], "pid-" + os.environ["RANK"]).write_text(str(os.getpid()))
 sys.exit(train.main(sys.argv[2:]))
 """
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.mark.parametrize(

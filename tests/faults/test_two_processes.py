@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny import ROOT, contents, make, run, train
+from tiny import ROOT, contents, run, train
 
 import evaluate
 from qs.data import __main__ as data
@@ -22,11 +22,6 @@ with hold(Path(sys.argv[1])):
     time.sleep(60)
 """
 SUMS = ["--limit=1", "--samples=1", "--thoughts=1", "--device=cpu"]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
