@@ -1,6 +1,6 @@
 """The experiment of smollm2.md, arm by arm; what run-smollm2.sh starts.
 
-    python docs/results/run_smollm2.py MODEL DATA QUESTIONS OUT [--seconds 530] [--only A,B]
+    python docs/results/run_smollm2.py MODEL DATA QUESTIONS OUT [--seconds 530] [--only 'A;B']
 
 Results are written after each arm, into OUT/smollm2.json; arms that are there already are not run
 again, and those that no time is left for are named. `--list` shows the arms in their order.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smollm2_bridge import Bridge, answer_nll, bridge_room, make_bridge
+from smollm2_bridge import Bridge, answer_nll, bridge_room, make_bridge, read_problems
 from smollm2_study import GPU, REHEARSAL, SMALL, Phase, Study, last
 from smollm2_tables import tables
 from smollm2_thoughts import reads_again
@@ -47,7 +47,8 @@ class Arm:
         seed: of thoughts.
         start, end: texts that the vectors begin from.
         again: the end slot reads the anchor's own token.
-        bridge: on the documents of the bridge, from the model that has read written ones.
+        bridge: on documents of problems, from the model that has read written-out workings:
+            "bridge" (GSM8K's) or "easy" ones; "": on ordinary text.
         asks: whether the question sets are asked.
         samples: K of the room, if not that of the sizes.
         operations: as many steps as take the floating-point operations of thinking ones.
@@ -58,7 +59,7 @@ class Arm:
     start: str = "---"
     end: str = "---"
     again: bool = False
-    bridge: bool = False
+    bridge: str = ""
     asks: bool = False
     samples: int | None = None
     operations: bool = False
@@ -90,29 +91,32 @@ ARMS = {  # in the order of their value
     "plain": Arm((Phase(PLAIN),), asks=True),
     "quiet, seed 0": Arm(THINK, asks=True),
     "pause": Arm((Phase(PAUSE),)),
-    "bridge, begun": Arm(bridge=True, asks=True),
-    "bridge, plain": Arm((Phase(PLAIN),), bridge=True, asks=True),
-    "bridge, quiet, seed 0": Arm(THINK, bridge=True, asks=True),
-    "bridge, pause": Arm((Phase(PAUSE),), bridge=True, asks=True),
+    "bridge, begun": Arm(bridge="bridge", asks=True),
+    "bridge, plain": Arm((Phase(PLAIN),), bridge="bridge", asks=True),
+    "bridge, quiet, seed 0": Arm(THINK, bridge="bridge", asks=True),
+    "bridge, pause": Arm((Phase(PAUSE),), bridge="bridge", asks=True),
     "true first, seed 0": Arm(TRUE),
     "end reads again, seed 0": Arm(THINK, again=True),
     "head and vectors first, seed 0": Arm(phased((0.3, ALONE), (0.7, {}))),
     "beta 0": Arm((Phase({"beta": 0.0}),)),
-    "bridge, rlp": Arm((Phase(RLP),), bridge=True, asks=True),
-    "bridge, quiet, seed 1": Arm(THINK, seed=1, bridge=True, asks=True),
-    "bridge, beta 10": Arm((Phase({"beta": 10.0}),), bridge=True, asks=True),
-    "bridge, beta 0": Arm((Phase({"beta": 0.0}),), bridge=True, asks=True),
+    "bridge, rlp": Arm((Phase(RLP),), bridge="bridge", asks=True),
+    "bridge, quiet, seed 1": Arm(THINK, seed=1, bridge="bridge", asks=True),
+    "bridge, beta 10": Arm((Phase({"beta": 10.0}),), bridge="bridge", asks=True),
+    "bridge, beta 0": Arm((Phase({"beta": 0.0}),), bridge="bridge", asks=True),
     "quiet, seed 1": Arm(THINK, seed=1),
     "true first, seed 1": Arm(TRUE, seed=1),
     "true first, end reads again": Arm(TRUE, again=True),
     "beta 10": Arm((Phase({"beta": 10.0}),)),
     "n 0 first": Arm(phased((0.3, {"thoughts": 0, "beta": 0.0}), (0.7, {}))),
-    "bridge, true first": Arm(TRUE, bridge=True, asks=True),
+    "bridge, true first": Arm(TRUE, bridge="bridge", asks=True),
     "16 thoughts": Arm(samples=16),
     "16 thoughts, end reads again": Arm(samples=16, again=True),
     "plain, same operations": Arm((Phase(PLAIN),), operations=True),
-    "bridge, plain, same operations": Arm((Phase(PLAIN),), bridge=True, operations=True),
+    "bridge, plain, same operations": Arm((Phase(PLAIN),), bridge="bridge", operations=True),
 }
+for name, arm in list(ARMS.items()):  # the same on easy problems
+    if arm.bridge:
+        ARMS[name.replace("bridge", "easy")] = dataclasses.replace(arm, bridge="easy", asks=False)
 for seed in (0, 1):  # what REINFORCE begins from
     ARMS[f"head and vectors alone, seed {seed}"] = Arm((Phase(ALONE),), seed=seed)
     ARMS[f"true alone, seed {seed}"] = Arm(ONLY_TRUE, seed=seed)
@@ -139,8 +143,7 @@ class Experiment:
         ):
             raise SystemExit(f"{self.path} is of other sizes: give another folder")
         self.scratch = tempfile.TemporaryDirectory()  # of the bridge's datasets
-        self.bridge: Bridge | None = None
-        self.taught: dict[str, Any] = {}
+        self.bridges: dict[str, tuple[Bridge, dict[str, Any]]] = {}  # and what was taught
 
     @property
     def left(self) -> float:
@@ -181,7 +184,8 @@ class Experiment:
         """Train and measure one arm."""
         study, sizes = self.study, self.sizes
         study.reset()
-        data = self.on_the_bridge() if arm.bridge else study.data
+        bridge = self.on_the_bridge(arm.bridge) if arm.bridge else None
+        data = bridge.mixed if bridge else study.data
         extra = self.bridge_settings if arm.bridge else {}
         if arm.start != "---" or arm.end != "---":
             study.begin_vectors(arm.start, arm.end)
@@ -190,7 +194,7 @@ class Experiment:
             steps, found = self.steps(arm), {}
             began = time.perf_counter()
             if phases:
-                after = self.bridge.asking if arm.bridge else ()
+                after = bridge.asking if bridge else ()
                 records = study.train(phases, steps, arm.seed, data, after)
                 found |= {"steps": steps, "training": time.perf_counter() - began}
                 found |= {"last": last(records)}
@@ -199,10 +203,13 @@ class Experiment:
             measured, rows = study.measured(arm.thinks, data)
             found |= measured | {"rows": rows}
             if arm.thinks:
-                found["room"] = self.room(arm)
-            if arm.bridge:
-                found["answers"] = answer_nll(study, self.bridge.heldout)
-                heldout = [p.question for p in self.bridge.heldout]
+                K = arm.samples or sizes.room_samples
+                found["room"] = (
+                    bridge_room(study, bridge.heldout, K) if bridge else study.room(K)[0]
+                )
+            if bridge:
+                found["answers"] = answer_nll(study, bridge.heldout)
+                heldout = [p.question for p in bridge.heldout]
                 found["held-out problems"] = study.asked(heldout, arm.thinks)
             if arm.asks:
                 sets = ("gsm8k",) if arm.bridge else ("gsm8k", "commonsense_qa")
@@ -210,12 +217,6 @@ class Experiment:
                     questions = read_questions(name, "heldout", self.options.questions, sizes.asked)
                     found[name] = study.asked(questions, arm.thinks)
         return found
-
-    def room(self, arm: Arm) -> dict[str, Any]:
-        K = arm.samples or self.sizes.room_samples
-        if arm.bridge:
-            return bridge_room(self.study, self.bridge.heldout, K)
-        return self.study.room(K)[0]
 
     def steps(self, arm: Arm) -> int:
         """Of the whole arm."""
@@ -241,20 +242,24 @@ class Experiment:
             "policy_temperature": 1.0,
         }
 
-    def on_the_bridge(self) -> Path:
-        """Begin from the model that has read written workings; the data."""
+    def on_the_bridge(self, kind: str) -> Bridge:
+        """Begin from the model that has read written workings."""
         study, options = self.study, self.options
-        if self.bridge is None:
-            folder = Path(self.scratch.name)
-            self.bridge = make_bridge(options.questions, study, options.model, folder)
+        study.reset()
+        if kind not in self.bridges:
+            folder = Path(self.scratch.name) / kind
+            folder.mkdir()
+            problems, long = read_problems(kind, options.questions, study)
+            bridge = make_bridge(problems, long, study, options.model, folder)
             phase = Phase(PLAIN | {"lr": 3e-5})
-            records = study.train([phase], self.sizes.bridge_steps, 0, self.bridge.written)
+            records = study.train([phase], self.sizes.bridge_steps, 0, bridge.written)
             study.begin_vectors(" ", " ")
-            self.taught = study.values()
+            self.bridges[kind] = bridge, study.values()
             print(f"-- taught by written workings: {last(records)}", flush=True)
-        study.reset(self.taught)
+        bridge, taught = self.bridges[kind]
+        study.reset(taught)
         study.quiet.config = study.config.changed(**self.bridge_settings).thought
-        return self.bridge.mixed
+        return bridge
 
 
 def main() -> None:
@@ -265,6 +270,9 @@ def main() -> None:
         "--seconds", type=float, default=530, help="no arm begins that would end later"
     )
     parser.add_argument("--only", default="", help="arms, separated by semicolons")
+    parser.add_argument(
+        "--text", choices=("text", "bridge", "easy"), help="only arms on this kind of text"
+    )
     parser.add_argument("--sizes", choices=SIZES, default="gpu")
     parser.add_argument("--rehearse", action="store_const", dest="sizes", const="rehearsal")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
@@ -273,7 +281,9 @@ def main() -> None:
     if options.list:
         print("\n".join(ARMS))
         return
-    arms = [name.strip() for name in options.only.split(";") if name.strip()] or list(ARMS)
+    arms = [name.strip() for name in options.only.split(";") if name.strip()] or [
+        name for name, arm in ARMS.items() if options.text in (None, arm.bridge or "text")
+    ]
     if unknown := set(arms) - ARMS.keys():
         parser.error(f"no arm is named {', '.join(sorted(unknown))}: see --list")
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Text that needs reasoning, in real language: GSM8K's problems with their equations.
+"""Text that needs reasoning, in real language: problems with their equations.
 
 A document is a problem and its answer, `Q: ..\\nA: 72\\n`. In some the equations of the published
 solution stand before the answer, `A: 48/2=24, 48+24=72 => 72\\n`: short enough for a thought, and
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from smollm2_easy import easy_problems
 from smollm2_study import Study
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from qs.quietstar.ends import PAUSE
 
 WRITTEN = 0.3  # share of documents with their equations
 FITS = 24  # tokens of the equations, at most
+EASY = 8000  # problems drawn
 ENDS = " =>"  # what stands between the last equation and the answer
 EQUATION = re.compile(r"<<([^<>]*)>>")
 
@@ -59,22 +61,28 @@ class Bridge:
         mixed: folder with all documents whose equations fit; held-out ones have none.
         asking: ids that end where an answer begins.
         heldout: problems that are in no training document.
-        test: questions of the untouched test set.
     """
 
     written: Path
     mixed: Path
     asking: list[int]
     heldout: list[Problem]
-    test: list[BenchmarkQuestion]
 
 
-def read_problems(questions: Path, study: Study) -> tuple[list[Problem], list[Problem]]:
-    """The training problems whose equations fit, and those with longer ones, in a drawn order."""
-    lines = (questions / "gsm8k" / "train.jsonl").read_text().splitlines()
+def read_problems(kind: str, questions: Path, study: Study) -> tuple[list[Problem], list[Problem]]:
+    """Problems whose equations fit, and those with longer ones, in a drawn order.
+
+    Args:
+        kind: "bridge", GSM8K's training problems from the folder of the question sets; or "easy".
+    """
+    if kind == "easy":
+        pairs = easy_problems(EASY)
+    else:
+        lines = (questions / "gsm8k" / "train.jsonl").read_text().splitlines()
+        written = (", ".join(EQUATION.findall(json.loads(line)["answer"])) for line in lines)
+        pairs = list(zip(read_questions("gsm8k", "train", questions), written, strict=True))
     short, long = [], []
-    for question, line in zip(read_questions("gsm8k", "train", questions), lines, strict=True):
-        equations = ", ".join(EQUATION.findall(json.loads(line)["answer"]))
+    for question, equations in pairs:
         tokens = study.tokenizer.encode(f" {equations}{ENDS}")
         if equations:
             fits = len(tokens) - 1 <= FITS
@@ -83,9 +91,10 @@ def read_problems(questions: Path, study: Study) -> tuple[list[Problem], list[Pr
     return short, long
 
 
-def make_bridge(questions: Path, study: Study, model: Path, out: Path) -> Bridge:
-    """Prepare both datasets in a new folder."""
-    problems, long = read_problems(questions, study)
+def make_bridge(
+    problems: list[Problem], long: list[Problem], study: Study, model: Path, out: Path
+) -> Bridge:
+    """Prepare both datasets in a folder; problems that do not fit are only read written out."""
     heldout, train = problems[: study.sizes.problems], problems[study.sizes.problems :]
     written = train[: round(WRITTEN * len(train))]
     mixed = [p.written for p in written] + [p.left_out for p in train[len(written) :]]
@@ -104,9 +113,8 @@ def make_bridge(questions: Path, study: Study, model: Path, out: Path) -> Bridge
             workers=1,
             heldout_sources=[out / f"{name}-heldout.jsonl"],
         )
-    test = read_questions("gsm8k", "heldout", questions, study.sizes.asked)
     asking = study.tokenizer.encode("\nA: ")
-    return Bridge(out / "written", out / "mixed", asking, heldout, test)
+    return Bridge(out / "written", out / "mixed", asking, heldout)
 
 
 def rows_of(study: Study, problems: list[Problem]) -> tuple[TextRows, Tensor]:

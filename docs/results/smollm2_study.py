@@ -50,19 +50,20 @@ class Sizes:
     room_rows: int = 8
     room_share: float = 0.25
     room_samples: int = 8  # K
-    bridge_steps: int = 300  # of plain training on written workings
+    bridge_steps: int = 600  # of plain training on written workings
     bridge_thoughts: int = 24  # n
     problems: int = 256  # held out of the bridge
+    activations: int = 20480  # MiB: three of these processes share a GPU of 80 GB
 
 
 GPU = Sizes()
 SMALL = Sizes(  # what a CPU can do in minutes
     seq=128, batch=4, share=0.125, steps=16, lr=3e-5, rows=1, asked=32, batch_asked=16,
-    room_rows=6, room_samples=4, bridge_steps=60, problems=48,
+    room_rows=6, room_samples=4, bridge_steps=60, problems=48, activations=0,
 )  # fmt: skip
 REHEARSAL = Sizes(
     seq=24, batch=2, thoughts=2, steps=3, rows=2, asked=2, batch_asked=2,
-    room_rows=2, room_samples=2, bridge_steps=2, bridge_thoughts=2, problems=2,
+    room_rows=2, room_samples=2, bridge_steps=2, bridge_thoughts=2, problems=2, activations=0,
 )  # fmt: skip
 
 
@@ -103,7 +104,7 @@ class Study:
             batch=sizes.batch,
             steps=sizes.steps,
             grad_norms_every=0,
-            activations=0,
+            activations=sizes.activations,
         )
         self.config = Config(thought, optim, run).changed(**settings)
         self.placement = choose_placement(self.config.run)

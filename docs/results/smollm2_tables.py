@@ -1,6 +1,6 @@
 """What the arms of run_smollm2.py came to, as Markdown:
 
-python docs/results/smollm2_tables.py OUT/smollm2.json
+python docs/results/smollm2_tables.py OUT/smollm2.json [OUT/smollm2.json ..]
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def text_table(arms: dict[str, Found]) -> str:
     names = "without", "with", "gain", "own over shuffled", "own over pauses", "against plain"
     lines = head("arm", *names, "distinct", "commonest")
     for name, found in arms.items():
-        plain = arms.get("bridge, plain" if name.startswith("bridge") else "plain")
+        kind = name.partition(", ")[0]
+        plain = arms.get(f"{kind}, plain" if kind in ("bridge", "easy") else "plain")
         cells = [f"{found['nll_base']:.4f}"]
         if found["nll_mix"] is None:
             cells += [""] * 7
@@ -101,4 +102,5 @@ def tables(found: dict[str, Found]) -> str:
 
 
 if __name__ == "__main__":
-    print(tables(json.loads(Path(sys.argv[1]).read_text())))
+    found = [json.loads(Path(path).read_text()) for path in sys.argv[1:]]
+    print(tables({name: arm for each in found for name, arm in each.items()}))
