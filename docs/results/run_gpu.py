@@ -232,6 +232,54 @@ def command(seconds: float, *arguments: str) -> dict:
     return {"status": done.returncode, "printed": "\n".join(lines)[-2500:]}
 
 
+def together(seconds: float, commands: dict[str, str]) -> dict:
+    """Lines of a shell, all at once, each with a folder `$RUNS` of its own: whether they work."""
+    flags = "--device cpu" if REHEARSE else ""
+    common = f"--eval-rows 8 --grad-norms-every 0 {flags}"
+    told = {"COMMON": common, "DEVICE": flags, "PYTHON": sys.executable, "HERE": str(Path.cwd())}
+    found = {}
+
+    def start(name: str, line: str) -> subprocess.Popen:
+        runs = OUT / "together" / name
+        runs.mkdir(parents=True, exist_ok=True)
+        log = (runs / "log.txt").open("w")
+        shell = ["timeout", str(seconds), "bash", "-c", f"set -e; train() {{ {TRAIN} }}; {line}"]
+        environment = os.environ | told | {"RUNS": str(runs.resolve())}
+        return subprocess.Popen(shell, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+    running = {name: start(name, line) for name, line in commands.items()}
+    for name, process in running.items():
+        status = process.wait()
+        text = (OUT / "together" / name / "log.txt").read_text()
+        found[name] = {"status": status, "printed": text[-300 if status == 0 else -1500 :]}
+    failed = [name for name, each in found.items() if each["status"]]
+    return {"not well": failed} | found
+
+
+TRAIN = '$PYTHON train.py $COMMON --out "$RUNS" "$@" >> "$RUNS/train.txt" 2>&1 ||'
+TRAIN += '{ tail -c 1200 "$RUNS/train.txt"; return 1; };'
+EAGER = {
+    "rlp": "--preset rlp --steps 3",
+    "own end": "--steps 3 --end drawn --thought-cost 0.01",
+    "curriculum": "--steps 4 --curriculum 3-1,2-1,0",
+    "pause": "--steps 3 --objective pause",
+    "8 bit": "--steps 3 --moments 8bit",
+    "float32": "--steps 3 --dtype float32 --anchors uncertain --anchor-share 0.3",
+    "offloaded": "--steps 3 --offload --recompute --micro-batch 2",
+}
+LINES = {name: f"train --no-compile {flags}" for name, flags in EAGER.items()} | {
+    "resumed": """train --no-compile --steps 4 --save-every 2 --keep 9; cd "$RUNS"; cp -r 2* half
+rm -r half/step_000004 half/results.json; $PYTHON "$HERE/train.py" --resume half
+cmp 2*/step_000004/model.safetensors half/step_000004/model.safetensors; echo bit for bit""",
+    "evaluated": """train --no-compile --steps 2
+$PYTHON evaluate.py score "$RUNS"/2* --rows 8 $DEVICE
+$PYTHON evaluate.py generate "$RUNS"/2* "71600" --show-thoughts --max-tokens 12 $DEVICE""",
+    "compiled": "train --steps 3",
+    "compiled, own end": "train --steps 3 --end drawn",
+    "compiled, rlp": "train --steps 3 --preset rlp",
+}
+
+
 def bench(name: str, seconds: float, *flags: str) -> dict:
     """`python -m qs.bench`, with its figures."""
     path = OUT / f"{name}.json"
@@ -294,6 +342,7 @@ def main() -> int:
     job("train.py eager", 40, command, 60, "train.py", *short, "--no-compile")
     job("flex float32 compiled", 60, correct, "flex", wide, compiled)
     job("structured bf16 compiled", 60, correct, "structured", narrow, compiled)
+    job("together", 100, together, 140, LINES)
     job("1b", 60, bench, "1b", 60, *full, "--size", "1b")
     job("small", 40, bench, "small", 40, *full, "--size", "small")
     bad = [n for n, r in FOUND.items() if "failed" in r or r.get("status")]

@@ -186,7 +186,7 @@ class Experiment:
         study.reset()
         bridge = self.on_the_bridge(arm.bridge) if arm.bridge else None
         data = bridge.mixed if bridge else study.data
-        extra = self.bridge_settings if arm.bridge else {}
+        extra = self.bridge_settings(arm.bridge) if arm.bridge else {}
         if arm.start != "---" or arm.end != "---":
             study.begin_vectors(arm.start, arm.end)
         phases = [dataclasses.replace(p, settings=extra | p.settings) for p in arm.phases]
@@ -222,7 +222,7 @@ class Experiment:
         """Of the whole arm."""
         if not arm.operations:
             return self.sizes.steps
-        extra = self.bridge_settings if arm.bridge else {}
+        extra = self.bridge_settings(arm.bridge) if arm.bridge else {}
         config, shape = self.study.config.changed(**extra), self.study.quiet.model.config
         thinking, plain = (
             sum(operations(config.changed(objective=each), shape).values())
@@ -230,10 +230,10 @@ class Experiment:
         )
         return round(self.sizes.steps * thinking / plain)
 
-    @property
-    def bridge_settings(self) -> dict[str, Any]:
+    def bridge_settings(self, kind: str) -> dict[str, Any]:
+        easy = kind == "easy"
         return {
-            "thoughts": self.sizes.bridge_thoughts,
+            "thoughts": self.sizes.easy_thoughts if easy else self.sizes.bridge_thoughts,
             "ahead": 3,
             "samples": 8,
             "anchors": "random",  # but first where answers begin
@@ -258,7 +258,7 @@ class Experiment:
             print(f"-- taught by written workings: {last(records)}", flush=True)
         bridge, taught = self.bridges[kind]
         study.reset(taught)
-        study.quiet.config = study.config.changed(**self.bridge_settings).thought
+        study.quiet.config = study.config.changed(**self.bridge_settings(kind)).thought
         return bridge
 
 

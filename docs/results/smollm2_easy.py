@@ -1,6 +1,6 @@
 """Word problems in plain words whose workings are within reach: what GSM8K is not, for this model.
 
-Two or three steps of small numbers, drawn from templates that say the same thing in several ways.
+Two steps of small numbers, drawn from templates that say the same thing in several ways.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ TEMPLATES = (
         ("{b}*{a}", "{0}-{c}"),
     ),
     (
-        "{name} sells {a} {things} for {b} dollars each and {c} cards for 2 dollars each. "
-        "How many dollars does {name} get?",
-        ("{a}*{b}", "{c}*2", "{0}+{1}"),
+        "{name} sells {a} {things} for {b} dollars each and buys bread for {c} dollars. "
+        "How many of these dollars does {name} keep?",
+        ("{a}*{b}", "{0}-{c}"),
     ),
     (
         "{name} had {a} {things}. {other} gave {name} {b} more, and then {name} found {c}. "
@@ -56,9 +56,9 @@ TEMPLATES = (
         ("{a}+{b}", "{0}+{c}"),
     ),
     (
-        "A {thing} costs {a} dollars and a hat costs {b} dollars more. {name} buys one of each "
-        "and {c} dollars of bread. How many dollars does {name} spend?",
-        ("{a}+{b}", "{a}+{0}", "{1}+{c}"),
+        "Each of {a} children and {b} teachers brings {c} {things}. "
+        "How many {things} do they bring?",
+        ("{a}+{b}", "{0}*{c}"),
     ),
 )
 
@@ -83,7 +83,6 @@ def easy_problem(numbers: random.Random) -> tuple[str, str, str] | None:
         name=name,
         other=other,
         things=things,
-        thing=things.removesuffix("s"),
         holders=numbers.choice(HOLDERS),
         **drawn,
     )

@@ -52,6 +52,7 @@ class Sizes:
     room_samples: int = 8  # K
     bridge_steps: int = 600  # of plain training on written workings
     bridge_thoughts: int = 24  # n
+    easy_thoughts: int = 16  # n: the longest workings
     problems: int = 256  # held out of the bridge
     activations: int = 20480  # MiB: three of these processes share a GPU of 80 GB
 
@@ -63,7 +64,8 @@ SMALL = Sizes(  # what a CPU can do in minutes
 )  # fmt: skip
 REHEARSAL = Sizes(
     seq=24, batch=2, thoughts=2, steps=3, rows=2, asked=2, batch_asked=2,
-    room_rows=2, room_samples=2, bridge_steps=2, bridge_thoughts=2, problems=2, activations=0,
+    room_rows=2, room_samples=2, bridge_steps=2, bridge_thoughts=2, easy_thoughts=2, problems=2,
+    activations=0,
 )  # fmt: skip
 
 
