@@ -26,6 +26,7 @@ from qs.data.prompts import direct_answer, direct_prompt
 from qs.data.question_sets import BenchmarkQuestion, read_questions
 from qs.evaluation.statistics import mean_estimate
 from qs.evaluation.tokens import TextRows
+from qs.inference.cache import read_texts
 from qs.quietstar.ends import PAUSE
 
 WRITTEN = 0.3  # share of documents with their equations
@@ -174,16 +175,18 @@ def bridge_room(study: Study, problems: list[Problem], K: int) -> dict[str, Any]
 @torch.no_grad()
 def answer_nll(study: Study, problems: list[Problem]) -> dict[str, float]:
     """NLL of the answers in nats, after the problem alone and after its true equations, as text."""
-    found = {}
+    found, encode, many = {}, study.tokenizer.encode, study.sizes.batch_asked
     for way in ("left_out", "written"):
         sums = []
-        for problem in problems:
-            ids = study.tokenizer.encode(getattr(problem, way), bos=True)
-            answer = len(study.tokenizer.encode(direct_answer(problem.question).lstrip(" ")))
-            x = torch.tensor([ids], device=study.quiet.start.device)
-            outputs, _ = study.quiet.base(x, torch.zeros_like(x))
-            log_p = study.quiet.model.logits(outputs[0, :-1]).log_softmax(-1)
-            chosen = log_p.gather(1, x[0, 1:, None])[-answer:]
-            sums.append(-chosen.sum().item())
+        for first in range(0, len(problems), many):
+            some = problems[first : first + many]
+            texts = [encode(getattr(problem, way), bos=True) for problem in some]
+            outputs = read_texts(study.quiet.model, texts).outputs
+            for problem, ids, each in zip(some, texts, outputs, strict=True):
+                answer = ids[-len(encode(direct_answer(problem.question).lstrip(" "))) :]
+                end = len(ids) - 1
+                log_p = study.quiet.model.logits(each[end - len(answer) : end]).log_softmax(-1)
+                chosen = log_p.gather(1, torch.tensor(answer, device=log_p.device)[:, None])
+                sums.append(-chosen.sum().item())
         found[way] = sum(sums) / len(sums)
     return found

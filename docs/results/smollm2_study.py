@@ -46,13 +46,14 @@ class Sizes:
     lr: float = 1e-5  # of the model
     rows: int = 128  # of held-out text
     asked: int | None = 256  # questions of a set; None: all
-    batch_asked: int = 64
+    batch_asked: int = 256
     room_rows: int = 8
     room_share: float = 0.25
     room_samples: int = 8  # K
     bridge_steps: int = 600  # of plain training on written workings
     bridge_thoughts: int = 24  # n
     easy_thoughts: int = 16  # n: the longest workings
+    easy_steps: int = 60  # of plain training: some of the workings are right then
     problems: int = 256  # held out of the bridge
     activations: int = 20480  # MiB: three of these processes share a GPU of 80 GB
 
@@ -60,11 +61,11 @@ class Sizes:
 GPU = Sizes()
 SMALL = Sizes(  # what a CPU can do in minutes
     seq=128, batch=4, share=0.125, steps=16, lr=3e-5, rows=1, asked=32, batch_asked=16,
-    room_rows=6, room_samples=4, bridge_steps=60, problems=48, activations=0,
+    room_rows=6, room_samples=4, bridge_steps=60, easy_steps=60, problems=48, activations=0,
 )  # fmt: skip
 REHEARSAL = Sizes(
     seq=24, batch=2, thoughts=2, steps=3, rows=2, asked=2, batch_asked=2,
-    room_rows=2, room_samples=2, bridge_steps=2, bridge_thoughts=2, easy_thoughts=2, problems=2,
+    room_rows=2, room_samples=2, bridge_steps=2, bridge_thoughts=2, easy_thoughts=2, easy_steps=2, problems=2,
     activations=0,
 )  # fmt: skip
 
@@ -125,8 +126,9 @@ class Study:
     def reset(self, values: dict[str, Tensor] | None = None) -> None:
         """Go back to where it began, or to other values."""
         own = dict(self.quiet.named_parameters())
+        self.quiet.model.requires_grad_(True)
         for name, tensor in exact_parameters(self.quiet).items():
-            tensor.copy_((values or self.begun)[name])
+            tensor.copy_((self.begun if values is None else values)[name])
             own[name].copy_(tensor)
         self.quiet.pause, self.quiet.config = False, self.config.thought
 

@@ -20,6 +20,7 @@ from qs.model.tokenizer import Tokenizer
 from qs.presets import ONE_THOUGHT
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.ends import lengths
+from qs.quietstar.load import eager
 from qs.quietstar.losses import entropy
 from qs.quietstar.terms import targets_ahead
 
@@ -148,7 +149,8 @@ def measure_answers(
         rows = [questions[i].row for i in these]
         anchors = torch.tensor([[questions[i].position] for i in these])  # (Q, 1)
         own = thoughts[rows, anchors[:, 0]]  # (Q, n)
-        with quiet.with_settings(**ONE_THOUGHT):
+        # rows are as many as there are questions: a shape that seldom comes twice
+        with eager(quiet), quiet.with_settings(**ONE_THOUGHT):
             inputs = text.tokens[rows], text.documents[rows], anchors, own[:, None, None]
             predicted = quiet.predict(*(x.to(device) for x in inputs), fixed_weight=fixed_weight)
         base, mix, weight = (x.flatten(1).cpu() for x in predicted)  # (Q, V), (Q, V), (Q, 1)

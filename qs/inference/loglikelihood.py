@@ -20,7 +20,12 @@ from qs.quietstar.masks import Layout, one_document
 from qs.quietstar.sampler import branch_cache
 
 SLOTS_AT_ONCE = 1024  # of thoughts, for each row of a batch, or as many as its text if that is more
-SCORED_AT_ONCE = 2**24  # 64 MiB of float32
+SCORED_AT_ONCE = 2**24  # logits: 64 MiB of float32; 1 GiB on a GPU, which small passes keep waiting
+
+
+def scored_at_once(device: torch.device) -> int:
+    """How many logits are held at a time."""
+    return SCORED_AT_ONCE if device.type == "cpu" else 16 * SCORED_AT_ONCE
 
 
 class ScoredText(NamedTuple):
@@ -111,7 +116,7 @@ class _Batch:
         self.rows = torch.arange(B, device=device)[:, None]
         self.outputs = reading.outputs[self.rows, self.anchors]  # (B, A, D)
         parts, nats = [], []
-        columns = max(1, SCORED_AT_ONCE // (B * quiet.model.config.vocab_size))
+        columns = max(1, scored_at_once(device) // (B * quiet.model.config.vocab_size))
         for outputs, ids in zip(
             self.outputs.split(columns, 1), self.wanted.split(columns, 1), strict=True
         ):
@@ -128,7 +133,9 @@ class _Batch:
         result = _Scored(self.plain.log_p.repeat(1, 1, K, 1), self.plain.likeliest.clone())
         numbers = uniforms(thinking.seed, self.seeds, A, K * n)[1].view(B, A, K, n)
         T, V = self.reading.tokens.shape[1], self.quiet.model.config.vocab_size
-        columns = min(SCORED_AT_ONCE // (B * K * V), max(T, SLOTS_AT_ONCE) // (K * (n + 2)))
+        columns = min(
+            scored_at_once(self.valid.device) // (B * K * V), max(T, SLOTS_AT_ONCE) // (K * (n + 2))
+        )
         order = thinks.int().argsort(dim=1, descending=True, stable=True)
         busy = int(thinks.sum(1).max())  # positions, those that think first
         for first in range(0, busy, max(1, columns)):

@@ -100,7 +100,7 @@ def add_outer(out: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def _by_rows(multiply_rows: Callable[[slice], object], x: Tensor) -> None:
     """Call for all rows of x: for blocks of the sizes of BLOCKS with oneDNN, then for the rest."""
     start = 0
-    if by_blocks(x.dtype):
+    if x.is_cpu and by_blocks(x.dtype):
         with onednn():
             for size in BLOCKS:
                 while len(x) - start >= size:
