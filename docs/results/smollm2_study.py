@@ -65,8 +65,8 @@ SMALL = Sizes(  # what a CPU can do in minutes
 )  # fmt: skip
 REHEARSAL = Sizes(
     seq=24, batch=2, thoughts=2, steps=3, rows=2, asked=2, batch_asked=2,
-    room_rows=2, room_samples=2, bridge_steps=2, bridge_thoughts=2, easy_thoughts=2, easy_steps=2, problems=2,
-    activations=0,
+    room_rows=2, room_samples=2, bridge_steps=2, bridge_thoughts=2, easy_thoughts=2, easy_steps=2,
+    problems=2, activations=0,
 )  # fmt: skip
 
 
