@@ -19,12 +19,14 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from qs.config import RunConfig, ThoughtConfig
 from qs.inference.decoding import Decoding, OutputToken, thought_text
 from qs.inference.write import write
 from qs.presets import ANY_TEXT
 from qs.quietstar.load import Opened, open_model
 from qs.quietstar.masks import Place, one_document
 from qs.quietstar.parts import Parts
+from qs.settings import checked
 
 __all__ = ["Parts", "Place", "Thinker", "load"]
 
@@ -119,6 +121,7 @@ class Thinker:
         lengths = f"{config.samples} thoughts of {config.thoughts} tokens{mixed}"
         return f"{self.opened.folder} on {self.opened.placement}: {lengths}"
 
+    @checked(RunConfig)
     def think(self, text: str, seed: int | None = None) -> Lines[Thought]:
         """K thoughts after a text.
 
@@ -127,12 +130,14 @@ class Thinker:
             seed: of the thoughts; None: the model's.
 
         Raises:
-            ValueError: it leaves no room for a thought in the positions of the model.
+            ValueError: it leaves no room for a thought in the positions of the model, or an
+                argument is of another type or out of range.
         """
         tokens, thoughts = self._think(text, seed)
         ids = tokens[0].tolist()
         return Lines(self._thought(ids, thought) for thought in thoughts[0, 0].tolist())
 
+    @checked(RunConfig, top={"least": 1})
     def predict(self, text: str, top: int = 3, seed: int | None = None) -> Lines[Prediction]:
         """The likeliest next tokens without a thought, and with each of K thoughts.
 
@@ -160,6 +165,7 @@ class Thinker:
             for k, thought in enumerate(thoughts[0, 0].tolist())
         )
 
+    @checked(RunConfig, Decoding)
     def generate(
         self,
         text: str,
@@ -184,7 +190,7 @@ class Thinker:
             seed: of what is drawn; None: the model's.
 
         Raises:
-            ValueError: a setting is out of range, or the text leaves no room.
+            ValueError: an argument is of another type or out of range, or the text leaves no room.
         """
         decoding = Decoding(
             max_tokens, temperature, top_p, think_temperature, think_when, self.fixed_weight
@@ -213,7 +219,8 @@ class Thinker:
         """Tokens (1, T) of a text, and thoughts (1, 1, K, n) after the last one."""
         tokens = torch.tensor([self._ids(text)], device=self.quiet.start.device)
         anchors = tokens.new_full((1, 1), tokens.shape[1] - 1)
-        generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
+        generator = torch.Generator()
+        generator.manual_seed((self.seed if seed is None else seed) % 2**64)  # what PyTorch takes
         _, thoughts = self.quiet.think(tokens, one_document(tokens), anchors, generator)
         return tokens, thoughts
 
@@ -235,6 +242,7 @@ class Thinker:
         return Said(self._piece(token.id), thought, token.weight, token.entropy)
 
 
+@checked(RunConfig, ThoughtConfig, Decoding)
 def load(
     folder: str | Path,
     *,
@@ -261,7 +269,8 @@ def load(
         parts: mixing head and visibility of one's own.
 
     Raises:
-        ValueError: there is no such model, it is damaged, or it does not fit what was asked.
+        ValueError: there is no such model, it is damaged, it does not fit what was asked, or an
+            argument is of another type or out of range.
     """
     settings = dict(thoughts=thoughts, start_text=start_text, end_text=end_text)
     settings |= ANY_TEXT | dict(samples=samples, device=device, seed=seed)

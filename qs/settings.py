@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
+import functools
+import inspect
 import types
 import typing
+from collections.abc import Callable, Mapping
 from dataclasses import field
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
+P, R = ParamSpec("P"), TypeVar("R")
 MOST = 10**9  # of any number that has no limit of its own
 
 
@@ -22,31 +27,66 @@ def setting(default: Any, help: str, **limits: float) -> Any:
 
 
 def check_limits(config: Any) -> None:
-    """Raise ValueError naming the first flag beyond its limits (or not a number)."""
+    """Raise ValueError naming the first flag beyond its limits, or not of its type."""
     for f in dataclasses.fields(config):
-        value, flag = getattr(config, f.name), f.name.replace("_", "-")
-        if type(value) not in (int, float):
-            continue
-        if "above" in f.metadata and not value > f.metadata["above"]:
-            raise ValueError(f"--{flag} must be above {f.metadata['above']}, got {value}")
-        if not value >= (least := f.metadata.get("least", -MOST)):
-            raise ValueError(f"--{flag} must be at least {least}, got {value}")
-        if value > (most := f.metadata.get("most", MOST)):
-            raise ValueError(f"--{flag} must be at most {most}, got {value}")
+        name = f"--{f.name.replace('_', '-')}"
+        check_value(name, getattr(config, f.name), hints_of(type(config))[f.name], f.metadata)
+
+
+hints_of = functools.cache(typing.get_type_hints)
+
+
+def check_value(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> None:
+    """Refuse a value that is not of an annotated type, or beyond limits as `setting` takes them.
+
+    Raises:
+        ValueError: naming it, what was expected and what was found.
+    """
+    if not is_of(value, hint):
+        raise ValueError(f"{name}: expected {type_words(hint)}, found {value!r}")
+    if type(value) not in (int, float):
+        return
+    if "above" in limits and not value > limits["above"]:
+        raise ValueError(f"{name} must be above {limits['above']}, got {value}")
+    if not value >= (least := limits.get("least", -MOST)):
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if value > (most := limits.get("most", MOST)):
+        raise ValueError(f"{name} must be at most {most}, got {value}")
+
+
+def checked(*groups: type, **limits: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A function whose arguments are checked by its annotations before it runs.
+
+    Args:
+        groups: dataclasses of settings, whose limits hold for arguments of the same name.
+        limits: of other arguments, by name.
+    """
+    known = {f.name: f.metadata for group in groups for f in dataclasses.fields(group)} | limits
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}() {error}") from None
+            for name, value in given.items():
+                if name in hints_of(function):
+                    check_value(name, value, hints_of(function)[name], known.get(name, {}))
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 def check_types(where: str, group: type, values: dict[str, Any]) -> None:
     """Raise ValueError naming the first value that its flag would not have given."""
-    for name, hint in typing.get_type_hints(group).items():
-        options = get_args(hint) if get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-        value = values[name]
-        if not any(
-            value in get_args(option)
-            if get_origin(option) is Literal
-            else type(value) in ((int, float) if option is float else (option,))
-            for option in options
-        ):
-            raise ValueError(f"{where}.{name}: expected {hint}, found {value!r}")
+    for name, hint in hints_of(group).items():
+        if not is_of(values[name], hint):
+            raise ValueError(f"{where}.{name}: expected {type_words(hint)}, found {values[name]!r}")
 
 
 def check_names(where: str, found: typing.Iterable[str], expected: typing.Iterable[str]) -> None:
@@ -77,10 +117,31 @@ def typed(record: type, values: dict[str, Any]) -> Any:
 
 
 def is_of(value: Any, hint: Any) -> bool:
-    """Whether a value that was read as JSON is of an annotated type: a list, one of several."""
-    parts = get_args(hint)
-    if get_origin(hint) is list:
-        return isinstance(value, list) and all(is_of(each, parts[0]) for each in value)
+    """Whether a value is of an annotated type; a text is no list of texts, True no number."""
+    parts, origin = get_args(hint), get_origin(hint)
+    if origin is Literal:
+        return value in parts
+    if origin is collections.abc.Callable:
+        return callable(value)
+    if origin in (list, collections.abc.Sequence):
+        kinds = list if origin is list else (list, tuple)
+        return isinstance(value, kinds) and all(is_of(each, parts[0]) for each in value)
     if parts:
         return any(is_of(value, part) for part in parts)
-    return type(value) in ((int, float) if hint is float else (hint,))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def type_words(hint: Any) -> str:
+    """An annotated type in words."""
+    parts, origin = get_args(hint), get_origin(hint)
+    if origin is Literal:
+        return " or ".join(map(repr, parts))
+    if origin is collections.abc.Callable:
+        return "a function"
+    if origin in (list, collections.abc.Sequence):
+        return f"a list of {type_words(parts[0])}"
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(map(type_words, parts))
+    return "None" if hint is types.NoneType else str(hint) if parts else hint.__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import subprocess
 import sys
 
@@ -32,7 +33,7 @@ def tiny(tmp_path_factory) -> Tiny:
 
 def test_the_names_are_there_and_pytorch_is_imported_with_the_first():
     code = (
-        "import sys, qs; assert {'load', 'Thinker', 'Parts'} <= set(dir(qs)); "
+        "import sys, qs; assert dir(qs) == ['Parts', 'Place', 'Thinker', 'load']; "
         "assert 'torch' not in sys.modules; qs.load; assert 'torch' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
@@ -49,6 +50,57 @@ def test_every_argument_is_typed_and_documented():
             assert name == "self" or name in said
         assert signature.return_annotation is not inspect.Signature.empty
     assert (ROOT / "qs" / "py.typed").is_file()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"folder": ""}, "'': expected a checkpoint, found no such folder; .*tiny"),
+        ({"folder": None}, "folder: expected str or Path, found None"),
+        ({"thoughts": "5"}, "thoughts: expected int or None, found '5'"),
+        ({"thoughts": 5.5}, "thoughts: expected int or None, found 5.5"),
+        ({"thoughts": True}, "thoughts: expected int or None, found True"),
+        ({"thoughts": -1}, "thoughts must be at least 0, got -1"),
+        ({"samples": 0}, "samples must be at least 1, got 0"),
+        ({"device": "foo"}, "device: expected 'auto' or 'cpu' or 'cuda', found 'foo'"),
+        ({"fixed_weight": math.nan}, "fixed_weight must be at least -1000000000, got nan"),
+        ({"fixed_weight": "x"}, "fixed_weight: expected float or None, found 'x'"),
+        ({"seed": "x"}, "seed: expected int, found 'x'"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"start_text": 3}, "start_text: expected str or None, found 3"),
+        ({"parts": None}, "parts: expected Parts, found None"),
+    ],
+)
+def test_a_wrong_argument_of_load_is_named_with_what_was_expected(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        qs.load(**{"folder": "tiny"} | BUNDLED | wrong)
+
+
+@pytest.mark.parametrize(
+    ("ask", "wrong", "said"),
+    [
+        ("think", {"text": None}, "text: expected str, found None"),
+        ("think", {"seed": 0.5}, "seed: expected int or None, found 0.5"),
+        ("predict", {"text": b"7"}, "text: expected str, found b'7'"),
+        ("predict", {"top": 0}, "top must be at least 1, got 0"),
+        ("generate", {"max_tokens": "4"}, "max_tokens: expected int, found '4'"),
+        ("generate", {"temperature": math.nan}, "temperature must be at least 0, got nan"),
+        ("generate", {"stops": "4"}, "stops: expected a list of str, found '4'"),
+        ("generate", {"stops": [4]}, r"stops: expected a list of str, found \[4\]"),
+    ],
+)
+def test_a_wrong_argument_of_a_question_is_named_too(model, ask, wrong, said):
+    with pytest.raises(ValueError, match=said):
+        getattr(model, ask)(**{"text": TEXT} | wrong)
+
+
+def test_an_argument_of_another_name_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"load\(\) got an unexpected keyword argument 'thougts'"):
+        qs.load("tiny", thougts=3)
+
+
+def test_a_seed_may_be_as_large_as_a_run_takes(model):
+    assert model.think(TEXT, seed=2**100 + 3) == model.think(TEXT, seed=3)
 
 
 def test_thoughts_and_predictions_are_those_of_the_module(model):

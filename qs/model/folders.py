@@ -30,15 +30,17 @@ def find(name: str | Path, root: str | Path = "weights") -> Path:
     Raises:
         ValueError: if there is none; for checkpoints we know, with the command that gets them.
     """
-    folder = next((folder for folder in places(name, root) if folder.is_dir()), None)
-    if folder is not None:
+    some = places(name, root) if str(name) else []  # without a name it would be this folder
+    if (folder := next((folder for folder in some if folder.is_dir()), None)) is not None:
         return folder
     names = names_in(root)
     there = f"{root} ({', '.join(names) or 'none'})"
     hint = f"give a folder or one of the names in {there}{nearest(str(name), names)}"
     if repository := DOWNLOADS.get(str(name)):
         hint = f"get it with: hf download {repository}"
-    raise ValueError(f"{name}: expected a checkpoint, found no such folder; {hint}")
+    raise ValueError(
+        f"{str(name) or repr('')}: expected a checkpoint, found no such folder; {hint}"
+    )
 
 
 def resolve(name: str | Path, root: str | Path = "weights") -> Path:
