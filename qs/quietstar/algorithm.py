@@ -30,11 +30,12 @@ from qs.model.exact import Exact
 from qs.model.mistral import Mistral
 from qs.quietstar.anchors import choose_anchors, draw, uncertainty
 from qs.quietstar.attention import packed_attention
+from qs.quietstar.checks import check_shapes, head_of, result_of
 from qs.quietstar.ends import PAUSE, after_end, close_up, lengths, log_p_of, pauses
 from qs.quietstar.losses import linear_nll, rewards
 from qs.quietstar.masks import Layout, every_position, one_document
 from qs.quietstar.mixer import Mixed, foretold, mixed_log_p, mixed_nll
-from qs.quietstar.parts import Parts, check_shapes
+from qs.quietstar.parts import Parts
 from qs.quietstar.sampler import prefill, sample
 from qs.quietstar.terms import Step, Targets, Terms, loss_terms, targets_of, term_weights
 
@@ -60,16 +61,14 @@ class QuietStar(nn.Module):
         parts: Parts = Parts(),  # noqa: B008
     ):
         super().__init__()
-        self.model = model
-        self.config = config
-        self.attention = attention
-        self.pause = pause
-        self.start = nn.Parameter(torch.zeros(model.config.dim))
-        self.end = nn.Parameter(torch.zeros(model.config.dim))
-        drawn = config.end == "drawn"
-        self.end_output = nn.Parameter(torch.zeros(model.config.dim)) if drawn else None
-        self.mixer = parts.mixer(model.config.dim)
+        self.model, self.config = model, config
+        self.attention, self.pause = attention, pause
+        D, drawn = model.config.dim, config.end == "drawn"
+        self.start, self.end = nn.Parameter(torch.zeros(D)), nn.Parameter(torch.zeros(D))
+        self.end_output = nn.Parameter(torch.zeros(D)) if drawn else None
+        self.mixer = head_of(parts.mixer, D)
         self.reward, self.baseline, self.visibility = parts.reward, parts.baseline, parts.visibility
+        self.seen: set[str] = set()  # parts whose results were finite
         self.masters: dict[str, Tensor | Exact] = {}  # float32 values of parameters of fewer bits
 
     def forward(
@@ -97,7 +96,7 @@ class QuietStar(nn.Module):
             targets: what `losses.targets_of` says of these, if it is known already.
 
         Raises:
-            ValueError: shapes that do not fit together (`parts.check_shapes`).
+            ValueError: shapes that do not fit together (`checks.check_shapes`).
         """
         if documents is None:
             documents = one_document(tokens)
@@ -239,7 +238,7 @@ class QuietStar(nn.Module):
         # the base output for a later token is that of its true position: every thought shares it
         base = base.gather(1, later).view(B, A, 1, m, D).expand(-1, -1, K, -1, -1).to(wide)
         after = after.to(wide)
-        score = self.mixer(base, after)  # (B, A, K, m)
+        score = result_of("mixer", self.mixer, base, after, seen=self.seen)  # (B, A, K, m)
         return Mixed.by(base, after, score, self.config.mix_weight, fixed_weight)
 
     def _later(self, anchors: Tensor, T: int) -> Tensor:
@@ -277,13 +276,13 @@ class QuietStar(nn.Module):
         kind, space = self.config.reward, self.config.mix_space
         right = foretold(mixed, head, true, space) if kind == "exact" else None
         reward = self.reward or partial(rewards, kind=kind, right=right)
-        reward = reward(nll_later, nll_mix, targets.valid).detach()
+        reward = result_of("reward", reward, nll_later, nll_mix, targets.valid, seen=self.seen)
         cost = self.config.thought_cost * lengths(thoughts).to(reward.dtype)  # (B, A, K)
         return Step(
             nll_base=nll_base,
             nll_mix=nll_mix,
             log_p=log_p,
-            reward=reward - cost.where(targets.valid.all(-1)[:, :, None], 0.0),
+            reward=reward.detach() - cost.where(targets.valid.all(-1)[:, :, None], 0.0),
             weight=mixed.weight.detach(),
             base_valid=targets.next_valid,
             valid=targets.valid,
@@ -300,7 +299,8 @@ class QuietStar(nn.Module):
             counts: what each term is divided by, over the whole batch (`terms.count_terms`); None:
                 these rows are all of it.
         """
-        return loss_terms(step, self.config, self.baseline).means(counts or step.counts)
+        own = self.baseline and partial(result_of, "baseline", self.baseline, seen=self.seen)
+        return loss_terms(step, self.config, own).means(counts or step.counts)
 
     def loss(self, means: Terms) -> Tensor:
         """What is minimised: () in nats."""

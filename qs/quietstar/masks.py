@@ -30,6 +30,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from qs.quietstar.checks import check_visible
+
 TEXT = -1  # the branch number of text slots
 
 
@@ -102,8 +104,13 @@ def sees(
         seen = seen & (query.position - key.position < window)
     if visibility is not None:
         itself = (query.branch == key.branch) & (query.position == key.position)
-        seen = seen & (visibility(query.place, key.place) | itself)
+        seen = seen & (shown(visibility, query.place, key.place) | itself)
     return seen
+
+
+def shown(visibility: Visibility, query: Place, key: Place) -> Tensor:
+    """What a rule of one's own says of places; ValueError where it does not say it of each pair."""
+    return check_visible(visibility(query, key), *query, *key)
 
 
 @dataclass(frozen=True)

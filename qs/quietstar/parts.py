@@ -6,14 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qs.model.config import read_settings
 from qs.model.weights import OWN_HEAD
+from qs.quietstar.checks import check_takes
 from qs.quietstar.losses import Baseline, Reward
 from qs.quietstar.masks import Visibility
 from qs.quietstar.mixer import MixingHead
+from qs.settings import check_value, hints_of
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,21 @@ class Parts:
             `config.baseline` says.
         mixer: makes a module as `MixingHead` of D. Its tensors may be others: they are stored.
         visibility: hides more than the rule of `masks.sees`; None: nothing.
+
+    Raises:
+        ValueError: one is no function, or takes other arguments.
     """
 
     reward: Reward | None = None
     baseline: Baseline | None = None
     mixer: Callable[[int], nn.Module] = MixingHead
     visibility: Visibility | None = None
+
+    def __post_init__(self) -> None:
+        for name, hint in hints_of(Parts).items():
+            check_value(f"Parts.{name}", getattr(self, name), hint, {})
+        for name in ("reward", "baseline", "visibility"):
+            check_takes(name, getattr(self, name))
 
 
 OWN = {OWN_HEAD: "mixer", "own_visibility": "visibility"}  # in checkpoints -> of `Parts`
@@ -61,36 +71,3 @@ def check_own(folder: Path, mixer: nn.Module, visibility: Visibility | None) -> 
                 f"{folder}: was trained with a {part} of its own, {name}, without which it is "
                 f"another model; hand it over: qs.load({str(folder)!r}, parts=Parts({part}=..))"
             )
-
-
-def check_shapes(
-    tokens: Tensor,
-    documents: Tensor,
-    counted: Tensor | None = None,
-    anchors: Tensor | None = None,
-    thoughts: Tensor | None = None,
-) -> None:
-    """Refuse a batch that does not fit together; `anchors` None: every position.
-
-    Raises:
-        ValueError: naming what is not an id, or of another shape than the rest.
-    """
-    given = {"tokens": tokens, "documents": documents, "anchors": anchors, "thoughts": thoughts}
-    for name, x in given.items():
-        if x is not None and x.dtype != torch.int64:
-            raise ValueError(f"{name}: expected whole numbers (int64), got {x.dtype}")
-    if tokens.ndim != 2 or not tokens.shape[1]:
-        raise ValueError(f"tokens: expected (B, T), rows of ids, got {tuple(tokens.shape)}")
-    for name, x in (("documents", documents), ("counted", counted)):
-        if x is not None and x.shape != tokens.shape:
-            raise ValueError(
-                f"{name}: expected {tuple(tokens.shape)}, as tokens are, got {tuple(x.shape)}"
-            )
-    rows = len(tokens)
-    if anchors is not None and (anchors.ndim != 2 or len(anchors) != rows):
-        raise ValueError(f"anchors: expected ({rows}, A) positions, got {tuple(anchors.shape)}")
-    thinking = tuple((tokens if anchors is None else anchors).shape)
-    if thoughts is not None and (thoughts.ndim != 4 or thoughts.shape[:2] != thinking):
-        raise ValueError(
-            f"thoughts {tuple(thoughts.shape)} do not fit {thinking} anchors: expected (B, A, K, n)"
-        )

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from qs import files
 from qs.config import Config, ThoughtConfig
 from qs.model import __main__ as model_commands
+from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.checks import result_of
 from qs.quietstar.load import open_model
 from qs.quietstar.masks import Place
 from qs.quietstar.mixer import MixingHead
@@ -225,3 +227,88 @@ def test_ids_are_whole_numbers():
         quiet(tokens)
     with pytest.raises(ValueError, match=r"documents: expected whole numbers"):
         quiet.think(tokens.long(), tokens)
+
+
+class Text:
+    """What a person may hand over by mistake."""
+
+
+def linear(dim: int) -> nn.Module:
+    return nn.Linear(2 * dim, 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"reward": 1.0}, "Parts.reward: expected a function or None, found 1.0"),
+        ({"reward": lambda base, mix: mix}, r"Parts.reward: .* 3 argument.*found \(base, mix\)"),
+        ({"baseline": lambda: 0}, r"Parts.baseline: expected to call it with 1 argument"),
+        ({"visibility": near(*[Place(*torch.zeros(2, 1))] * 2)}, "Parts.visibility: expected a f"),
+        ({"visibility": lambda query: query}, r"Parts.visibility: expected to call it with 2 arg"),
+        ({"mixer": nn.Linear(32, 1)}, "Parts.mixer: .*a module, found a Linear itself"),
+        ({"mixer": lambda dim: None}, "Parts.mixer: .*a module, found one that makes None"),
+        ({"mixer": linear}, r"Parts.mixer: expected to call it with 2 argument"),
+    ],
+)
+def test_a_part_that_cannot_be_one_is_refused_before_it_is_called(wrong, said):
+    quiet = module(ThoughtConfig(thoughts=2, ahead=1))
+    with pytest.raises(ValueError, match=said):
+        QuietStar(quiet.model, quiet.config, parts=Parts(**wrong))
+
+
+class Wide(MixingHead):
+    """A head whose scores have one dimension too many."""
+
+    def forward(self, base: Tensor, after: Tensor) -> Tensor:
+        return super().forward(base, after)[..., None]
+
+
+NAN = torch.tensor(torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"reward": lambda base, mix, valid: None}, r"floats of shape \(2, 5, 3\), found None"),
+        ({"reward": lambda base, mix, valid: 1.0}, "found float 1.0"),
+        ({"reward": lambda base, mix, valid: Text()}, "found Text <"),
+        ({"reward": lambda base, mix, valid: mix.sum()}, r"found float64 of shape \(\)"),
+        ({"reward": lambda base, mix, valid: mix}, r"found float64 of shape \(2, 5, 3, 2\)"),
+        ({"reward": lambda base, mix, valid: valid}, r"found bool of shape \(2, 5, 2\)"),
+        ({"reward": lambda base, mix, valid: mix.sum(-1) * NAN}, "finite numbers, found 30 of 30"),
+        ({"baseline": lambda reward: None}, r"\(2, 5, 1\) or \(2, 5, 3\), found None"),
+        ({"baseline": lambda reward: reward.mean()}, r"found float64 of shape \(\)"),
+        ({"baseline": lambda reward: reward / 0}, "finite numbers, found 30 of 30 that are NaN"),
+        ({"mixer": Wide}, r"floats of shape \(2, 5, 3, 2\), found float64 of .* 3, 2, 1\)"),
+        ({"visibility": lambda query, key: True}, r"booleans of shape \(.*\), found bool True"),
+        ({"visibility": lambda query, key: query.anchor}, "found int64 of shape"),
+        ({"visibility": lambda query, key: torch.ones(2, dtype=bool)}, r"found bool of .*\(2,\)"),
+    ],
+)
+def test_what_a_part_gives_is_refused_by_its_name_and_shape(wrong, said):
+    config = ThoughtConfig(thoughts=2, ahead=2, samples=3, beta=1.0)
+    plain = module(config)
+    quiet = QuietStar(plain.model, config, parts=Parts(**wrong)).double()
+    quiet.load_state_dict(plain.state_dict(), strict=False)
+    tokens = torch.arange(10).view(2, 5) % 7
+    with pytest.raises(ValueError, match=rf"Parts.{next(iter(wrong))}: expected .*{said}"):
+        quiet.means(quiet(tokens, generator=torch.Generator().manual_seed(0)))
+
+
+def test_numbers_of_a_part_are_looked_at_once_and_never_while_compiling():
+    def reward(nll_base: Tensor, nll_mix: Tensor, valid: Tensor) -> Tensor:
+        return nll_mix.sum(-1)
+
+    given = torch.zeros(1, 2), torch.zeros(1, 2, 3, 2), torch.ones(1, 2, 2, dtype=torch.bool)
+    seen: set[str] = set()
+    result_of("reward", reward, *given, seen=seen)
+    assert seen == {"reward"}
+    looked = torch.full_like(given[1], torch.nan)
+    assert result_of("reward", lambda *x: reward(*x) + torch.nan, *given, seen=seen).isnan().all()
+    result_of("reward", reward, given[0], looked, given[2], seen=set())  # none of its own making
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def compiled(nll_mix: Tensor) -> Tensor:
+        return result_of("reward", reward, given[0], nll_mix, given[2], seen=set())
+
+    assert compiled(looked).isnan().all()

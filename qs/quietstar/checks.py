@@ -1,0 +1,139 @@
+"""Refused before anything is computed with it: a batch that does not fit, what own parts give."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from qs.settings import type_words
+
+TAKES = {"reward": 3, "baseline": 1, "mixer": 2, "visibility": 2}  # arguments, by the part
+SHAPES: dict[str, Callable[..., list[Sequence[int]]]] = {  # of what a part may give, by what it got
+    "reward": lambda nll_base, nll_mix, valid: [nll_mix.shape[:-1]],  # (B, A, K)
+    "baseline": lambda reward: [(*reward.shape[:-1], 1), reward.shape],
+    "mixer": lambda base, after: [base.shape[:-1]],
+}
+
+
+def check_takes(part: str, function: Callable | None) -> None:
+    """Refuse a part that cannot be called as it will be.
+
+    Raises:
+        ValueError: naming the part and its arguments.
+    """
+    try:
+        signature = function and inspect.signature(function)
+    except ValueError:  # of what is written in C nothing is known
+        return
+    try:
+        if signature:
+            signature.bind(*range(TAKES[part]))
+    except TypeError as error:
+        raise ValueError(
+            f"Parts.{part}: expected to call it with {TAKES[part]} argument(s), found {signature} "
+            f"({error})"
+        ) from None
+
+
+def head_of(mixer: Callable[[int], nn.Module], dim: int) -> nn.Module:
+    """The mixing head that `Parts.mixer` makes.
+
+    Raises:
+        ValueError: it is, or makes, something else.
+    """
+    ready = isinstance(mixer, nn.Module)
+    made = None if ready else mixer(dim)
+    if not isinstance(made, nn.Module):
+        found = f"a {type(mixer).__name__} itself" if ready else f"one that makes {named(made)}"
+        raise ValueError(
+            f"Parts.mixer: expected a class, or a function of D, that makes a module, found {found}"
+        )
+    check_takes("mixer", made.forward)
+    return made
+
+
+def result_of(part: str, function: Callable, *given: Tensor, seen: set[str]) -> Tensor:
+    """What a part gives, of the shape that it has to be.
+
+    Args:
+        part: reward, baseline or mixer.
+        function, given: what is called, with what.
+        seen: parts whose first result was finite. Later ones are not looked at, as that waits for
+            the device; a step of a run whose loss is not finite is skipped, and counted.
+
+    Raises:
+        ValueError: naming the part, what was expected and what came.
+    """
+    result, shapes = function(*given), SHAPES[part](*given)
+    fits = isinstance(result, Tensor) and tuple(result.shape) in map(tuple, shapes)
+    if not fits or not result.is_floating_point():
+        shape = " or ".join(str(tuple(shape)) for shape in shapes)
+        raise ValueError(f"Parts.{part}: expected floats of shape {shape}, found {named(result)}")
+    if part not in seen and not torch.compiler.is_compiling():
+        wrong = int((~result.isfinite()).sum())
+        if wrong and all(x.isfinite().all() for x in given):
+            raise ValueError(
+                f"Parts.{part}: expected finite numbers, found {wrong:,} of {result.numel():,} "
+                "that are NaN or infinite (the NLL of what does not count is 0)"
+            )
+        seen.add(part)
+    return result
+
+
+def check_visible(shown: object, *places: Tensor) -> Tensor:
+    """What a `Visibility` says of places, if it says it of each pair.
+
+    Raises:
+        ValueError: it is no boolean tensor that broadcasts to them.
+    """
+    pairs = torch.broadcast_shapes(*(place.shape for place in places))
+    if isinstance(shown, Tensor) and shown.dtype == torch.bool and shown.ndim <= len(pairs):
+        ends = zip(reversed(shown.shape), reversed(pairs), strict=False)  # of the shorter shape
+        if all(size in (1, full) for size, full in ends):
+            return shown
+    raise ValueError(
+        f"Parts.visibility: expected booleans of shape {tuple(pairs)}, found {named(shown)}"
+    )
+
+
+def named(found: object) -> str:
+    """What came instead of a tensor, or of another one."""
+    if isinstance(found, Tensor):
+        return f"{str(found.dtype).removeprefix('torch.')} of shape {tuple(found.shape)}"
+    return repr(found) if found is None else f"{type_words(type(found))} {found!r}"
+
+
+def check_shapes(
+    tokens: Tensor,
+    documents: Tensor,
+    counted: Tensor | None = None,
+    anchors: Tensor | None = None,
+    thoughts: Tensor | None = None,
+) -> None:
+    """Refuse a batch that does not fit together; `anchors` None: every position.
+
+    Raises:
+        ValueError: naming what is not an id, or of another shape than the rest.
+    """
+    given = {"tokens": tokens, "documents": documents, "anchors": anchors, "thoughts": thoughts}
+    for name, x in given.items():
+        if x is not None and x.dtype != torch.int64:
+            raise ValueError(f"{name}: expected whole numbers (int64), got {x.dtype}")
+    if tokens.ndim != 2 or not tokens.shape[1]:
+        raise ValueError(f"tokens: expected (B, T), rows of ids, got {tuple(tokens.shape)}")
+    for name, x in (("documents", documents), ("counted", counted)):
+        if x is not None and x.shape != tokens.shape:
+            raise ValueError(
+                f"{name}: expected {tuple(tokens.shape)}, as tokens are, got {tuple(x.shape)}"
+            )
+    rows = len(tokens)
+    if anchors is not None and (anchors.ndim != 2 or len(anchors) != rows):
+        raise ValueError(f"anchors: expected ({rows}, A) positions, got {tuple(anchors.shape)}")
+    thinking = tuple((tokens if anchors is None else anchors).shape)
+    if thoughts is not None and (thoughts.ndim != 4 or thoughts.shape[:2] != thinking):
+        raise ValueError(
+            f"thoughts {tuple(thoughts.shape)} do not fit {thinking} anchors: expected (B, A, K, n)"
+        )
