@@ -314,7 +314,7 @@ def test_arguments_are_read_as_the_harness_gives_them():
         ({"pretrained": "x", "thought": 1}, "expected some of pretrained, .*; got thought"),
         ({"pretrained": "x", "thoughts": 1.5}, r"thoughts: expected int or None, found 1.5"),
         ({"pretrained": "x", "batch_size": "all"}, "batch_size: expected .*int.*, found 'all'"),
-        ({"pretrained": "x", "think": "maybe"}, r"think: expected bool . None, found 'maybe'"),
+        ({"pretrained": "x", "think": "maybe"}, r"think: expected bool or None, found 'maybe'"),
         ({"pretrained": "x", "think_when": "often"}, "expected always, never or entropy>X"),
         ({"pretrained": "x", "batch_size": 0}, "--batch-size must be at least 1, got 0"),
         ({"pretrained": "x", "samples": 2}, "greedy thoughts are all the same"),
