@@ -31,7 +31,13 @@ from qs.bench.plan import plan_table
 from qs.cli import Parser, parse
 from qs.config import Config, thought_lengths
 from qs.data.dataset import resolve_data
-from qs.evaluation.heldout import HeldoutScore, closing_tables, heldout_score, read_score
+from qs.evaluation.heldout import (
+    HeldoutScore,
+    closing_tables,
+    heldout_score,
+    read_score,
+    run_scores,
+)
 from qs.evaluation.page import PAGE, PAGE_ROWS, write_thoughts
 from qs.evaluation.thoughts import read_thoughts
 from qs.locks import LOCK, hold
@@ -138,12 +144,7 @@ def closing(config: Config, folder: Path) -> list[Table]:
         return [rounds_table(rounds)] if done else []
     if "after" not in results or not files.finished(folder):
         return []
-    scores = (results.get(label) for label in ("before", "after"))
-    try:
-        return closing_tables(*(score and HeldoutScore.from_json(score) for score in scores))
-    except (TypeError, KeyError):
-        path = folder / files.RESULTS
-        raise ValueError(f"{path}: expected the scores of a run; move it away") from None
+    return closing_tables(*run_scores(folder))
 
 
 def load(config: Config, folder: Path | None, held: contextlib.ExitStack) -> Trainer:

@@ -64,21 +64,25 @@ class HeldoutScore:
         return self.text.nll_mix is not None
 
     @staticmethod
-    def from_json(values: dict) -> HeldoutScore:
-        """Read back `dataclasses.asdict`.
+    def from_json(values: dict | None) -> HeldoutScore | None:
+        """Read back `dataclasses.asdict`; None where no score was measured.
 
         Raises:
             TypeError, KeyError: names are missing or unexpected, or values of another type.
         """
+        if values is None:
+            return None
         text, rows = typed(NllScore, values["text"]), values.get("other_rows", [])
-        if not is_of(rows, list[list[float]]):
-            raise TypeError(f"expected rows of numbers, found {rows}")
-        return HeldoutScore(
-            text=text,
-            other=values["other"] and typed(NllScore, values["other"]),
-            answers=tuple(typed(AnswerScore, answers) for answers in values["answers"]),
-            other_rows=tuple(map(tuple, rows)),
-        )
+        other = None if values["other"] is None else typed(NllScore, values["other"])
+        if not is_of(rows, list[list[float]]) or {len(row) for row in rows} - {2}:
+            raise TypeError(f"expected rows of two numbers, found {rows}")
+        if not isinstance(values["answers"], list):
+            raise TypeError(f"expected a list of answers, found {values['answers']}")
+        answers = tuple(typed(AnswerScore, each) for each in values["answers"])
+        plain = {score.nll_mix is None for score in (text, other, *answers) if score is not None}
+        if len(plain | {each.gold_mix is None for each in answers}) > 1:
+            raise TypeError("expected all with thoughts or all without, found some of each")
+        return HeldoutScore(text, other, answers, tuple(map(tuple, rows)))
 
 
 def read_score(path: Path) -> HeldoutScore | None:
@@ -87,11 +91,28 @@ def read_score(path: Path) -> HeldoutScore | None:
     Raises:
         ValueError: the file is missing or holds anything else.
     """
-    stored = files.read_json(path)
+    advice = "write null there to do without this score"
+    stored = files.read_json(path, advice)
     try:
-        return None if stored is None else HeldoutScore.from_json(stored)
+        return HeldoutScore.from_json(stored)
     except (TypeError, KeyError):
-        raise ValueError(f"{path}: expected a score, found {str(stored)[:60]}") from None
+        found = str(stored)[:60]
+        raise ValueError(f"{path}: expected a score, found {found}; {advice}") from None
+
+
+def run_scores(run: Path) -> tuple[HeldoutScore | None, HeldoutScore | None]:
+    """A run's scores before and after training; None where none was measured.
+
+    Raises:
+        ValueError: its results are damaged.
+    """
+    stored = files.read_results(run)
+    try:
+        before, after = (HeldoutScore.from_json(stored.get(key)) for key in ("before", "after"))
+    except (TypeError, KeyError):
+        path = run / files.RESULTS
+        raise ValueError(f"{path}: expected the scores of a run; move it away") from None
+    return before, after
 
 
 def other_change(before: HeldoutScore, after: HeldoutScore) -> Estimate | None:
@@ -227,10 +248,22 @@ def _named(value: str) -> str:
 
 
 def closing_tables(before: HeldoutScore | None, after: HeldoutScore | None) -> list[Table]:
-    """Before, after with thoughts, and after with thoughts off: the headline, then all of it."""
-    if before is None or after is None:
+    """Before, after with thoughts, and after with thoughts off: the headline, then all of it.
+
+    Raises:
+        ValueError: the two are not of the same kinds of questions.
+    """
+    if after is None:
         why = "no held-out text was evaluated (--eval-rows 0, or an empty held-out split)"
         return [Table(why)]
+    if before is None:
+        return score_tables(after)
+    sides = [([x.kind for x in s.answers], s.other is None) for s in (before, after)]
+    if sides[0] != sides[1]:
+        raise ValueError(
+            "expected the scores before and after training to be of the same questions, found "
+            "others: before.json or results.json was changed since"
+        )
     trained = "after, with thoughts" if after.thinks else "after training"
     columns = [("before training", before), (trained, after)]
     return _Sides(columns, ("before", "after")).tables(other_change(before, after))

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from qs import files
-from qs.evaluation.heldout import ALL, AnswerScore, HeldoutScore
+from qs.evaluation.heldout import ALL, AnswerScore, run_scores
 
 Axes = Any  # matplotlib's, which may be absent
 SMALL = 8  # points
@@ -19,20 +18,11 @@ def read_answers(run: Path) -> dict[str, AnswerScore]:
     Raises:
         ValueError: the results are damaged.
     """
-    stored = files.read_results(run)
-    try:
-        scores = {
-            label: HeldoutScore.from_json(stored[label])
-            for label in ("before", "after")
-            if stored.get(label)
-        }
-    except (KeyError, TypeError):
-        path = run / files.RESULTS
-        raise ValueError(f"{path}: expected the scores of a run; move it away") from None
+    scores = zip(("before", "after"), run_scores(run), strict=True)
     return {
         label: answers
-        for label, score in scores.items()
-        for answers in score.answers
+        for label, score in scores
+        for answers in (score.answers if score else ())
         if answers.kind == ALL
     }
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from qs import files
 from qs.config import Config
-from qs.evaluation.heldout import HeldoutScore, other_change
+from qs.evaluation.heldout import other_change, run_scores
 from qs.model import folders
 from qs.model.config import ModelConfig, read_model_config
 from qs.studies.control_runs import check_jobs, run_of, train_all, trained_by
@@ -237,8 +237,10 @@ def _trained(run: Path, job: BaselineRun) -> Path | None:
 def _line(title: str, config: Config, shape: ModelConfig, trained: Sequence[Path]) -> Line:
     seeds = []
     for folder in trained:
-        results = files.read_results(folder)
-        before, after = (HeldoutScore.from_json(results[label]) for label in ("before", "after"))
+        before, after = run_scores(folder)
+        if not before or not after or not after.answers:
+            path = folder / files.RESULTS
+            raise ValueError(f"{path}: expected scores of answers before and after training")
         answers, change = after.answers[-1], other_change(before, after)
         gold, nll = answers.gold_mix, answers.nll_mix
         if not after.thinks:

@@ -1,11 +1,14 @@
 """heldout: a score has every kind of answer and every token, and its table all of them."""
 
+import contextlib
 import dataclasses
 import json
+import random
 import re
 
 import pytest
 import torch
+from faulty import mutated
 from tiny import make_world
 
 from qs.config import Config, RunConfig, ThoughtConfig
@@ -18,6 +21,7 @@ from qs.evaluation.heldout import (
     measure_heldout,
     other_change,
     read_score,
+    run_scores,
     score_tables,
     settings_told,
     summarise,
@@ -226,9 +230,25 @@ def test_where_thoughts_end_themselves_the_table_says_how_long_they_are():
     assert line in cells_of(score_tables(HeldoutScore(text, text, answers)))
 
 
-def test_no_table_without_both_scores():
-    for before, after in ((None, SCORE), (SCORE, None)):
-        assert "no held-out text was evaluated" in terminal(*closing_tables(before, after))
+def test_of_one_score_there_is_no_change():
+    assert "no held-out text was evaluated" in terminal(*closing_tables(SCORE, None))
+    assert closing_tables(None, SCORE) == score_tables(SCORE)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # numbers may be absurd, too
+def test_results_that_were_changed_make_tables_or_are_refused(tmp_path):
+    kinds = [AnswerScore(kind, 2, 0.1, 0.01, 2.5, 0.9, 0.02, 1.0) for kind in ("sums", "all")]
+    score = HeldoutScore(SCORE.text, SCORE.text, tuple(kinds), ((3.0, 4.5), (2.0, 1.0)))
+    stored, numbers = json.dumps(dataclasses.asdict(score)), random.Random(0)
+    results = {label: json.loads(stored) for label in ("before", "after")}
+    for _ in range(300):
+        (tmp_path / "results.json").write_text(json.dumps(mutated(results, numbers)))
+        with contextlib.suppress(ValueError):
+            assert terminal(*closing_tables(*run_scores(tmp_path)))
+    results["before"]["answers"].pop()
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="expected the scores .* of the same questions"):
+        closing_tables(*run_scores(tmp_path))
 
 
 def test_a_score_alone_is_told_with_and_without_thoughts():

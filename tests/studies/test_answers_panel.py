@@ -17,7 +17,9 @@ AFTER = dataclasses.replace(BEFORE, gold_mix=0.9, gold_mix_interval=None)
 def write(run, before, after):
     scores = {"before": before, "after": after}
     written = {
-        label: answers and dataclasses.asdict(HeldoutScore(TEXT, TEXT, tuple(answers)))
+        label: answers
+        if answers is None
+        else dataclasses.asdict(HeldoutScore(TEXT, TEXT, (*answers,)))
         for label, answers in scores.items()
     }
     (run / "results.json").write_text(json.dumps(written))
@@ -35,8 +37,9 @@ def heights(answers):
 
 def test_answers_of_all_kinds_are_read_where_there_are_some(tmp_path):
     assert read_answers(tmp_path) == {}
-    write(tmp_path, [BEFORE, dataclasses.replace(AFTER, kind="sum")], [AFTER])
-    assert read_answers(tmp_path) == {"before": BEFORE, "after": AFTER}
+    after = dataclasses.replace(BEFORE, gold_base=0.9)
+    write(tmp_path, [BEFORE, dataclasses.replace(after, kind="sum")], [after])
+    assert read_answers(tmp_path) == {"before": BEFORE, "after": after}
     write(tmp_path, None, [])
     assert read_answers(tmp_path) == {}
 
