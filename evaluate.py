@@ -14,14 +14,17 @@ A model is a run, a folder in the layout of Hugging Face, Mistral or Quiet-STaR,
 weights/; `python evaluate.py MODEL` is short for `score MODEL`. Each command has its own --help.
 """
 
+if __name__ == "__main__":  # before PyTorch, which takes a second
+    from qs.interrupts import end_quietly
+
+    end_quietly()
+
 import argparse
 import dataclasses
 import inspect
-import io
-import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,6 +32,7 @@ from typing import Literal
 from qs import cli, files, output
 from qs.cli import Parser, add_settings, chosen
 from qs.config import RunConfig, ThoughtConfig, thought_lengths
+from qs.data.prompts import prompts_of
 from qs.data.question_sets import SETS, read_questions, task_list
 from qs.environment import environment
 from qs.evaluation import exam_results, question_sets
@@ -257,15 +261,6 @@ def write_page(args: argparse.Namespace, page: str) -> None:
     if args.markdown:
         keep_comments(Path(args.markdown), page)
         print(f"written to {args.markdown}")
-
-
-def prompts_of(prompt: str) -> Iterable[str]:
-    """A text; or the lines of a file or of standard input, as they come."""
-    if prompt == "-":
-        return files.text_lines(sys.stdin.buffer, "standard input")
-    if os.path.isfile(prompt):  # Path.is_file raises where a text is too long for a name
-        return list(files.text_lines(io.BytesIO(files.read_plain(Path(prompt))), prompt))
-    return [prompt]
 
 
 def command_line() -> tuple[Parser, dict[str, Parser]]:

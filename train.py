@@ -17,6 +17,11 @@ Ctrl-C finishes the step, saves and says how to go on. In brackets: the value th
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before PyTorch, which takes a second
+    from qs.interrupts import end_quietly
+
+    end_quietly()
+
 import contextlib
 import dataclasses
 import math

@@ -3,7 +3,14 @@
 qs.load("tiny")    a model with .think(text), .predict(text) and .generate(text)
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.argv[:1] == ["-m"] and " -m qs." in " ".join(sys.orig_argv):
+    # `python -m qs...` imports the packages that its module lies in first, and those PyTorch
+    from qs.interrupts import end_quietly
+
+    end_quietly()
 
 if TYPE_CHECKING:
     from qs.library import Parts, Place, Thinker, load

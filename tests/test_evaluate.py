@@ -321,17 +321,6 @@ def test_chains_are_voted_on(spoken, questions, capsys):
     assert "one chain is right" in capsys.readouterr().out
 
 
-def test_a_file_holds_the_prompts_that_standard_input_does(tmp_path, monkeypatch):
-    path = tmp_path / "prompts.txt"
-    path.write_text("\ufeffone\u2028prompt\x0cwith\x85separators\r\ntwo", encoding="utf-8")
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
-    expected = ["one\u2028prompt\x0cwith\x85separators", "two"]
-    assert list(evaluate.prompts_of(str(path))) == list(evaluate.prompts_of("-")) == expected
-    path.write_bytes("fine\ncafé\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"prompts\.txt, line 2: expected text in UTF-8, found"):
-        evaluate.prompts_of(str(path))
-
-
 def test_text_is_continued_with_and_without_showing_thoughts(spoken, tmp_path, capsys, monkeypatch):
     flags = ["--max-tokens", "4", "--think-when", "always"]
     assert evaluate.main(["generate", str(spoken), "1 plus 1", *flags]) == 0

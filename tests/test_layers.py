@@ -27,7 +27,7 @@ FRONT = {  # modules that no room imports, before all rooms: what each may impor
     "commands": "",
 }
 EVERYBODY = {"config", "thinking", "settings", "environment", "presets"}
-EVERYBODY |= {"atomic", "cli", "digests", "files", "locks", "output", "tables"}
+EVERYBODY |= {"atomic", "cli", "digests", "files", "interrupts", "locks", "output", "tables"}
 RUNTIME = {"torch", "numpy", "sentencepiece", "safetensors", "tqdm"} | set(sys.stdlib_module_names)
 EXTRAS = {
     "pyarrow",

@@ -26,6 +26,7 @@ from qs.atomic import new_folder
 from qs.data.dataset import FORMAT, META, SPLITS, Shard, Split, split_by_hash
 from qs.data.documents import MAX_DOCUMENT, DocumentReader
 from qs.files import write_json
+from qs.interrupts import kept_from_children
 from qs.model.tokenizer import Tokenizer
 
 CHUNK = 1 << 20  # characters of text in the task of a worker
@@ -236,7 +237,8 @@ def _in_order(
     waiting = deque()
     try:
         for chunk in chunks:
-            waiting.append(pool.submit(work, chunk))
+            with kept_from_children():  # the parent answers Ctrl-C, and tidies
+                waiting.append(pool.submit(work, chunk))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -253,7 +255,7 @@ def _start_worker() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the parent, which tidies
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it could not be kept from this process
     # a worker waits for work forever: it has to end with a parent that was killed
     threading.Thread(target=end_with_parent, daemon=True).start()
 

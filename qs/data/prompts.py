@@ -12,8 +12,10 @@ Source: STaR (arXiv:2203.14465), section 3; its code has a number in brackets be
 """
 
 import io
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,3 +142,16 @@ def _parse_example(name: QuestionSet, block: str, question_id: str) -> Benchmark
     if gold is None:
         raise ValueError("no answer stated")
     return replace(question, gold=gold, written=gold)
+
+
+def prompts_of(prompt: str) -> Iterable[str]:
+    """What is written as a prompt: a text, or the lines of a file or (`-`) of standard input.
+
+    Raises:
+        ValueError: a line is no UTF-8.
+    """
+    if prompt == "-":
+        return text_lines(sys.stdin.buffer, "standard input")
+    if os.path.isfile(prompt):  # Path.is_file raises where a text is too long for a name
+        return list(text_lines(io.BytesIO(read_plain(Path(prompt))), prompt))
+    return [prompt]

@@ -223,6 +223,22 @@ def test_a_killed_preparation_leaves_nothing_that_would_be_read(tmp_path, folder
         assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+def test_ctrl_c_while_workers_start_is_told_in_one_line(tmp_path, folder):
+    source = write(tmp_path / "in" / "a.jsonl", ["ab " * 100_000] * 40)
+    command = [sys.executable, "-m", "qs.data", "prepare", str(source), "--workers", "2"]
+    command += ["--out", str(tmp_path / "out"), "--tokenizer", str(folder)]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(tmp_path.glob(".out.tmp")):
+        assert job.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.1)  # a worker imports for longer
+    os.killpg(job.pid, signal.SIGINT)  # as a terminal sends it, to all of them
+    error = job.communicate(timeout=20)[1]
+    assert error == "error: interrupted by SIGINT; nothing was kept\n"
+    assert job.returncode == 128 + signal.SIGINT
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_workers_end_with_a_parent_that_is_killed(tmp_path, folder):
     source = write(tmp_path / "in" / "a.jsonl", ["ab " * 100_000] * 40)
     command = [sys.executable, "-m", "qs.data", "prepare", str(source), "--workers", "2"]

@@ -1,5 +1,6 @@
 """prompts: a hint gives the answer and nothing more, and what is stored never holds it."""
 
+import io
 import re
 
 import pytest
@@ -19,6 +20,7 @@ from qs.data.prompts import (
     example_text,
     few_shot,
     few_shot_prefix,
+    prompts_of,
     question_prompt,
 )
 from qs.data.question_sets import QUESTION_SETS, BenchmarkQuestion, parse_stated
@@ -205,3 +207,14 @@ def test_unreadable_files_and_unknown_tasks_are_refused(tmp_path):
 
 def test_there_is_a_file_for_every_task_and_no_other():
     assert {path.name for path in PROMPTS.iterdir()} == {f"{task}.txt" for task in QUESTION_SETS}
+
+
+def test_a_file_holds_the_prompts_that_standard_input_does(tmp_path, monkeypatch):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\ufeffone\u2028prompt\x0cwith\x85separators\r\ntwo", encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
+    expected = ["one\u2028prompt\x0cwith\x85separators", "two"]
+    assert list(prompts_of(str(path))) == list(prompts_of("-")) == expected
+    path.write_bytes("fine\ncafé\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompts\.txt, line 2: expected text in UTF-8, found"):
+        prompts_of(str(path))

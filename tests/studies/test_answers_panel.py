@@ -15,13 +15,10 @@ AFTER = dataclasses.replace(BEFORE, gold_mix=0.9, gold_mix_interval=None)
 
 
 def write(run, before, after):
-    scores = {"before": before, "after": after}
-    written = {
-        label: answers
-        if answers is None
-        else dataclasses.asdict(HeldoutScore(TEXT, TEXT, (*answers,)))
-        for label, answers in scores.items()
-    }
+    def stored(answers):
+        return dataclasses.asdict(HeldoutScore(TEXT, TEXT, (*answers,)))
+
+    written = {"before": before and stored(before), "after": stored(after)}
     (run / "results.json").write_text(json.dumps(written))
 
 
