@@ -43,7 +43,7 @@ from qs.evaluation.page import PAGE_ROWS, write_thoughts
 from qs.evaluation.thoughts import read_thoughts
 from qs.inference.decoding import Decoding, token_line
 from qs.inference.generate import Stream
-from qs.locks import hold
+from qs.locks import hold, make_folder
 from qs.model import folders, weights
 from qs.model.tokenizer import settled
 from qs.presets import ANY_TEXT
@@ -197,7 +197,7 @@ def controls(args: argparse.Namespace) -> None:
     Written to controls.json and controls.md in the run; what is left out, names of files tell.
     """
     some = Selection(args.arms, args.lengths)
-    with hold(args.run / CONTROLS_LOCK):
+    with hold(files.run_folder(args.run) / CONTROLS_LOCK):
         page = run_controls(args.run, some, args.seeds, args.rows, args.jobs, TRAIN, args.line)
     print(f"\n{page}\nwritten to {told_file(args.run / CONTROLS_PAGE, some)}")
     write_page(args, page)
@@ -205,7 +205,7 @@ def controls(args: argparse.Namespace) -> None:
 
 def ladder(args: argparse.Namespace) -> None:
     """Train a run's heirs, one change a row until RLP: ladder.md of the run, after every seed."""
-    with hold(args.run / CONTROLS_LOCK):
+    with hold(files.run_folder(args.run) / CONTROLS_LOCK):
         page = run_ladder(args.run, args.only, args.seeds, args.jobs, TRAIN, args.line)
     print(f"\n{page}\nwritten to {args.run / LADDER_PAGE}")
     write_page(args, page)
@@ -252,7 +252,7 @@ def begin_results(args: argparse.Namespace, opened: Opened) -> tuple[Path, dict[
     """Say what is measured; the folder of results.json, and what it is made with."""
     out = Path(args.out) if args.out else opened.run or Path("runs") / opened.folder.name
     print(f"model   {opened.folder}\ndevice  {opened.placement}\nanswers {out}")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     return out, environment(str(opened.placement))
 
 

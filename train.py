@@ -24,7 +24,6 @@ if __name__ == "__main__":  # before PyTorch, which takes a second
 
 import contextlib
 import dataclasses
-import math
 import signal
 import sys
 import time
@@ -35,7 +34,7 @@ from qs import cli, files, output
 from qs.bench.plan import plan_table
 from qs.cli import Parser, parse
 from qs.config import Config, thought_lengths
-from qs.data.dataset import resolve_data
+from qs.data.dataset import DATA_DOWNLOADS, resolve_data
 from qs.evaluation.heldout import (
     HeldoutScore,
     closing_tables,
@@ -71,7 +70,9 @@ def go(argv: list[str], held: contextlib.ExitStack) -> int:
         print(terminal(plan_table(config, sizes)))
         return 0
     if folder and (tables := closing(config, folder)):
-        print(f"{terminal(*tables)}\n\n{folder} is finished: nothing is left to do")
+        print(
+            f"{terminal(*tables)}\n\n{folder} is finished: nothing is left to do; {longer(folder)}"
+        )
         return 0
     if config.run.bootstraps:
         return bootstrap(config, folder, held)
@@ -134,10 +135,17 @@ def settings(argv: list[str]) -> tuple[Config, Path | None, str | None]:
         args, others = parser.parse_known_args(argv)
         if others:
             raise ValueError(
-                f"--resume takes every setting from {args.resume}/config.json; drop {others[0]}"
+                f"--resume takes every setting from {args.resume}/config.json; drop {others[0]}; "
+                f"{longer(Path(args.resume))}"
             )
         return files.read_config(Path(args.resume)), Path(args.resume), args.plan
     return parse(argv, parser), None, parser.parse_args(argv).plan
+
+
+def longer(run: Path) -> str:
+    """What to do where a run shall go on otherwise than it was set."""
+    begin = f"{cli.typed('train.py')} --weights {run}"
+    return f"to train its model on, longer or otherwise, begin a new run: {begin} --steps N ..."
 
 
 def closing(config: Config, folder: Path) -> list[Table]:
@@ -167,6 +175,8 @@ def load(config: Config, folder: Path | None, held: contextlib.ExitStack) -> Tra
     try:  # both are named at once; the data is prepared with the model's tokenizer
         resolve_data(config.run.data)
     except ValueError as error:
+        if config.run.data not in DATA_DOWNLOADS:  # most likely a typo, in which no model is meant
+            raise
         missing.append(str(error))
     if missing or start is None:
         raise ValueError("\n".join(missing))
@@ -202,12 +212,8 @@ def measure(trainer: Trainer, label: str) -> HeldoutScore | None:
         trainer.config,
         f"held-out text, {label}" if trainer.ranks.first else "",
     )
-    even = math.log(trainer.quiet.model.config.vocab_size)
-    if score.text.nll_base > even + 1:
-        trainer.say(
-            f"warning: {label} training the NLL is {score.text.nll_base:.1f} nats a token, above "
-            f"the {even:.1f} of guessing evenly: the model does not know this kind of text"
-        )
+    if score.unknown:
+        trainer.say(f"warning: {label} training {score.unknown}")
     return score
 
 

@@ -15,7 +15,7 @@ import signal
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from qs.config import GROUPS, Config
@@ -30,6 +30,7 @@ OUT_OF_MEMORY = (
 )
 KEPT = "what is finished is kept: the same command does the rest"
 CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")  # as argparse says it
+FEW = 20  # flags, that a complaint about an unknown one lists
 FIRST = ("thoughts", "objective", "data", "weights", "steps")  # settings that help begins with
 ENDING = [  # signals that end a command; Windows has no SIGHUP
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -65,7 +66,10 @@ class Parser(argparse.ArgumentParser):
         """All arguments; what is near to an unknown one is named."""
         args, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            near = nearest(unknown[0].partition("=")[0], self.flags())
+            flags = [flag for flag in self.flags() if flag not in ("-h", "--help")]
+            near = nearest(unknown[0].partition("=")[0], flags)
+            if not near and unknown[0].startswith("-") and len(flags) <= FEW:
+                near = f"; there is {', '.join(flags)}"
             self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
         return args
 
@@ -273,6 +277,20 @@ def _read_as(hint: Any) -> dict[str, Any]:
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
     return {"type": hint, "metavar": {int: "N", float: "X", str: "TEXT"}[hint]}
+
+
+def listed(text: str, names: Iterable[str], none: bool = False) -> list[str]:
+    """Some of these names, split at commas, each once; "none" is of none where that may be.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such name; with all there are, and the nearest.
+    """
+    asked, names = [] if none and text == "none" else text.split(","), list(names)
+    if unknown := [name for name in asked if name not in names]:
+        there = f"{'none, or ' * none}some of {','.join(names)}"
+        near = nearest(unknown[0], names)
+        raise argparse.ArgumentTypeError(f"expected {there}; got {unknown[0]!r}{near}")
+    return list(dict.fromkeys(asked))
 
 
 def chosen(args: argparse.Namespace, *groups: type) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from typing import Any
 
 from qs.atomic import flush, new_folder, refusal_told, write_bytes, write_text
 from qs.config import Config
-from qs.locks import LOCK, hold
+from qs.locks import LOCK, hold, make_folder
+from qs.output import there
 
 BUNDLE = Path(__file__).with_name("bundle")  # in an installed wheel
 HOME = BUNDLE if BUNDLE.is_dir() else Path(__file__).parents[1]  # of train.py, data/ and weights/
@@ -174,7 +175,7 @@ class JsonLines:
 
     def append(self, records: Sequence[dict[str, Any]], flushed: bool = True) -> None:
         """Add a line for each record at the end; `flushed` waits until the disk has them."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         lines = b"".join(map(_line, records))
         with refusal_told(self.path, len(lines)), self.path.open("ab+") as file:
             self._drop_partial_line(file)
@@ -204,7 +205,7 @@ def _line(record: dict[str, Any]) -> bytes:
 
 def new_run(out: str | Path, name: str, config: Config) -> Path:
     """Make `out/name` (or `name-2`, `name-3`, ...) and write its `config.json`."""
-    Path(out).mkdir(parents=True, exist_ok=True)
+    make_folder(Path(out))
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     for run in (Path(out) / each for each in names):
         with contextlib.suppress(FileExistsError):
@@ -213,13 +214,29 @@ def new_run(out: str | Path, name: str, config: Config) -> Path:
             return run
 
 
+def run_folder(run: Path) -> Path:
+    """The same, if it is the folder of a run.
+
+    Raises:
+        ValueError: it is none; with the newest runs that there are.
+    """
+    if not (run / CONFIG).exists():
+        found = f"no {CONFIG} in it" if run.is_dir() else "no such folder"
+        others = [path.parent.name for path in sorted(Path("runs").glob(f"*/{CONFIG}"))]
+        raise ValueError(
+            f"{run}: expected the folder of a run, found {found}; give one of those in runs "
+            f"{there(str(run), others)}"
+        )
+    return run
+
+
 def read_config(run: Path) -> Config:
     """Settings of a run.
 
     Raises:
         ValueError: not a run folder, or written by another version.
     """
-    values = read_json(run / CONFIG, f"is {run} a run folder?")
+    values = read_json(run_folder(run) / CONFIG, f"is {run} a run folder?")
     try:
         return Config.from_json(values)
     except (TypeError, ValueError) as error:

@@ -24,6 +24,20 @@ except ImportError:  # Windows
 LOCK = ".lock"  # of a folder that one process writes
 
 
+def make_folder(path: Path) -> None:
+    """A folder, made where it is missing with those above it.
+
+    Raises:
+        OSError: naming the folder that is there and takes no other.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        words = f"cannot be made in {above} ({error.strerror}); choose another folder"
+        raise OSError(error.errno, words, str(path)) from None
+
+
 @contextlib.contextmanager
 def hold(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path` while something is written that it stands for.
@@ -35,7 +49,7 @@ def hold(path: Path, wait: bool = False) -> Iterator[None]:
     Raises:
         ValueError: another process holds it; with its id, its machine and since when.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with taken(path, wait) as file:
         if not wait and (left := _words(file.read())):
             print(f"{path}: taken over from {left}, which has ended", file=sys.stderr)
@@ -58,7 +72,12 @@ def taken(path: Path, wait: bool) -> Iterator[BinaryIO]:
         ValueError: another process holds it, and this one does not wait.
     """
     while True:
-        with path.open("ab+") as file:
+        try:
+            opened = path.open("ab+")
+        except OSError as error:
+            words = f"no file can be made in it ({error.strerror}); choose another folder"
+            raise OSError(error.errno, words, str(path.parent)) from None
+        with opened as file:
             file.seek(0)
             if not _lock(file, wait):
                 who = _words(file.read()) or "another process"

@@ -7,10 +7,12 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+NAMES = 9  # that a complaint lists, the last ones: of runs the newest
 EVERY = 60  # seconds between lines of progress where no terminal shows a bar
 JOINERS = "\u200c\u200d"  # parts of words and of emoji
 MARKS = {"\n": "↵", "\t": "⇥"}  # other marks look like \x1b
@@ -178,6 +180,13 @@ def harmless(text: str) -> str:
     """Text of several lines for a terminal: its other control characters are shown, not obeyed."""
     marks = zip(text, visible(text), strict=True)
     return "".join(char if char in MARKS else mark for char, mark in marks)
+
+
+def there(name: str, names: Iterable[str]) -> str:
+    """What a complaint about an unknown name ends with: the names that there are, the nearest."""
+    names = list(names)
+    shown = ["..."] * (len(names) > NAMES) + names[-NAMES:]
+    return f"({', '.join(shown) or 'none'}){nearest(Path(name).name, names)}"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

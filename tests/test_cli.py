@@ -153,3 +153,22 @@ def test_a_command_takes_the_arguments_of_the_process_and_gives_its_status(monke
     assert cli.main(lambda argv: len(argv)) == 2
     assert cli.main(lambda argv: None) == 0
     assert cli.main(lambda argv: len(argv), ["c"]) == 1
+
+
+def test_a_list_of_names_is_read_in_its_order_and_what_there_is_not_is_told():
+    assert cli.listed("b,a,b", "abc") == ["b", "a"]
+    assert cli.listed("none", "abc", none=True) == []
+    said = "expected none, or some of one,two; got 'twoo'; did you mean two"
+    with pytest.raises(argparse.ArgumentTypeError, match=said):
+        cli.listed("one,twoo", ["one", "two"], none=True)
+    with pytest.raises(argparse.ArgumentTypeError, match="expected some of one,two; got 'none'"):
+        cli.listed("none", ["one", "two"])
+
+
+def test_a_command_of_few_flags_tells_them_where_none_is_near():
+    few = cli.Parser("few")
+    few.add_argument("--only")
+    with pytest.raises(ValueError, match="unrecognized arguments: --rows 3; there is --only; see"):
+        few.parse_args(["--rows", "3"])
+    with pytest.raises(ValueError, match="--onyl; did you mean --only"):
+        few.parse_args(["--onyl"])

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+from pathlib import Path
 
 import pytest
 from cases import examples
@@ -149,7 +150,7 @@ def test_runs_that_have_no_folder_to_go_to_are_refused(tmp_path, kind):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"config.json: expected a file with JSON.*; is .* a run folder\?"),
+        (None, r"expected the folder of a run, found no config.json in it; give one of those in"),
         ("{", "config.json: expected JSON, found: "),
         (b"\xff", "config.json: expected JSON, found: "),
         ("null", r"config.json: expected the settings of a run.*is .* a run folder\?"),
@@ -165,6 +166,18 @@ def test_a_folder_without_sound_settings_is_no_run(tmp_path, text, message):
         (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=message):
         read_config(tmp_path)
+
+
+def test_what_is_no_run_is_told_with_the_newest_and_the_nearest_that_there_are(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for number in range(20):
+        write_json(new_run("runs", f"2026-{number:02}", QUIET) / "run.json", {})
+    (tmp_path / "runs" / "other").mkdir()
+    said = r"no such folder; .* in runs \(\.\.\., 2026-11, .*, 2026-19\); did you mean 2026-07\?$"
+    with pytest.raises(ValueError, match=said):
+        read_config(Path("runs/2026_07"))
 
 
 def test_an_interrupted_write_leaves_the_old_json(tmp_path, monkeypatch):

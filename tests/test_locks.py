@@ -162,3 +162,14 @@ def test_files_are_as_open_as_umask_says(tmp_path):
         os.umask(before)
     modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("x", "new", "new/y")]
     assert modes == [0o640, 0o750, 0o640]
+
+
+@pytest.mark.parametrize("deep", ["lock", "a/b/lock"])
+def test_a_folder_that_takes_nothing_is_named(tmp_path, deep):
+    (tmp_path / "file").write_text("")
+    said = rf"cannot be made in {tmp_path} \(File exists\)|cannot be made in {tmp_path / 'file'} \("
+    with pytest.raises(OSError, match=said), hold(tmp_path / "file" / deep):
+        pass
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(OSError, match=rf"no file can be made in it .*'{tmp_path}'"):
+        hold(tmp_path / "lock").__enter__()

@@ -295,7 +295,11 @@ def test_a_finished_run_says_so_and_loads_nothing(straight, monkeypatch, capsys)
     monkeypatch.setattr(train, "load", None)
     assert train.main(["--resume", str(straight["quiet"])]) == 0
     printed = capsys.readouterr().out
-    assert printed.endswith(f"{straight['quiet']} is finished: nothing is left to do\n")
+    finished = f"{straight['quiet']} is finished: nothing is left to do; to train its model on, "
+    assert finished in printed
+    assert printed.endswith(
+        f"begin a new run: python train.py --weights {straight['quiet']} --steps N ...\n"
+    )
     assert "held-out" in printed
 
 
@@ -779,7 +783,7 @@ def test_data_that_was_never_prepared_is_refused_with_the_two_commands(
         (lambda t, o, w: ["--data", w], "expected a prepared dataset, found no meta.json", 2),
         (lambda t, o, w: ["--data", t.data / "meta.json"], "expected a prepared dataset", 2),
         (lambda t, o, w: ["--data", t.weights], "expected a prepared dataset", 2),
-        (lambda t, o, w: ["--out", t.data / "meta.json"], "meta.json", 1),
+        (lambda t, o, w: ["--out", t.data / "meta.json" / "x"], "cannot be made in .*meta.json", 1),
     ],
     ids=[
         *("weights missing", "weights not downloaded", "data as weights", "file as weights"),
@@ -874,7 +878,10 @@ def test_text_shorter_than_a_row_is_refused(tiny, tmp_path, capsys):
 def test_resume_takes_no_other_flag(stopped, capsys):
     before = contents(stopped)
     for arguments in (["--resume", stopped, "--steps", "9"], [f"--resume={stopped}", "--lr=1"]):
-        message = rf"--resume takes every setting from {stopped}/config.json; drop --(steps|lr=1)"
+        message = (
+            rf"--resume takes every setting from {stopped}/config.json; drop --(steps|lr=1); to "
+            rf"train its model on, .* python train.py --weights {stopped} --steps N"
+        )
         refused(capsys, arguments, message)
     refused(capsys, ["--resume"], "argument --resume: expected one argument")
     assert contents(stopped) == before

@@ -51,7 +51,7 @@ def _parser() -> cli.Parser:
     )
     prepare.set_defaults(run=prepare_dataset)
     flag = prepare.add_argument
-    flag("--tokenizer", required=True, help="folder with a tokenizer")
+    flag("--tokenizer", required=True, help="a folder with one, or a name in weights/")
     flag("--heldout", type=cli.within(float, 0, 1), default=0.01, help="fraction held out [0.01]")
     held = "held out instead of a fraction; may be repeated"
     flag("--heldout-source", dest="heldout_sources", metavar="SOURCE", help=held, **several)

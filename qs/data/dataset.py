@@ -22,7 +22,7 @@ from qs.config import PADDING
 from qs.digests import content_digest
 from qs.files import names_in, places, read_object
 from qs.model.tokenizer import Tokenizer
-from qs.output import nearest
+from qs.output import there
 
 if TYPE_CHECKING:  # torch is imported where a batch is made: tokenizing workers start without it
     from torch import Tensor
@@ -283,13 +283,18 @@ def resolve_data(name_or_folder: str) -> Path:
     for folder in places(name_or_folder, "data"):
         if (folder / META).is_file():
             return folder
-    name, source, download = Path(name_or_folder).name, "SOURCE", ""
+    name = Path(name_or_folder).name
+    found = f"--data {name_or_folder}: expected a prepared dataset, found no {META} in "
+    found += f"{name_or_folder} or data/{name_or_folder}; "
+    prepare = "python -m qs.data prepare"
     if name in DATA_DOWNLOADS:
         source = f"data/raw/{name}"
-        download = f"{DATA_DOWNLOADS[name]} --local-dir {source}\n"
-    near = nearest(name, names_in("data"))
+        raise ValueError(
+            f"{found}run\n{DATA_DOWNLOADS[name]} --local-dir {source}\n"
+            f"{prepare} {source} --out data/{name} --tokenizer weights/mistral-7b"
+        )
+    made = [x for x in names_in("data") if any((p / META).is_file() for p in places(x, "data"))]
     raise ValueError(
-        f"--data {name_or_folder}: expected a prepared dataset, found no {META} in "
-        f"{name_or_folder} or data/{name_or_folder}{near}; run\n{download}"
-        f"python -m qs.data prepare {source} --out data/{name} --tokenizer weights/mistral-7b"
+        f"{found}give a folder or one of the names in data {there(name, made)}; or make it\n"
+        f"{prepare} SOURCE --out data/{name or 'NAME'} --tokenizer weights/NAME"
     )

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from qs.data.sources import find_files
+from qs.data.sources import NAMED, find_files
 from qs.files import parse_json
 from qs.output import harmless
 
@@ -31,7 +31,7 @@ class DocumentReader:
         max_document: bytes of a record; a longer one is malformed, and never held whole.
 
     Attributes: `sources`, their `files`, bytes of them that have been `read`, `documents` and
-        `malformed` so far.
+        `malformed` so far, and of the documents those that are `blank`.
 
     Raises:
         ValueError: if a source cannot be read (at once where there is none of these kinds), more
@@ -49,7 +49,7 @@ class DocumentReader:
         self.sources, self.fields = find_files(sources), fields or ["text"]
         self.files = [path for files in self.sources.files.values() for path in files]
         self.max_document = max_document
-        self.read = self.documents = self.malformed = 0
+        self.read = self.documents = self.malformed = self.blank = 0
 
     def __iter__(self) -> Iterator[str]:
         for path in self.files:
@@ -66,11 +66,15 @@ class DocumentReader:
                 else:
                     if text is not None:
                         self.documents += 1
+                        self.blank += not text.strip()
                         yield text
             self.read = before + path.stat().st_size
         self._check()
         if not self.documents + self.malformed:
             raise ValueError("expected documents, found only empty sources; give others")
+        if self.documents == self.blank:
+            sources = ", ".join(sorted(self.sources.files)[:NAMED])
+            raise ValueError(f"expected documents, found no text in any of {sources}; give others")
 
     def _records(self, path: Path) -> Iterator[bytes | dict[str, Any]]:
         """Undecoded lines, the whole of an undecoded text file, or rows of a table.

@@ -27,6 +27,7 @@ from qs.data.dataset import FORMAT, META, SPLITS, Shard, Split, split_by_hash
 from qs.data.documents import MAX_DOCUMENT, DocumentReader
 from qs.files import write_json
 from qs.interrupts import kept_from_children
+from qs.model.folders import resolve
 from qs.model.tokenizer import Tokenizer
 
 CHUNK = 1 << 20  # characters of text in the task of a worker
@@ -109,7 +110,7 @@ def prepare_dataset(
 
     Args:
         sources, fields, max_document: as `DocumentReader` takes them.
-        out, tokenizer: folder to make, and folder with a tokenizer.
+        out, tokenizer: folder to make; folder with a tokenizer, a run, or a name in weights/.
         heldout: fraction of documents, drawn by their text and `seed`, that form the split
             `heldout`; at least one unless 0, and not all unless 1, if there are two or more.
         workers: processes that tokenize; None means one for each core.
@@ -131,6 +132,7 @@ def prepare_dataset(
             "expected heldout from 0 to 1, workers and shard tokens 1 or more, seed 0 or more, "
             f"found {heldout}, {workers}, {shard_tokens}, {seed}; change what is out of range"
         )
+    tokenizer = resolve(tokenizer)
     model = Tokenizer(tokenizer)
     if changes := model.changes():
         print(f"warning: {changes}", file=sys.stderr)

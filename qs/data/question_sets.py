@@ -1,16 +1,15 @@
 """Benchmarks: GSM8K and CommonsenseQA from their published files, and held-out sums."""
 
-import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from qs.cli import listed
 from qs.data.answers import parse_choice, parse_number, stated_number
 from qs.data.arithmetic import different_sums
 from qs.data.dataset import Split, check_split
 from qs.files import parse_json, read_plain
-from qs.output import nearest
 
 QuestionSet = Literal["gsm8k", "commonsense_qa"]
 QUESTION_SETS: tuple[QuestionSet, ...] = get_args(QuestionSet)
@@ -29,11 +28,7 @@ ORIGINS = {
 
 def task_list(names: str) -> list[str]:
     """Names of question sets, split at commas, each once."""
-    tasks = list(dict.fromkeys(names.split(",")))
-    if unknown := [name for name in tasks if name not in SETS.split(",")]:
-        near = nearest(unknown[0], SETS.split(","))
-        raise argparse.ArgumentTypeError(f"expected some of {SETS}; got {unknown[0]!r}{near}")
-    return tasks
+    return listed(names, SETS.split(","))
 
 
 @dataclass(frozen=True)

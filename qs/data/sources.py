@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from qs.output import nearest
+
 # C4 calls its JSON lines .json.gz
 LINES = tuple(f"{kind}{packed}" for packed in ("", ".gz", ".zst") for kind in (".jsonl", ".json"))
 SUFFIXES = (*LINES, ".txt", ".parquet")
@@ -48,6 +50,9 @@ def find_files(sources: Iterable[str | Path]) -> Sources:
     for source in map(Path, sources):
         judged = list(_judged(source, seen))
         if all(reason not in (None, READ) for _, reason in judged):
+            if not source.exists():
+                near = nearest(source.name, (path.name for path in source.parent.glob("*")))
+                raise ValueError(f"{source}: expected a file or folder, found none{near}")
             what = "a folder without any" if source.is_dir() else judged[0][1]
             message = f"{source}: expected {', '.join(SUFFIXES)}, found {what}"
             raise ValueError(f"{message}; give files or folders of these kinds")

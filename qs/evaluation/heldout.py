@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -57,11 +58,23 @@ class HeldoutScore:
     # of each row, the number of other tokens and the sum of their NLL (with thoughts, if there are
     # any): two scores of the same text are compared row by row
     other_rows: tuple[tuple[float, float], ...] = ()
+    even: float | None = None  # NLL in nats of guessing evenly; None: not told, by earlier versions
 
     @property
     def thinks(self) -> bool:
         """Whether it was measured with thoughts."""
         return self.text.nll_mix is not None
+
+    @property
+    def unknown(self) -> str:
+        """That the model knows nothing of this kind of text; "" of a model that does."""
+        nll = self.text.nll_base
+        if self.even is None or nll < self.even + 1:
+            return ""
+        return (
+            f"the NLL is {nll:.1f} nats a token, above the {self.even:.1f} of guessing evenly: "
+            "the model does not know this kind of text"
+        )
 
     @staticmethod
     def from_json(values: dict | None) -> HeldoutScore | None:
@@ -82,7 +95,9 @@ class HeldoutScore:
         plain = {score.nll_mix is None for score in (text, other, *answers) if score is not None}
         if len(plain | {each.gold_mix is None for each in answers}) > 1:
             raise TypeError("expected all with thoughts or all without, found some of each")
-        return HeldoutScore(text, other, answers, tuple(map(tuple, rows)))
+        if not is_of(even := values.get("even"), float | None):
+            raise TypeError(f"expected a number, found {even}")
+        return HeldoutScore(text, other, answers, tuple(map(tuple, rows)), even)
 
 
 def read_score(path: Path) -> HeldoutScore | None:
@@ -209,7 +224,8 @@ def heldout_score(
         ValueError: there is nothing to score.
     """
     text = heldout_text(data, tokenizer, config.run.seq, config.run.eval_rows)
-    return summarise(text, measure_heldout(quiet, text, config, label), config)
+    score = summarise(text, measure_heldout(quiet, text, config, label), config)
+    return replace(score, even=math.log(quiet.model.config.vocab_size))
 
 
 def heldout_data(run: RunConfig, tokenizer: Tokenizer) -> TokenDataset:
@@ -311,7 +327,10 @@ class _Sides:
             title = f"In short: NLL of held-out text, {texts[-1].tokens:,} tokens, nats a token"
             estimates = [f"{nll:.4f}" for nll in self._sides(texts, "nll_base", "nll_mix")]
         rows = list(zip(self.names, estimates, strict=True))
-        return Table(title, ("", ""), rows, (OFF,) * self.last.thinks)
+        notes = [OFF] * self.last.thinks
+        if self.last.unknown:
+            notes.append(f"{self.last.unknown}, and less of it is no success")
+        return Table(title, ("", ""), rows, notes)
 
     def _answers(self) -> list[Table]:
         """Probability and NLL by kind of question, and what was thought before the answers."""

@@ -35,8 +35,9 @@ def random_parameters(config: ModelConfig, seed: int, spread: float = 0.02) -> d
     return parameters
 
 
-def init(out: Path, tokenizer: Path, std: float, seed: int, **sizes: Any) -> None:
+def init(out: Path, tokenizer: str | Path, std: float, seed: int, **sizes: Any) -> None:
     """Write a randomly initialised model with a tokenizer; `sizes` are fields of `ModelConfig`."""
+    tokenizer = folders.resolve(tokenizer)
     text, dim, heads = Tokenizer(tokenizer), sizes["dim"], sizes["heads"]
     if heads < 1 or dim % heads:
         raise ValueError(f"--heads {heads} does not divide --dim {dim}; change one")
@@ -87,7 +88,7 @@ def _parser() -> cli.Parser:
     new = commands.add_parser("init", help="write a random model")
     new.set_defaults(command=init)
     new.add_argument("--out", type=Path, required=True, help="folder to make")
-    new.add_argument("--tokenizer", type=Path, required=True, help="folder with a tokenizer")
+    new.add_argument("--tokenizer", required=True, help="a folder with one, or a name in weights/")
     new.add_argument("--dim", type=size, required=True, help="D: hidden size")
     new.add_argument("--layers", type=size, required=True, help="layers")
     new.add_argument("--heads", type=size, required=True, help="H: query heads")

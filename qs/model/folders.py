@@ -10,7 +10,7 @@ from typing import Literal
 
 from qs.digests import damage
 from qs.files import OPTIMIZER, TRAINER, names_in, places, read_object, saved_steps
-from qs.output import nearest
+from qs.output import there
 
 MODEL = "model"  # what names of files with weights begin with
 SINGLE, INDEX = f"{MODEL}.safetensors", f"{MODEL}.safetensors.index.json"
@@ -33,9 +33,7 @@ def find(name: str | Path, root: str | Path = "weights") -> Path:
     some = places(name, root) if str(name) else []  # without a name it would be this folder
     if (folder := next((folder for folder in some if folder.is_dir()), None)) is not None:
         return folder
-    names = names_in(root)
-    there = f"{root} ({', '.join(names) or 'none'})"
-    hint = f"give a folder or one of the names in {there}{nearest(str(name), names)}"
+    hint = f"give a run, a folder, or one of the names in {root} {there(str(name), names_in(root))}"
     if repository := DOWNLOADS.get(str(name)):
         hint = f"get it with: hf download {repository}"
     raise ValueError(

@@ -18,6 +18,7 @@ import sentencepiece
 
 from qs.atomic import write_bytes
 from qs.files import read_object
+from qs.locks import make_folder
 from qs.model.tokenizer_files import JSON_FILE, MODEL_FILE, find_vocabulary
 
 CONFIG_FILES = ("tokenizer_config.json", "generation_config.json")
@@ -251,6 +252,6 @@ def train_tokenizer(
             f"characters of text ({why}); give more text or another --vocab"
         ) from None
     path = Path(out) / MODEL_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_bytes(path, model.getvalue())
     return Tokenizer(out)

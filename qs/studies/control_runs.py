@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from qs.studies.controls import (
 )
 from qs.tables import results_page, words
 
+NOTHING_MISSING = "nothing has to be trained"
 FOLDER, CONTROLS, CONTROLS_PAGE = "controls", "controls.json", "controls.md"  # of the run
 
 
@@ -100,17 +101,20 @@ def time_told(
 
     Measuring a position, with one thought and without learning, takes less than training on it.
     """
-    missing = sum(not (made := run_of(job)) or not files.finished(made) for job in jobs)
+    missing = len(missing_of(jobs))
     seconds, config = _training_seconds(run), files.read_config(run)
     controls_measured = {control for table in tables.values() for control in table}
     passes = sum(len(control.configs) for control in controls_measured)
     seq, trained_rows = config.run.seq, config.run.steps * config.run.batch
     share = config.thought.anchor_count(seq) / seq  # of positions that are trained on
     measuring = seconds * passes * rows / (trained_rows * share)
-    return (
+    training = (
         f"{missing} of {len(jobs)} trainings to be done, {at_once} at a time: if each takes the "
         f"{seconds / 60:.1f} minutes of the run's own steps, "
-        f"{seconds / 60 * missing / at_once:.0f} minutes; then {passes} measurements, at most "
+        f"{seconds / 60 * missing / at_once:.0f} minutes"
+    )
+    return (
+        f"{training if missing else NOTHING_MISSING}; then {passes} measurements, at most "
         f"{measuring / 60:.1f} minutes"
     )
 
@@ -144,6 +148,11 @@ def run_of(job: BaselineRun) -> Path | None:
     """The run folder that a training made, finished or not."""
     folders = (path.parent for path in Path(job.config.run.out).glob(f"*/{files.CONFIG}"))
     return max(folders, default=None)
+
+
+def missing_of(jobs: Iterable[BaselineRun]) -> list[BaselineRun]:
+    """The trainings that are not finished."""
+    return [job for job in jobs if not (made := run_of(job)) or not files.finished(made)]
 
 
 def check_jobs(run: Path, jobs: Sequence[BaselineRun]) -> None:
@@ -190,10 +199,11 @@ def train_all(jobs: Sequence[BaselineRun], script: Path, at_once: int) -> dict[B
             last = (process.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise ValueError(f"{job}, failed: {last}")
 
-    runs = {job: run_of(job) for job in jobs}
-    missing = [job for job, made in runs.items() if made is None or not files.finished(made)]
+    missing = missing_of(jobs)
+    if not missing:
+        return {job: made for job in jobs if (made := run_of(job)) is not None}
     with ThreadPoolExecutor(at_once) as pool:  # whose map cancels what waits, where one fails
-        trainings = pool.map(lambda job: train(job, runs[job]), missing)
+        trainings = pool.map(lambda job: train(job, run_of(job)), missing)
         list(progress(trainings, "training", len(missing), unit=" runs"))
     return {job: made for job in jobs if (made := run_of(job)) is not None}
 

@@ -18,11 +18,12 @@ import torch
 from torch import Generator, Tensor
 
 from qs.atomic import write_text
+from qs.cli import listed
 from qs.config import PADDING, Config
 from qs.evaluation.heldout import Measured
 from qs.evaluation.statistics import Estimate, mean_estimate, paired, ratio_estimate
 from qs.evaluation.tokens import Change, TextRows
-from qs.output import nearest
+from qs.locks import make_folder
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.ends import ENDED, PAUSE
 from qs.quietstar.sampler import allowed_ids
@@ -116,11 +117,7 @@ EVERYTHING = Selection()
 
 def arm_list(names: str) -> tuple[str, ...]:
     """Names of ARMS, split at commas, in their order; "none": of none."""
-    asked = [] if names == "none" else names.split(",")
-    if unknown := [name for name in asked if name not in ARMS]:
-        there = f"none, or some of {','.join(ARMS)}"
-        near = nearest(unknown[0], ARMS)
-        raise argparse.ArgumentTypeError(f"expected {there}; got {unknown[0]!r}{near}")
+    asked = listed(names, ARMS, none=True)
     return tuple(arm for arm in ARMS if arm in asked)
 
 
@@ -328,5 +325,5 @@ def keep_comments(path: Path, text: str) -> None:
     """Write a page; what a person wrote below COMMENTS is kept."""
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
     comments = old[old.index(COMMENTS) :] if COMMENTS in old else ""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_text(path, f"{text}\n{comments}" if comments else text)

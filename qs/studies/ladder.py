@@ -8,7 +8,6 @@ train.py in a folder of its own under the run; what is finished stays, what was 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +16,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qs import files
+from qs.cli import listed
 from qs.config import Config
 from qs.evaluation.heldout import other_change, run_scores
 from qs.model import folders
 from qs.model.config import ModelConfig, read_model_config
-from qs.studies.control_runs import check_jobs, run_of, train_all, trained_by
+from qs.studies.control_runs import (
+    NOTHING_MISSING,
+    check_jobs,
+    missing_of,
+    run_of,
+    train_all,
+    trained_by,
+)
 from qs.studies.controls import BaselineRun, keep_comments
 from qs.tables import Table, results_page
 from qs.training.work import operations
@@ -35,7 +42,7 @@ SAME_COST = 0.02  # operations that differ by less are the same: no other traini
 class Rung:
     """A row: what it is called, and what differs from the run."""
 
-    key: str  # of --rows and of its folder
+    key: str  # of --only and of its folder
     title: str
     changes: dict[str, Any] = field(default_factory=dict)
 
@@ -74,9 +81,7 @@ KEYS = ",".join(rung.key for rung in RUNGS)
 
 def rung_list(keys: str) -> list[Rung]:
     """Rows of the ladder, split at commas, in the ladder's order."""
-    asked = keys.split(",")
-    if unknown := set(asked) - {rung.key for rung in RUNGS}:
-        raise argparse.ArgumentTypeError(f"no row is named {', '.join(sorted(unknown))}")
+    asked = listed(keys, KEYS.split(","))
     return [rung for rung in RUNGS if rung.key in asked]
 
 
@@ -160,6 +165,8 @@ def run_ladder(
     every = [job for row in rows.values() for jobs in row.values() for job in jobs]
     each = {job.config.run.out: job for job in every if job.config.run.out != own}
     check_jobs(run, list(each.values()))
+    if not missing_of(each.values()):
+        print(NOTHING_MISSING)
     for seed in range(first, first + seeds):
         train_all([job for job in each.values() if job.config.run.seed == seed], script, at_once)
         page = write_ladder(run, rows, command)

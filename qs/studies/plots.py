@@ -19,6 +19,7 @@ from qs.atomic import write_bytes
 from qs.evaluation.hard_tokens import Decile
 from qs.evaluation.heldout import AnswerScore
 from qs.evaluation.statistics import Estimate
+from qs.locks import make_folder
 from qs.studies.answers_panel import draw_answers, read_answers
 from qs.studies.control_runs import CONTROLS
 from qs.studies.controls import LENGTH, OWN, PAUSES, PLAIN, TRAINED, ControlRow
@@ -100,7 +101,7 @@ def _save(pictures: Mapping[str, Callable[[Figure], None]], out: Path) -> list[P
         raise ValueError(
             "expected matplotlib to draw pictures, found none; run pip install -e '.[plot]'"
         ) from None
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     written = []
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a person's own style would change the bytes

@@ -216,13 +216,19 @@ def test_a_damaged_page_of_a_table_is_told_by_its_file_and_row(tmp_path):
         list(DocumentReader([path]))
 
 
-@pytest.mark.parametrize(
-    ("name", "found"), [("no", "nothing"), ("a.md", "another kind"), (".", "")]
-)
+@pytest.mark.parametrize(("name", "found"), [("a.md", "another kind"), (".", "")])
 def test_sources_without_data_are_refused(tmp_path, name, found):
     (tmp_path / "a.md").write_text("x")
     with pytest.raises(ValueError, match=f"expected .jsonl, .*found .*{found}; give files"):
         list(DocumentReader([tmp_path / name]))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_documents_without_any_text_are_refused(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(" \n" if name == "a.txt" else '{"text": ""}\n{"text": "\\n"}\n')
+    with pytest.raises(ValueError, match=f"found no text in any of {path}; give others"):
+        list(DocumentReader([path]))
 
 
 def test_empty_sources_are_refused(tmp_path):

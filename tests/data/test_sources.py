@@ -72,6 +72,10 @@ def test_what_is_given_twice_is_read_once_and_many_are_counted(tmp_path):
 def test_a_source_without_documents_is_refused_at_once(tmp_path, name):
     os.mkfifo(tmp_path / "pipe.jsonl")
     put(tmp_path / "notes.md", tmp_path / "folder/README.txt")
-    kinds = {"folder": "a folder without any", "missing": "nothing", "notes.md": "of another kind"}
-    with pytest.raises(ValueError, match=f"found {kinds.get(name, 'no plain file')}; give files"):
+    kinds = {"folder": "a folder without any", "notes.md": "of another kind"}
+    said = f"found {kinds.get(name, 'no plain file')}; give files"
+    said = "missing: expected a file or folder, found none$" if name == "missing" else said
+    with pytest.raises(ValueError, match=said):
         find_files([tmp_path / name])
+    with pytest.raises(ValueError, match="note.md: .*found none; did you mean notes.md"):
+        find_files([tmp_path / "note.md"])

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import random
 import re
 
@@ -171,6 +172,18 @@ def test_the_tables_have_before_after_and_thoughts_off_and_end_with_what_matters
         ["before", "training", "3.5000"],
         ["after", "training", "3.0000"],
     ]
+
+
+def test_a_gain_on_a_text_that_the_model_does_not_know_is_called_none():
+    score = dataclasses.replace(SCORE, even=math.log(20))
+    assert "does not know" not in terminal(*closing_tables(score, score))
+    lost = dataclasses.replace(SCORE, even=2.0)
+    said = "the NLL is 3.2 nats a token, above the 2.0 of guessing evenly: the model does not know"
+    for tables in (closing_tables(lost, lost), score_tables(lost)):
+        last = tables[-1].notes[-1]
+        assert last.startswith(said)
+        assert last.endswith("less of it is no success")
+    assert HeldoutScore.from_json(json.loads(json.dumps(dataclasses.asdict(lost)))) == lost
 
 
 def test_the_tables_name_every_kind_of_answer_and_all_of_them():
