@@ -953,8 +953,8 @@ def cut(path, left):
 
 COUNTERS = {"step": 4, "epoch": 0, "index": 8, "skipped": 0, "skipped_in_a_row": 0}
 UNSOUND = {
-    "no folder": (shutil.rmtree, "config.json: expected a file with JSON.*is .* a run folder"),
-    "a file": (lambda r: (shutil.rmtree(r), r.write_text("x")), "Not a directory"),
+    "no folder": (shutil.rmtree, "stopped: expected the folder of a run, found no such folder"),
+    "a file": (lambda r: (shutil.rmtree(r), r.write_text("x")), "found no such folder"),
     "a model": (
         lambda r: shutil.copy(r / "step_000004" / "config.json", r),
         r"config.json: expected the settings of a run.*is .* a run folder\?",

@@ -78,4 +78,4 @@ def test_the_commands_print_and_write_their_tables(tmp_path, capsys):
     assert "tiny (untrained)" in capsys.readouterr().out
     assert "| tiny (untrained) |" in page.read_text()
     assert evaluate.main(["rounds", str(tmp_path)]) == 2
-    assert f"is {tmp_path} a run folder?" in capsys.readouterr().err
+    assert f"{tmp_path}: expected the folder of a run, found" in capsys.readouterr().err
