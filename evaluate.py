@@ -38,8 +38,9 @@ from qs.environment import environment
 from qs.evaluation import exam_results, question_sets
 from qs.evaluation.exam_results import Exam
 from qs.evaluation.hard_tokens import by_decile, measure_hard_tokens, token_table
-from qs.evaluation.heldout import heldout_data, heldout_score, score_tables, settings_told
+from qs.evaluation.heldout import heldout_data, heldout_score, settings_told
 from qs.evaluation.page import PAGE_ROWS, write_thoughts
+from qs.evaluation.score_tables import score_tables
 from qs.evaluation.thoughts import read_thoughts
 from qs.inference.decoding import Decoding, token_line
 from qs.inference.generate import Stream

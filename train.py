@@ -35,14 +35,9 @@ from qs.bench.plan import plan_table
 from qs.cli import Parser, parse
 from qs.config import Config, thought_lengths
 from qs.data.dataset import DATA_DOWNLOADS, resolve_data
-from qs.evaluation.heldout import (
-    HeldoutScore,
-    closing_tables,
-    heldout_score,
-    read_score,
-    run_scores,
-)
+from qs.evaluation.heldout import HeldoutScore, heldout_score, read_score, run_scores
 from qs.evaluation.page import PAGE, PAGE_ROWS, write_thoughts
+from qs.evaluation.score_tables import closing_tables
 from qs.evaluation.thoughts import read_thoughts
 from qs.locks import LOCK, hold
 from qs.model import folders

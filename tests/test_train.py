@@ -26,7 +26,8 @@ import qs.training.step
 import qs.training.trainer
 from qs import files
 from qs.config import GROUPS
-from qs.evaluation.heldout import HeldoutScore, closing_tables
+from qs.evaluation.heldout import HeldoutScore
+from qs.evaluation.score_tables import closing_tables
 from qs.evaluation.tokens import NllScore
 from qs.model import __main__ as model_commands
 from qs.quietstar.load import open_model
