@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
-from tiny import ROOT, train
+from faulty import damage
+from tiny import ROOT, log, run, train
 
 from qs.training import distributed, heartbeat
 
@@ -66,6 +69,58 @@ def test_a_lost_rank_ends_the_job_with_words_of_ours(tiny, tmp_path, how, victim
     assert heartbeat.AGAIN in said
     (run,) = (tmp_path / "out").iterdir()
     assert train.files.saved_steps(run)
+
+
+RESUMING = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import train
+from qs.model import folders
+rank, only, notes, run = os.environ["RANK"], *sys.argv[1:]
+damage_of_step, resume = folders.damage_of_step, train.Trainer.resume
+def damage(step):
+    if (rank, step.name) == (only, "step_000004"):
+        return f"{{step}}: damaged"
+    return damage_of_step(step)
+def noting(trainer):
+    Path(notes, rank).write_text(trainer.start.name)
+    resume(trainer)
+folders.damage_of_step, train.Trainer.resume = damage, noting
+sys.exit(train.main(["--resume", run]))
+"""
+
+
+@pytest.fixture(scope="module")
+def straight(tiny, tmp_path_factory):
+    out = tmp_path_factory.mktemp("straight")
+    return run(out, tiny.flags(out, "--steps=5", "--save-every=2", "--eval-rows=0", "--keep=3"))
+
+
+@pytest.mark.parametrize("only", ["", "1"], ids=["on-disk", "as-the-second-alone-sees-it"])
+def test_ranks_fall_back_to_the_same_step_and_say_so_once(straight, tmp_path, only):
+    begun, script, notes = tmp_path / "begun", tmp_path / "script.py", tmp_path / "notes"
+    shutil.copytree(straight, begun)
+    shutil.rmtree(begun / "step_000005")
+    (begun / "results.json").unlink()
+    if not only:
+        damage(begun / "step_000004" / "model.safetensors", random.Random(0))
+    script.write_text(RESUMING.format(root=str(ROOT)))
+    notes.mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, str(script), only, str(notes), str(begun)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [(notes / rank).read_text() for rank in "01"] == ["step_000002"] * 2
+    assert done.stderr.count(f"taking {begun / 'step_000002'}, the newest that is whole") == 1
+    assert done.stderr.count("step_000004.damaged; remove it") == 1
+    assert sorted(train.files.saved_steps(begun)) == [2, 4, 5]
+    assert [x["step"] for x in log(begun)] == [1, 2, 3, 4, 5]
 
 
 @pytest.fixture
