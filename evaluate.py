@@ -69,11 +69,13 @@ class Flags:
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is one")
     rows: int | None = setting(None, "rows to read at most; else the run's, or 32", least=1)
     show: int = setting(0, "passages to show with their thoughts", least=0)
-    questions: str = setting("data", "folder of the question sets")
+    questions: str = setting("data", "folder of the question sets", named=True)
     limit: int | None = setting(None, "questions of a set; else all (sums: 100 a length)", least=1)
-    against: str | None = setting(None, "folder with answers of another model to compare with")
-    out: str | None = setting(None, "folder of results.json; else the run, or runs/MODEL")
-    markdown: str | None = setting(None, "file that the tables are written to as well")
+    against: str | None = setting(None, "folder of another model's answers", named=True)
+    out: str | None = setting(
+        None, "folder of results.json; else the run or runs/MODEL", named=True
+    )
+    markdown: str | None = setting(None, "file that tables are written to as well", named=True)
     show_thoughts: bool = setting(False, "a line for each token, with the thought before it")
     seeds: int = setting(1, "how many to train and measure with", least=1, most=1000)
     jobs: int = setting(1, "trainings at once", least=1, most=1000)

@@ -19,7 +19,8 @@ MOST = 10**9  # of any number that has no limit of its own
 def setting(default: Any, help: str, **limits: float) -> Any:
     """A field with its help sentence and limits: `least` and `most` (incl.), `above` (excl.).
 
-    Without limits of its own a number is at most MOST either way.
+    Without limits of its own a number is at most MOST either way. `named`: a text that is never
+    empty, as of a shell's variable that is not set.
 
     `later`: runs of earlier versions do not have it; they did as its default does.
     """
@@ -44,6 +45,8 @@ def check_value(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> 
     """
     if not is_of(value, hint):
         raise ValueError(f"{name}: expected {type_words(hint)}, found {value!r}")
+    if value == "" and limits.get("named"):
+        raise ValueError(f"{name}: expected a name, found none")
     if type(value) not in (int, float):
         return
     if "above" in limits and not value > limits["above"]:

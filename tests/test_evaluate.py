@@ -310,6 +310,12 @@ def test_a_task_that_was_finished_is_kept_when_the_next_is_interrupted(
     assert [x["exam"]["task"] for x in results["exams"].values()] == ["gsm8k"]
 
 
+@pytest.mark.parametrize("flag", ["against", "out", "markdown", "questions"])
+def test_a_name_that_a_shell_left_empty_is_refused(spoken, capsys, flag):
+    assert evaluate.main(["tasks", str(spoken), "arithmetic", "--limit=2", f"--{flag}="]) == 2
+    assert capsys.readouterr().err == f"error: --{flag}: expected a name, found none\n"
+
+
 def test_sums_need_no_file(spoken, capsys):
     assert evaluate.main(["tasks", str(spoken), "arithmetic", "--limit=2", "--samples=1"]) == 0
     assert "arithmetic: 10 of 10 questions" in capsys.readouterr().out
