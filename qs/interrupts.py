@@ -19,9 +19,9 @@ def end_quietly() -> None:
 
 @contextlib.contextmanager
 def kept_from_children() -> Iterator[None]:
-    """Processes begun within never hear Ctrl-C, not even while they start; this one does, after.
+    """Processes that this thread begins within never hear Ctrl-C, not even while they start.
 
-    Windows has no such mask: there children have to ignore it themselves.
+    This one does, at the latest after. Windows has no such mask: children ignore it themselves.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
