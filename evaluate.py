@@ -280,7 +280,7 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     add_settings(section, RunConfig, "data", "seq", shown=own)
     add_settings(section, ThoughtConfig, "sample_temperature", shown=own)
 
-    top = Parser("evaluate.py", __doc__)
+    top = Parser("python evaluate.py", __doc__)
     commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
 
     def add(command: Callable[..., None], *flags: str, parents: Sequence[Parser] = ()) -> Parser:

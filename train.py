@@ -139,7 +139,7 @@ def settings(argv: list[str]) -> tuple[Config, Path | None, str | None]:
 
 def longer(run: Path) -> str:
     """What to do where a run shall go on otherwise than it was set."""
-    begin = f"{cli.typed('train.py')} --weights {run}"
+    begin = f"{cli.typed('train.py')} --weights {run} --data {files.read_config(run).run.data}"
     return f"to train its model on, longer or otherwise, begin a new run: {begin} --steps N ..."
 
 

@@ -1,4 +1,4 @@
-"""A visibility of one's own: nobody looks back further than REACH tokens. Tested as a property."""
+"""Own visibility: nobody looks back further than REACH tokens. Needs pip install -e '.[test]'."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

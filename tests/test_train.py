@@ -299,7 +299,8 @@ def test_a_finished_run_says_so_and_loads_nothing(straight, monkeypatch, capsys)
     finished = f"{straight['quiet']} is finished: nothing is left to do; to train its model on, "
     assert finished in printed
     assert printed.endswith(
-        f"begin a new run: python train.py --weights {straight['quiet']} --steps N ...\n"
+        f"begin a new run: python train.py --weights {straight['quiet']} "
+        f"--data {files.read_config(straight['quiet']).run.data} --steps N ...\n"
     )
     assert "held-out" in printed
 
@@ -881,7 +882,7 @@ def test_resume_takes_no_other_flag(stopped, capsys):
     for arguments in (["--resume", stopped, "--steps", "9"], [f"--resume={stopped}", "--lr=1"]):
         message = (
             rf"--resume takes every setting from {stopped}/config.json; drop --(steps|lr=1); to "
-            rf"train its model on, .* python train.py --weights {stopped} --steps N"
+            rf"train its model on, .* python train.py --weights {stopped} --data \S+ --steps N"
         )
         refused(capsys, arguments, message)
     refused(capsys, ["--resume"], "argument --resume: expected one argument")

@@ -148,7 +148,7 @@ def compared(figures: dict[str, Any], path: Path, tolerance: float, counts: bool
 
 def bench(argv: list[str]) -> int:
     """Measure, print, write, compare. Returns the exit status: 1 where something is worse."""
-    parser = cli.Parser("-m qs.bench", __doc__)
+    parser = cli.Parser("python -m qs.bench", __doc__)
     parser.add_argument("mode", nargs="?", default="step", choices=MODES, help="[step]")
     cli.add_settings(parser, Work)
     parser.add_argument("--against", choices=("naive",), help="also every branch on its own")

@@ -79,7 +79,7 @@ class _Sides:
         rows = list(zip(self.names, estimates, strict=True))
         notes = [OFF] * self.last.thinks
         if self.last.unknown:
-            notes.append(f"{self.last.unknown}, and less of it is no success")
+            notes.append(f"{self.last.unknown}, so that a gain on it is no success")
         return Table(title, ("", ""), rows, notes)
 
     def _answers(self) -> list[Table]:

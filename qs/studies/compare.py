@@ -91,7 +91,13 @@ def decoded_answers(
 def _known_answers(opened: Opened, thinks: bool) -> tuple[Answers, Answers]:
     """Probability of the answers in text of the bundled kind, without and with a thought."""
     config = opened.config if thinks else opened.config.changed(objective="plain")
-    text = text_with_answers(config.run, opened.tokenizer)
+    try:
+        text = text_with_answers(config.run, opened.tokenizer)
+    except ValueError as error:
+        raise ValueError(
+            f"{opened.folder}: expected the tokenizer of the bundled text, which --on world asks "
+            "about, found another one; leave this model out, or give --on arithmetic"
+        ) from error
     answers = measure_heldout(opened.quiet, text, config).answers
     thought = Answers(answers.gold_mix, 1 + float(answers.length.mean()))
     return Answers(answers.gold_base, 1), thought

@@ -22,7 +22,7 @@ from qs.model.config import read_model_config
 from qs.quietstar.load import choose_placement, load
 from qs.quietstar.parts import Parts, own_names
 from qs.quietstar.terms import term_weights
-from qs.settings import check_names
+from qs.settings import check_names, checked
 from qs.training import checkpoint, distributed
 from qs.training.average import Average
 from qs.training.optimizer import exact_parameters, make_optimizer, names_of_updated
@@ -65,6 +65,7 @@ class Trainer:
         ValueError: something is missing or does not fit.
     """
 
+    @checked()
     def __init__(
         self,
         config: Config,

@@ -57,7 +57,7 @@ def test_a_gain_on_a_text_that_the_model_does_not_know_is_called_none():
     for tables in (closing_tables(lost, lost), score_tables(lost)):
         last = tables[-1].notes[-1]
         assert last.startswith(said)
-        assert last.endswith("less of it is no success")
+        assert last.endswith("so that a gain on it is no success")
     assert HeldoutScore.from_json(json.loads(json.dumps(dataclasses.asdict(lost)))) == lost
 
 

@@ -312,3 +312,10 @@ def test_numbers_of_a_part_are_looked_at_once_and_never_while_compiling():
         return result_of("reward", reward, given[0], nll_mix, given[2], seen=set())
 
     assert compiled(looked).isnan().all()
+
+
+def test_a_trainer_names_an_argument_of_another_type(tiny, tmp_path):
+    with pytest.raises(ValueError, match="start: expected Path or None, found 'tiny'"):
+        Trainer(Config(), "tiny", tmp_path / "run", Parts())
+    with pytest.raises(ValueError, match="parts: expected Parts, found None"):
+        Trainer(Config(), tiny.weights, tmp_path / "run", None)
