@@ -41,7 +41,8 @@ from qs.evaluation.score_tables import closing_tables
 from qs.evaluation.thoughts import read_thoughts
 from qs.locks import LOCK, hold
 from qs.model import folders
-from qs.star.run import StarRun, Stopped, round_records, rounds_table
+from qs.star.records import round_records, rounds_table
+from qs.star.run import StarRun, Stopped
 from qs.tables import Table, terminal
 from qs.training import distributed
 from qs.training.heartbeat import AGAIN
@@ -147,8 +148,8 @@ def closing(config: Config, folder: Path) -> list[Table]:
     """The tables of a run of which nothing is left to do, measuring included; none of others."""
     results = files.read_results(folder)
     if config.run.bootstraps:
-        rounds = round_records(folder)
-        done = "rounds" in results and len(rounds) > config.star.rounds
+        rounds = round_records(folder, config.star.rounds)
+        done = "rounds" in results and rounds and rounds[-1]["round"] == config.star.rounds
         return [rounds_table(rounds)] if done else []
     if "after" not in results or not files.finished(folder):
         return []

@@ -34,6 +34,7 @@ from qs.model.weights import QUIET_NAMES, stored_tensors
 from qs.output import progress
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import choose_placement, load, read
+from qs.star.records import round_records, rounds_table
 from qs.star.round import (
     Attempt,
     Example,
@@ -45,7 +46,7 @@ from qs.star.round import (
     read_attempt,
 )
 from qs.star.tasks import Problem, task_of
-from qs.tables import Table, terminal
+from qs.tables import terminal
 from qs.training import checkpoint
 from qs.training.distributed import LAUNCHERS, launched
 from qs.training.optimizer import exact_parameters, make_optimizer
@@ -106,10 +107,11 @@ class StarRun:
             Stopped: after SIGINT or SIGTERM.
             ValueError: a round kept nothing.
         """
-        records = round_records(self.folder)
+        records = round_records(self.folder, max(files.saved_steps(self.folder), default=0))
         if records:
             print(f"\n{terminal(rounds_table(records))}", flush=True)
-        for number in range(len(records), self.config.star.rounds + 1):
+        begin = records[-1]["round"] + 1 if records else 0
+        for number in range(begin, self.config.star.rounds + 1):
             if number == 0:
                 quiet, record = self._load(self.start), {"round": 0}
             else:
@@ -284,32 +286,3 @@ class StarRun:
     def _raise_if_stopped(self) -> None:
         if self.stop is not None:
             raise Stopped
-
-
-def round_records(run: Path) -> list[dict[str, Any]]:
-    """What a run of STaR logged of each round, the untrained model first."""
-    return [record for record in files.read_log(run) if "round" in record]
-
-
-def minutes(record: dict[str, Any]) -> float:
-    """What a round took, generating, training and evaluation together."""
-    return sum(value for name, value in record.items() if name.endswith("_seconds")) / 60
-
-
-def rounds_table(records: Sequence[dict[str, Any]]) -> Table:
-    """Rounds of STaR: what was kept, and accuracy on held-out problems by group, in %."""
-    counts = ("round", "problems", "kept", "rationalized", "rationalized_kept", "steps")
-    groups = records[0]["accuracy"]
-    rows = [
-        (
-            *(str(record.get(name, "-")) for name in counts),
-            f"{minutes(record):.1f}",
-            *(f"{100 * record['accuracy'][group]:.1f}" for group in groups),
-        )
-        for record in records
-    ]
-    # as wide as 100.0: rows are printed one by one
-    heads = (f"{group:>5}" for group in groups)
-    return Table(
-        "", ("round", "problems", "kept", "hinted", "kept", "steps", "minutes", *heads), rows
-    )

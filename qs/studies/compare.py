@@ -20,8 +20,8 @@ from qs.inference.decoding import Decoding
 from qs.output import progress
 from qs.presets import ANY_TEXT, PRESETS
 from qs.quietstar.load import Opened, open_model
+from qs.star.records import round_records
 from qs.star.round import generate_rationales
-from qs.star.run import round_records
 from qs.star.tasks import task_of
 from qs.studies.control_runs import text_with_answers
 from qs.tables import Table
@@ -42,9 +42,9 @@ def training_cost(run: Path) -> Cost:
     """What a run took."""
     config = files.read_config(run)
     if config.run.objective == "star":
-        rounds = round_records(run)
-        trained = sum(record.get("trained_tokens", 0) for record in rounds)
-        generated = sum(record.get("generated_tokens", 0) for record in rounds)
+        rounds = round_records(run, config.star.rounds)
+        trained = sum(record.get("trained_tokens") or 0 for record in rounds)
+        generated = sum(record.get("generated_tokens") or 0 for record in rounds)
         return Cost(trained, generated)
     rows, thought = config.run.steps * config.run.batch, config.thought
     sampled = thought.anchor_count(config.run.seq) * thought.samples * thought.thoughts

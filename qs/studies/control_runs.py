@@ -22,6 +22,7 @@ from qs.model import folders
 from qs.model.tokenizer import Tokenizer
 from qs.output import progress
 from qs.quietstar.load import ROWS, choose_placement, load
+from qs.settings import is_of
 from qs.studies import controls
 from qs.studies.controls import (
     EVERYTHING,
@@ -271,5 +272,7 @@ def measure_controls(
 def _training_seconds(run: Path) -> float:
     """How long the steps of a run took, as its log says."""
     config = files.read_config(run).run
-    steps = files.read_log(run)
-    return sum(config.batch * config.seq / step["tokens_per_second"] for step in steps)
+    speeds = [step.get("tokens_per_second") for step in files.read_log(run)]
+    if not (known := [speed for speed in speeds if is_of(speed, float) and speed > 0]):
+        raise ValueError(f"{run / files.LOG}: expected tokens_per_second of steps, found none")
+    return float(np.mean([config.batch * config.seq / speed for speed in known])) * config.steps

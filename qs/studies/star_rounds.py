@@ -9,7 +9,7 @@ import numpy as np
 
 from qs import files
 from qs.config import Config
-from qs.star.run import minutes, round_records
+from qs.star.records import minutes, round_records
 from qs.tables import Table
 
 ABOUT_ROUNDS = """Right answers to held-out problems, greedily decoded, in %: mean over seeds \
@@ -45,7 +45,7 @@ def read_arms(runs: Sequence[Path]) -> list[Arm]:
     groups: dict[Config, list[Path]] = {}
     for run in runs:
         config = files.read_config(run)
-        rounds = len(round_records(run)) - 1
+        rounds = len(round_records(run, config.star.rounds)) - 1
         if config.run.objective != "star" or rounds != config.star.rounds:
             raise ValueError(
                 f"{run}: expected a finished run of --objective star, found "
@@ -60,7 +60,7 @@ def _read_arm(runs: Sequence[Path]) -> Arm:
     seeds = tuple(config.run.seed for config in configs)
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"{runs[-1]}: expected runs of different seeds, found {seeds}")
-    records = [round_records(run) for run in runs]
+    records = [round_records(run, configs[0].star.rounds) for run in runs]
     groups = tuple(records[0][0]["accuracy"])
     accuracy = [[[r["accuracy"][group] for group in groups] for r in rounds] for rounds in records]
     return Arm(configs[0], seeds, groups, np.array(accuracy), records)

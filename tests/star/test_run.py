@@ -23,7 +23,8 @@ from qs.data.completions import Completions
 from qs.model.tokenizer import train_tokenizer
 from qs.presets import PRESETS
 from qs.quietstar.load import choose_placement, load
-from qs.star.run import StarRun, rounds_table
+from qs.star.records import rounds_table
+from qs.star.run import StarRun
 from qs.tables import terminal
 from qs.training.distributed import LAUNCHERS
 from qs.training.optimizer import make_optimizer
@@ -346,6 +347,18 @@ def test_a_round_whose_line_is_lost_is_only_evaluated_again(straight, tmp_path, 
     monkeypatch.setattr(qs.star.run, "train_step", None)  # neither trained nor generated again
     assert train.main(["--resume", str(copy)]) == 0
     same_run(copy, straight)
+
+
+def test_no_round_is_done_again_for_a_damaged_line_before_it(straight, tmp_path, monkeypatch):
+    copy = shutil.copytree(straight, tmp_path / "copy")
+    lines = (copy / "log.jsonl").read_text().splitlines(keepends=True)
+    damaged = lines[0] + lines[1][:40] + "\n" + lines[2]
+    (copy / "log.jsonl").write_text(damaged)
+    (copy / "results.json").unlink()
+    monkeypatch.setattr(qs.star.run, "generate_rationales", None)
+    assert train.main(["--resume", str(copy)]) == 0
+    assert (copy / "log.jsonl").read_text() == damaged
+    assert [x["round"] for x in files.read_results(copy)["rounds"]] == [0, 2]
 
 
 @pytest.mark.parametrize("stopped", ["evaluating round 2", "generating round 2"])

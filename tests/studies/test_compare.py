@@ -28,7 +28,7 @@ def test_the_cost_of_a_run_is_counted_in_tokens(tmp_path):
     log = files.JsonLines(folder / files.LOG)
     for number in range(3):
         tokens = {"trained_tokens": 7, "generated_tokens": 11} if number else {}
-        log.append([{"round": number} | tokens])
+        log.append([{"round": number, "accuracy": {"all": 0.5}} | tokens])
     assert training_cost(folder) == Cost(14, 22)
 
 
