@@ -70,11 +70,9 @@ class DocumentReader:
                         yield text
             self.read = before + path.stat().st_size
         self._check()
-        if not self.documents + self.malformed:
-            raise ValueError("expected documents, found only empty sources; give others")
         if self.documents == self.blank:
             sources = ", ".join(sorted(self.sources.files)[:NAMED])
-            raise ValueError(f"expected documents, found no text in any of {sources}; give others")
+            raise ValueError(f"expected documents, found no text in {sources}; give others")
 
     def _records(self, path: Path) -> Iterator[bytes | dict[str, Any]]:
         """Undecoded lines, the whole of an undecoded text file, or rows of a table.

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from qs.atomic import new_folder
 from qs.data.dataset import FORMAT, META, SPLITS, Shard, Split, split_by_hash
 from qs.data.documents import MAX_DOCUMENT, DocumentReader
+from qs.data.sources import NAMED
 from qs.files import write_json
 from qs.interrupts import kept_from_children
 from qs.model.folders import resolve
@@ -183,6 +184,10 @@ def prepare_dataset(
     print(f"{meta['malformed']:,} malformed records left out; {rate}")
     for reader, _ in jobs:
         print(reader.sources.report())
+    trained, held = ({path.resolve() for path in reader.files} for reader, _ in (jobs[0], jobs[-1]))
+    if heldout_sources and trained & held:
+        files = ", ".join(map(str, sorted(trained & held)[:NAMED]))
+        print(f"warning: {len(trained & held):,} file(s) both trained on and held out: {files}")
     print(out)
     return meta
 

@@ -35,7 +35,7 @@ def find(name: str | Path, root: str | Path = "weights") -> Path:
         return folder
     hint = f"give a run, a folder, or one of the names in {root} {there(str(name), names_in(root))}"
     if repository := DOWNLOADS.get(str(name)):
-        hint = f"get it with: hf download {repository}"
+        hint += f", or get it with: hf download {repository}"
     raise ValueError(
         f"{str(name) or repr('')}: expected a checkpoint, found no such folder; {hint}"
     )

@@ -227,11 +227,11 @@ def test_sources_without_data_are_refused(tmp_path, name, found):
 def test_documents_without_any_text_are_refused(tmp_path, name):
     path = tmp_path / name
     path.write_text(" \n" if name == "a.txt" else '{"text": ""}\n{"text": "\\n"}\n')
-    with pytest.raises(ValueError, match=f"found no text in any of {path}; give others"):
+    with pytest.raises(ValueError, match=f"found no text in {path}; give others"):
         list(DocumentReader([path]))
 
 
 def test_empty_sources_are_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="expected documents, found only empty sources"):
+    with pytest.raises(ValueError, match="expected documents, found no text in .*"):
         list(DocumentReader([tmp_path]))

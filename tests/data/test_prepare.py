@@ -418,6 +418,16 @@ def test_a_heldout_source_is_the_whole_heldout_split(tmp_path, folder):
         assert first.startswith(Tokenizer(folder).decode(ids[1:2].tolist()))
 
 
+def test_a_file_that_is_trained_on_and_held_out_is_named(tmp_path, folder, capsys):
+    source = write(tmp_path / "a.jsonl", ["one", "two"])
+    write(tmp_path / "b.jsonl", ["three"])
+    settings = {"workers": 1, "heldout_sources": [source]}
+    prepare_dataset([tmp_path], tmp_path / "out", folder, **settings)
+    assert f"1 file(s) both trained on and held out: {source}" in capsys.readouterr().out
+    prepare_dataset([tmp_path / "b.jsonl"], tmp_path / "apart", folder, **settings)
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_workers_start_without_torch():
     code = "import sys, qs.data, qs.data.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
