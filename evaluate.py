@@ -245,7 +245,7 @@ def plot(args: argparse.Namespace) -> None:
 
 def open_by(args: argparse.Namespace, reads: bool = True) -> Opened:
     """Load the model with the settings that flags give; `reads` as of `open_model`."""
-    names = ("thoughts", "sample_temperature", "seed", "data", "seq")
+    names = ("thoughts", "sample_temperature", "seed", "data", "seq", "compile")
     own = {name: getattr(args, name) for name in names if name in args}
     settings = own if reads else ANY_TEXT | own
     return open_model(args.model, reads, device=args.device, eval_rows=args.rows, **settings)
@@ -277,7 +277,7 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     add_settings(section, Flags, "device")
     section = text_read.add_argument_group("held-out text")
     add_settings(section, Flags, "rows")
-    add_settings(section, RunConfig, "data", "seq", shown=own)
+    add_settings(section, RunConfig, "data", "seq", "compile", shown=own)
     add_settings(section, ThoughtConfig, "sample_temperature", shown=own)
 
     top = Parser("python evaluate.py", __doc__)

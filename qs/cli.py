@@ -28,6 +28,7 @@ OUT_OF_MEMORY = (
     "out of memory: lower --micro-batch (the batch stays the same), --seq, --thoughts or --samples,"
     " or pass --recompute"
 )
+COMPILERS = ("torch._dynamo.", "torch._inductor.", "triton.")  # who raises what cannot be compiled
 KEPT = "what is finished is kept: the same command does the rest"
 CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")  # as argparse says it
 FEW = 20  # flags, that a complaint about an unknown one lists
@@ -144,15 +145,28 @@ def _run(command: Callable[[list[str]], int | None], argv: list[str], kept: str)
         kept = getattr(interrupt, "__notes__", [kept])[0]
         print(f"error: interrupted by {number.name}; {kept}", file=sys.stderr)
         return 128 + number
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        # nothing but PyTorch's allocators has reported memory through RuntimeError, and torch is
-        # not imported for it here: a command that never computes starts without it
-        no_memory = isinstance(error, MemoryError) or _is_out_of_memory(error)
-        if isinstance(error, RuntimeError) and not no_memory:
+    except Exception as error:
+        said = _mendable(error, kept)
+        if said is None:
             raise
-        said = OUT_OF_MEMORY if no_memory else harmless(_told(error, kept))
-        print(f"error: {said}", file=sys.stderr)
+        print(f"error: {harmless(said)}", file=sys.stderr)
         return 2
+
+
+def _mendable(error: Exception, kept: str) -> str | None:
+    """What to say about an error that a person can mend; None: it is a bug."""
+    if isinstance(error, MemoryError) or _is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    if type(error).__module__.startswith(COMPILERS):
+        return _told_of_compiler(error)
+    return _told(error, kept) if isinstance(error, ValueError | OSError) else None
+
+
+def _told_of_compiler(error: Exception) -> str:
+    """The first line of what a compiler says; hundreds follow it."""
+    cause = getattr(error, "inner_exception", error)
+    line = f"{type(cause).__name__}: {cause}".partition("\n")[0]
+    return f"torch.compile failed: {line}; --no-compile computes without it"
 
 
 def _told(error: Exception, kept: str) -> str:
@@ -166,6 +180,7 @@ def _told(error: Exception, kept: str) -> str:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """PyTorch's own class on CUDA; its CPU allocator raises a bare RuntimeError."""
+    # not imported for it: a command that never computes starts without it
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(error, RuntimeError):
         return False

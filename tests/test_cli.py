@@ -6,13 +6,15 @@ import argparse
 import dataclasses
 import re
 import signal
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from settings import OUT_OF_RANGE, SETTINGS, configs
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch._inductor.exc import InductorError
 
 from qs import cli
 from qs.cli import add_settings, chosen, parse, to_args
@@ -138,6 +140,36 @@ def test_what_a_person_can_mend_is_one_line(capsys, error: BaseException, line: 
     assert printed.err.startswith("error: ")
     assert line in printed.err
     assert printed.err.count("\n") == 1
+
+
+class Layer(torch.nn.Module):
+    """A layer whose compiler fails."""
+
+    def __init__(self, error: Exception):
+        super().__init__()
+
+        def compiler(graph: object, inputs: object) -> NoReturn:
+            raise error
+
+        self.compile(backend=compiler)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("no kernel fits\n  args[0]: TensorBox("), "RuntimeError: no kernel fits"),
+        (InductorError(OSError("no C compiler"), None), "OSError: no C compiler"),
+        (FailOnRecompileLimitHit("64 shapes"), "FailOnRecompileLimitHit: 64 shapes"),
+    ],
+)
+def test_what_cannot_be_compiled_is_one_line(capsys, error: Exception, line: str):
+    torch.compiler.reset()
+    assert cli.main(lambda argv: Layer(error)(torch.ones(2)), []) == 2
+    said = f"error: torch.compile failed: {line}; --no-compile computes without it\n"
+    assert capsys.readouterr() == ("", said)
 
 
 def test_a_bug_keeps_its_traceback():

@@ -399,6 +399,7 @@ READ_BY = {  # each flag with a value: the commands that read it
     "--device cpu": "score tasks text generate compare plot",
     "--rows 3": "score text controls plot",
     **dict.fromkeys(("--data D", "--seq 9", "--sample-temperature 1"), "score text plot"),
+    "--compile": "score text plot",
     "--show 3": "score",
     **dict.fromkeys(("--questions D", "--limit 3", "--batch 3", "--samples 3"), "tasks"),
     **dict.fromkeys(("--votes 3", "--against D"), "tasks"),

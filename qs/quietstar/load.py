@@ -26,6 +26,7 @@ from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.parts import Parts, check_own
 from qs.quietstar.stored import STORED, stored_settings
 
+FLEX_HEAD = 16  # numbers of a query at least: no fewer in a Triton product
 THOUGHT_VECTORS = {"start", "end", "end_output"}  # stored divided by --embedding-scale
 
 
@@ -215,8 +216,16 @@ def allocate(
     """A module on its device, compiled if it shall be, whose model holds arbitrary numbers.
 
     The mixing head is new, from --seed. Masters have room.
+
+    Raises:
+        ValueError: FlexAttention has no kernel for the model's heads.
     """
     run = settings.run
+    if placement.attention == "flex" and shape.head_dim < FLEX_HEAD:
+        raise ValueError(
+            f"expected heads of {FLEX_HEAD} numbers or more for FlexAttention, found "
+            f"{shape.head_dim}: pass --no-compile"
+        )
     with torch.device("meta"):
         model = Mistral(shape, placement.dtype, bool(run.recompute))
         if placement.narrow:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qs.model import kernels as model_kernels
-from qs.quietstar import kernels
+from qs.quietstar import attention, kernels
 from qs.quietstar.attention import (
     CachedBranches,
     CachedText,
@@ -139,6 +139,18 @@ def test_flex_attention_equals_dense_attention(drawn: Heads):
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
         out = Flex(block_mask(drawn.layout.packed, drawn.window))(q, k, v, None)
     same(out, drawn.dense()(q, k, v, None))
+
+
+def test_short_rows_are_not_for_the_kernel_that_has_no_tiles_for_them(monkeypatch):
+    options = []
+    monkeypatch.setattr(
+        attention,
+        "flex_attention",
+        lambda q, k, v, **given: options.append(given["kernel_options"]) or q,
+    )
+    drawn = Heads(Layout(torch.zeros(1, 120).long(), torch.zeros(1, 0).long(), 1, 0), None, 2, 1, 0)
+    Flex(block_mask(drawn.layout.packed))(*drawn.qkv(), None)
+    assert options == [{"BACKEND": "TRITON"}]  # never AUTO's, for fewer than 128 slots
 
 
 compiler = shutil.which("g++") or shutil.which("clang++")

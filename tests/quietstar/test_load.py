@@ -323,6 +323,12 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch):
         choose_placement(RunConfig(device="cuda"))
 
 
+def test_heads_too_small_for_flex_attention_are_refused_before_a_kernel_is_looked_for(tiny):
+    flex = dataclasses.replace(CPU, attention="flex")
+    with pytest.raises(ValueError, match=r"heads of 16 numbers or more .* found \d+: .*--no-comp"):
+        load(tiny.weights, Config(run=SHORT), flex)
+
+
 def test_settings_of_a_checkpoint_are_plain_json(tiny, tmp_path, extras):
     kept = {"embedding_scale": 100.0, "mix_weight": "linear", "mix_space": "output"}
     folder = store(tiny, tmp_path / "w", extras, kept)
