@@ -65,6 +65,7 @@ def new_folder(final: Path, replace: bool = False) -> Iterator[Path]:
 
     Raises:
         ValueError: `final` exists already and is not to be replaced, or another process makes it.
+        OSError: the disk refuses; it says of which file, or else of `final`.
     """
     aside, old = (final.with_name(f".{final.name}.{kind}") for kind in ("tmp", "old"))
     with hold(final.with_name(f".{final.name}{LOCK}")):
@@ -84,9 +85,11 @@ def new_folder(final: Path, replace: bool = False) -> Iterator[Path]:
                 final.rename(old)
             aside.rename(final)
             flush(final.parent)
-        except BaseException:
+        except BaseException as error:
             _put_back(old, final)
             shutil.rmtree(aside, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno and not error.filename:  # of a write
+                error.filename = str(final)
             raise
         shutil.rmtree(old, ignore_errors=True)
 

@@ -106,7 +106,7 @@ class TokenDataset:
             if type(self._vocab_size) is not int:
                 raise ValueError(f"vocab_size {self._vocab_size!r}")
         except (KeyError, TypeError, ValueError) as error:
-            raise self._damaged(f"no usable entry {error}") from None
+            raise self._damaged(f"no usable entry: {error}") from None
         self._shards, self._sound = shards, [set() for _ in shards]  # blocks that were checked
         self._tokens = [self._map(f"{x.name}.bin", dtype, x.tokens) for x in shards]
         self._offsets = [self._map(f"{x.name}.idx", np.uint64, x.documents + 1) for x in shards]

@@ -274,8 +274,11 @@ def test_a_vocabulary_without_a_size_is_refused(tmp_path, size):
     [
         ("{}", "format None where this program reads 1"),
         ('{"format": 2}', "format 2 where this program reads 1"),
-        ('{"format": 1}', "no usable entry 'splits'"),
-        ('{"format": 1, "splits": {"train": {"shards": []}}, "dtype": "O"}', "no usable entry 'O'"),
+        ('{"format": 1}', "no usable entry: 'splits'"),
+        (
+            '{"format": 1, "splits": {"train": {"shards": []}}, "dtype": "O"}',
+            "no usable entry: 'O'",
+        ),
     ],
 )
 def test_a_damaged_meta_is_refused(tmp_path, meta, message):

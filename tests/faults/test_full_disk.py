@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import random
 import shutil
@@ -13,6 +15,7 @@ from tiny import log, only, run, same_checkpoint, train
 
 import evaluate
 from qs import files
+from qs.data import __main__ as data
 from qs.evaluation.exam_results import JsonLines
 from qs.studies.controls import COMMENTS, keep_comments
 
@@ -89,3 +92,20 @@ def test_the_words_of_a_person_outlive_a_full_disk(tmp_path, size):
     assert within(size, act) == errno.EFBIG
     assert page.read_bytes() == before
     assert os.listdir(tmp_path) == ["page.md"]
+
+
+@pytest.mark.parametrize("command", ["prepare", "synthetic"])
+def test_a_dataset_without_room_is_named_and_leaves_nothing(tiny, tmp_path, command):
+    given = {
+        "prepare": [str(tiny.data.parent / "source.jsonl"), f"--tokenizer={tiny.tokenizer}"],
+        "synthetic": ["--documents=50"],
+    }
+
+    def act():
+        words = io.StringIO()
+        with contextlib.redirect_stderr(words):
+            assert data.main([command, *given[command], f"--out={tmp_path / 'made'}"]) == 2
+        return words.getvalue() != f"error: {tmp_path / 'made'}: File too large\n"
+
+    assert within(500, act) == 0
+    assert not list(tmp_path.iterdir())
