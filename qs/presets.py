@@ -11,7 +11,8 @@ TINY = Config(  # the bundled model and text, in minutes on a CPU
         samples=4,
         beta=100.0,
         keep_negative=True,
-        policy_temperature=1.0,
+        sample_temperature=0.7,
+        policy_temperature=0.7,
         embedding_scale=1.0,
         start_text=":",
         end_text=";",
@@ -37,8 +38,6 @@ PRESETS = {
         reference="average",
         baseline="others",
         length_norm=True,
-        sample_temperature=0.7,
-        policy_temperature=0.7,
         mix_weight="one",
     ),
     "published": Config(),  # the released run: 100 steps of 8 rows of 256 tokens

@@ -53,7 +53,7 @@ def walk(*rungs: Rung) -> tuple[Rung, ...]:
     return tuple(Rung(r.key, r.title, kept := kept | r.changes) for r in rungs)
 
 
-COOL = {"sample_temperature": 0.7, "policy_temperature": 0.7}
+COOL, WARM = ({"sample_temperature": t, "policy_temperature": t} for t in (0.7, 1.0))
 ALONE = {"likelihood_weight": 0.0, "beta": 1.0, "length_norm": True}
 FAST = 3  # stages that think, each a token less; then one that does not
 
@@ -63,10 +63,10 @@ RUNGS = (
         Rung("others", "+ compared with the other thoughts", {"baseline": "others"}),
         Rung("average", "+ over a moving average's prediction", {"reference": "average"}),
         Rung("alone", "+ the thought alone", {"mix_weight": "one"}),
-        Rung("cool", "+ temperature 0.7", COOL),
         Rung("reinforce", "+ no likelihood terms", ALONE),
-        Rung("rlp", "+ K = 16: RLP", {"samples": 16}),
+        Rung("rlp", "+ K = 16: RLP", {"samples": 16, **COOL}),
     ),
+    Rung("warm", "temperature 1", WARM),
     Rung("exact", "reward: all right or not", {"reward": "exact"}),
     Rung("probability", "reward: probability", {"reward": "probability"}),
     Rung("drawn", "thoughts that end themselves", {"end": "drawn"}),
