@@ -22,6 +22,21 @@ from qs.model.mistral import at_least_float32
 from qs.quietstar.kernels import Block, JoinedAttention, blocks_for
 from qs.quietstar.masks import Layout, block_mask, dense_mask, over_own, over_text
 
+FLEX_HEADS = range(16, 257)  # of fewer numbers: no Triton product; of more: tiles fit no GPU
+
+
+def check_flex(size: int) -> None:
+    """Refuse heads of so many numbers if FlexAttention has no kernel for them.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if size not in FLEX_HEADS:
+        raise ValueError(
+            f"expected heads of {FLEX_HEADS[0]} to {FLEX_HEADS[-1]} numbers for FlexAttention, "
+            f"found {size}: pass --no-compile"
+        )
+
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Softmax attention of q (B, Q, H, d) over k, v (B, S, G, d) where mask (B, Q, S) is True."""

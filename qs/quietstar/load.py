@@ -23,10 +23,10 @@ from qs.model.mistral import Mistral
 from qs.model.tokenizer import Tokenizer
 from qs.model.weights import check_shapes, load_into
 from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.attention import check_flex
 from qs.quietstar.parts import Parts, check_own
 from qs.quietstar.stored import STORED, stored_settings
 
-FLEX_HEAD = 16  # numbers of a query at least: no fewer in a Triton product
 THOUGHT_VECTORS = {"start", "end", "end_output"}  # stored divided by --embedding-scale
 
 
@@ -221,11 +221,8 @@ def allocate(
         ValueError: FlexAttention has no kernel for the model's heads.
     """
     run = settings.run
-    if placement.attention == "flex" and shape.head_dim < FLEX_HEAD:
-        raise ValueError(
-            f"expected heads of {FLEX_HEAD} numbers or more for FlexAttention, found "
-            f"{shape.head_dim}: pass --no-compile"
-        )
+    if placement.attention == "flex":
+        check_flex(shape.head_dim)
     with torch.device("meta"):
         model = Mistral(shape, placement.dtype, bool(run.recompute))
         if placement.narrow:

@@ -18,7 +18,7 @@ from qs.model import config as model_config
 from qs.model import weights
 from qs.model.config import ModelConfig
 from qs.model.tokenizer import Tokenizer
-from qs.quietstar.load import check_fits, choose_placement, first_tokens, load
+from qs.quietstar.load import allocate, check_fits, choose_placement, first_tokens, load
 
 CPU = choose_placement(RunConfig(device="cpu"))
 SHORT = RunConfig(seq=16)  # rows that fit into the positions of the tiny models
@@ -323,10 +323,15 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch):
         choose_placement(RunConfig(device="cuda"))
 
 
-def test_heads_too_small_for_flex_attention_are_refused_before_a_kernel_is_looked_for(tiny):
+@pytest.mark.parametrize("size", [14, 258])
+def test_heads_that_flex_attention_has_no_kernel_for_are_refused_before_compiling(size):
+    shape = ModelConfig(9, dim=8, layers=1, heads=2, kv_heads=1, head_dim=size, hidden_dim=8)
     flex = dataclasses.replace(CPU, attention="flex")
-    with pytest.raises(ValueError, match=r"heads of 16 numbers or more .* found \d+: .*--no-comp"):
-        load(tiny.weights, Config(run=SHORT), flex)
+    with pytest.raises(ValueError, match=f"heads of 16 to 256 .* found {size}: .*--no-compile"):
+        allocate(shape, Config(), flex)
+    for fits in (dataclasses.replace(shape, head_dim=16), dataclasses.replace(shape, head_dim=256)):
+        allocate(fits, Config(), flex)
+    allocate(shape, Config(), CPU)
 
 
 def test_settings_of_a_checkpoint_are_plain_json(tiny, tmp_path, extras):
