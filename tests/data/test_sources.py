@@ -79,3 +79,9 @@ def test_a_source_without_documents_is_refused_at_once(tmp_path, name):
         find_files([tmp_path / name])
     with pytest.raises(ValueError, match="note.md: .*found none; did you mean notes.md"):
         find_files([tmp_path / "note.md"])
+
+
+def test_names_of_files_are_shown_and_not_obeyed(tmp_path):
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "b\x1b[2J").touch()
+    assert find_files([tmp_path]).report().endswith(r"b\x1b[2J")
