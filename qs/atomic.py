@@ -68,7 +68,7 @@ def new_folder(final: Path, replace: bool = False) -> Iterator[Path]:
         OSError: the disk refuses; it says of which file, or else of `final`.
     """
     aside, old = (final.with_name(f".{final.name}.{kind}") for kind in ("tmp", "old"))
-    with hold(final.with_name(f".{final.name}{LOCK}")):
+    with hold(final.with_name(f".{final.name}{LOCK}"), made=final):
         _put_back(old, final)
         if final.exists() and not replace:
             raise ValueError(

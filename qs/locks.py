@@ -39,18 +39,19 @@ def make_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def hold(path: Path, wait: bool = False) -> Iterator[None]:
+def hold(path: Path, wait: bool = False, made: Path | None = None) -> Iterator[None]:
     """Hold the lock file `path` while something is written that it stands for.
 
     Args:
         path: made where it is missing, with its folder, and removed at the end.
         wait: for another process to let it go, which is then a matter of moments.
+        made: what is written, if that is not the folder of `path`.
 
     Raises:
         ValueError: another process holds it; with its id, its machine and since when.
     """
     make_folder(path.parent)
-    with taken(path, wait) as file:
+    with taken(path, wait, made) as file:
         if not wait and (left := _words(file.read())):
             print(f"{path}: taken over from {left}, which has ended", file=sys.stderr)
         now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
@@ -65,7 +66,7 @@ def hold(path: Path, wait: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def taken(path: Path, wait: bool) -> Iterator[BinaryIO]:
+def taken(path: Path, wait: bool, made: Path | None = None) -> Iterator[BinaryIO]:
     """A file that is there, or made, and held by this process alone; open at its begin.
 
     Raises:
@@ -82,8 +83,8 @@ def taken(path: Path, wait: bool) -> Iterator[BinaryIO]:
             if not _lock(file, wait):
                 who = _words(file.read()) or "another process"
                 raise ValueError(
-                    f"{path.parent}: expected no other process that writes here, found {who}; "
-                    "wait for its end, or end it"
+                    f"{made or path.parent}: expected no other process that writes here, found "
+                    f"{who}; wait for its end, or end it"
                 )
             if _is_at(file, path):  # else the one before renamed or removed what we waited for
                 yield file

@@ -57,11 +57,11 @@ def held():
         other.communicate()
 
 
-def refused(capsys, main, words, pid):
+def refused(capsys, main, words, pid, where=""):
     capsys.readouterr()
     assert main(list(map(str, words))) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    expected = r"error: .*: expected no other process that writes here, found process "
+    expected = rf"error: .*{where}: expected no other process that writes here, found process "
     assert re.match(rf"{expected}{pid} on .+, since 20.+; wait for its end, or end it", last), last
 
 
@@ -110,5 +110,5 @@ def test_answers_that_another_process_writes_are_refused(trained, tmp_path, held
 def test_a_dataset_that_another_process_prepares_is_refused(tiny, tmp_path, held, capsys):
     source = tiny.data.parent / "source.jsonl"
     words = ["prepare", source, f"--out={tmp_path / 'd'}", f"--tokenizer={tiny.tokenizer}"]
-    refused(capsys, data.main, words, held(tmp_path / ".d.lock"))
+    refused(capsys, data.main, words, held(tmp_path / ".d.lock"), where="/d")
     assert not (tmp_path / "d").exists()
