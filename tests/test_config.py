@@ -131,6 +131,23 @@ def test_json_values_that_no_flag_would_give_are_refused(group: str, name: str, 
         Config.from_json(stored)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"thoughts": "5"}, "--thoughts: expected int, found '5'"),
+        ({"steps": 2.0}, "--steps: expected int, found 2.0"),
+        ({"keep_negative": 1}, "--keep-negative: expected bool, found 1"),
+        ({"device": "gpu"}, "--device: expected 'auto' or 'cpu' or 'cuda', found 'gpu'"),
+        ({"moments": "4bit"}, "--moments: expected 'float32' or '8bit' or None, found '4bit'"),
+        ({"data": None}, "--data: expected str, found None"),
+    ],
+)
+def test_settings_that_are_made_in_python_are_of_their_types(changes, said):
+    with pytest.raises(ValueError, match=said):
+        Config().changed(**changes)
+    assert Config().changed(lr=1).optim.lr == 1  # a whole number is a number
+
+
 @given(found=st.sets(st.sampled_from("abcde")), expected=st.sets(st.sampled_from("abcde")))
 def test_names_are_checked_both_ways(found: set[str], expected: set[str]):
     if found == expected:
