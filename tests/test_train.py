@@ -761,6 +761,12 @@ def test_a_setting_that_cannot_be_is_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_typo_in_the_data_leads_to_the_nearest_name_and_no_download(tmp_path, capsys):
+    err = refused(capsys, [f"--out={tmp_path / 'out'}", "--data=tny"], "did you mean tiny", lines=2)
+    assert err[0].startswith("error: --data tny: expected a prepared dataset")
+    assert "hf download" not in "".join(err)
+
+
 def test_data_that_was_never_prepared_is_refused_with_the_two_commands(
     tiny, tmp_path, monkeypatch, capsys
 ):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qs.model.mistral import Angles, Attend, Mistral
 from qs.quietstar.attention import CachedText, new_cache
-from qs.quietstar.masks import TEXT, Place, Slots, Visibility, dense_mask, shown
+from qs.quietstar.masks import TEXT, Place, Slots, Visibility, dense_mask
 
 
 def folded_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -148,7 +148,7 @@ class Rows:
             return mask
         ends = (self.ends - self.thought)[:, None, None]  # of the text
         query, key = places(positions[..., None], ends), places(self.slots[:seen], ends)
-        return mask & (shown(self.visibility, query, key) | (behind == 0))
+        return mask & (self.visibility(query, key) | (behind == 0))
 
     def forget(self, slots: int) -> None:
         """Take back the last slots of every row."""

@@ -104,13 +104,9 @@ def sees(
         seen = seen & (query.position - key.position < window)
     if visibility is not None:
         itself = (query.branch == key.branch) & (query.position == key.position)
-        seen = seen & (shown(visibility, query.place, key.place) | itself)
+        shown = visibility(query.place, key.place)
+        seen = seen & (check_visible(shown, *query.place, *key.place) | itself)
     return seen
-
-
-def shown(visibility: Visibility, query: Place, key: Place) -> Tensor:
-    """What a rule of one's own says of places; ValueError where it does not say it of each pair."""
-    return check_visible(visibility(query, key), *query, *key)
 
 
 @dataclass(frozen=True)

@@ -274,7 +274,7 @@ NAN = torch.tensor(torch.nan)
         ({"reward": lambda base, mix, valid: Text()}, "found Text <"),
         ({"reward": lambda base, mix, valid: mix.sum()}, r"found float64 of shape \(\)"),
         ({"reward": lambda base, mix, valid: mix}, r"found float64 of shape \(2, 5, 3, 2\)"),
-        ({"reward": lambda base, mix, valid: valid}, r"found bool of shape \(2, 5, 2\)"),
+        ({"reward": lambda *x: x[1].sum(-1) > 0}, r"found bool of shape \(2, 5, 3\)"),
         ({"reward": lambda base, mix, valid: mix.sum(-1) * NAN}, "finite numbers, found 30 of 30"),
         ({"baseline": lambda reward: None}, r"\(2, 5, 1\) or \(2, 5, 3\), found None"),
         ({"baseline": lambda reward: reward.mean()}, r"found float64 of shape \(\)"),

@@ -242,3 +242,10 @@ def test_text_without_answers_and_runs_that_do_not_think_are_refused(tmp_path):
     plain = run(tmp_path / "plain", tiny.flags(tmp_path / "plain", "--objective=plain"))
     with pytest.raises(ValueError, match="needs a run trained with --objective quiet"):
         training_jobs(plain, 1)
+
+
+@pytest.mark.parametrize("command", ["controls", "ladder"])
+def test_what_is_no_run_is_refused_and_no_folder_is_made_of_it(tmp_path, capsys, command):
+    assert evaluate.main([command, str(tmp_path / "nope")]) == 2
+    assert "expected the folder of a run, found no such folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
