@@ -419,14 +419,17 @@ def test_a_heldout_source_is_the_whole_heldout_split(tmp_path, folder):
 
 
 def test_a_file_that_is_trained_on_and_held_out_is_named(tmp_path, folder, capsys):
-    source = write(tmp_path / "a.jsonl", ["one", "two"])
-    write(tmp_path / "b.jsonl", ["three"])
-    settings = {"workers": 1, "heldout_sources": [source]}
-    prepare_dataset([tmp_path], tmp_path / "out", folder, **settings)
-    assert f"1 file(s) both trained on and held out: {source}" in capsys.readouterr().out
-    prepare_dataset([tmp_path / "b.jsonl"], tmp_path / "apart", folder, **settings)
-    prepare_dataset([tmp_path], tmp_path / "drawn", folder, workers=1, heldout=0.5)
-    assert "both trained" not in capsys.readouterr().out
+    texts = tmp_path / "texts"
+    source, other = (write(texts / f"{name}.jsonl", ["one", name]) for name in "ab")
+    for out, sources, held in (
+        ("out", [texts], {"heldout_sources": [source]}),
+        ("apart", [other], {"heldout_sources": [source]}),
+        ("drawn", [texts], {"heldout": 0.5}),
+    ):
+        prepare_dataset(sources, tmp_path / out, folder, workers=1, **held)
+        printed = capsys.readouterr().out
+        assert ("both trained on and held out" in printed) is (out == "out")
+        assert out != "out" or f"1 file(s) both trained on and held out: {source}\n" in printed
 
 
 def test_workers_start_without_torch():
