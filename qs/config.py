@@ -78,6 +78,14 @@ class RunConfig:
         "16-8,12-4,8-4,0 (Fast Quiet-STaR); --thoughts and --ahead are then those of measuring",
         later=True,
     )
+    distil: float = setting(
+        0.0,
+        "share of the loss of a curriculum's last stages, those of 0, that is learning the mixed "
+        "prediction of the weights that last thought; the rest is of the true tokens",
+        least=0,
+        most=1,
+        later=True,
+    )
     seed: int = setting(0, "seed of data order, thoughts and new parameters", least=0, most=2**128)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
@@ -138,6 +146,11 @@ class RunConfig:
             )
         if stages and self.objective != "quiet":
             raise ValueError(f"--curriculum is of --objective quiet, got {self.objective}")
+        if self.distil and not re.fullmatch(r"([1-9][\d-]*,)*0(,0)*", self.curriculum):
+            raise ValueError(
+                f"--distil {self.distil}: expected a --curriculum that ends in 0, such as "
+                f"16-8,8-4,0, with no 0 before, found {self.curriculum!r}"
+            )
 
     @property
     def thinks(self) -> bool:
@@ -222,7 +235,7 @@ class Config:
                 " no thought would have its m true tokens; lower --ahead or raise --seq"
             )
         n, m = self.thought.thoughts, self.thought.ahead
-        for name, stage in self.stages:
+        for name, stage in self.stages if "-" in self.run.curriculum else []:
             if stage.thought.thoughts > n or stage.thought.ahead > m:
                 raise ValueError(
                     f"--curriculum {name} goes beyond --thoughts {n} and --ahead {m}, which memory "
@@ -245,13 +258,33 @@ class Config:
 
     @property
     def stages(self) -> list[tuple[str, Config]]:
-        """The curriculum's stages in their order: a name, and these settings with its n and m."""
-        stages = []
+        """The curriculum's stages in their order: a name, and these settings with its n and m.
+
+        One that is distilled has the settings of its teacher: one thought, of the stage before, is
+        mixed into the next token; and its `distil` is above 0.
+        """
+        stages, last, share = [], self.thought.thoughts, self.run.distil
         for name in filter(None, self.run.curriculum.split(",")):
             n, _, m = name.partition("-")
-            shape = {"thoughts": int(n), "ahead": int(m)} if m else {"objective": "plain"}
-            stages.append((name, self.changed(curriculum="", **shape)))
+            shape = {"curriculum": "", "distil": 0.0}
+            if m:
+                last = int(n)
+                shape |= {"thoughts": last, "ahead": int(m)}
+            elif share:
+                shape = {"curriculum": name, "thoughts": last, "ahead": 1, "samples": 1}
+                shape |= {"base_weight": 1 - share, "likelihood_weight": 1.0, "beta": 0.0}
+                shape |= {"reference": "own", "thought_cost": 0.0}
+            else:
+                shape |= {"objective": "plain"}
+            stages.append((name, self.changed(**shape)))
         return stages
+
+    @property
+    def distilled_from(self) -> int:
+        """The first step (0-based) that is distilled; the number of steps where none is."""
+        names = self.run.curriculum.split(",")
+        first = names.index("0") if self.run.distil else len(names)
+        return -(-first * self.run.steps // len(names))
 
     def stage(self, step: int) -> tuple[str, Config]:
         """Name and settings of a step's stage (0-based); without a curriculum "" and these."""

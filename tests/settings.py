@@ -98,5 +98,9 @@ OUT_OF_RANGE = [
         "--curriculum 4-2,0-1: expected stages n-m or 0, .*'0-1'",
     ),
     (RunConfig, {"curriculum": "4-2,0", "objective": "pause"}, "--curriculum is of --objective qu"),
+    (RunConfig, {"distil": 1.5, "curriculum": "0"}, "--distil must be at most 1, got 1.5"),
+    (RunConfig, {"distil": 0.5}, "--distil 0.5: expected a --curriculum that ends .*found ''"),
+    (RunConfig, {"distil": 0.5, "curriculum": "4-2"}, "--distil 0.5: expected a --curriculum that"),
+    (RunConfig, {"distil": 0.5, "curriculum": "0,4-2,0"}, "with no 0 before, found '0,4-2,0'"),
     (RunConfig, {"seed": -1}, "--seed must be at least 0, got -1"),
 ]  # of a group: changes, and the message

@@ -92,6 +92,21 @@ def test_stages_share_the_steps_and_stay_within_what_memory_is_counted_for():
         Config(run=RunConfig(curriculum="10-4,0"))
 
 
+def test_the_stages_of_0_at_the_end_are_distilled_with_the_thoughts_of_the_stage_before():
+    config = Config(run=RunConfig(curriculum="8-4,4-2,0,0", steps=7, distil=0.25))
+    thinking, *zeros = [stage for _, stage in config.stages[1:]]
+    assert (thinking.run.distil, thinking.thought.samples, config.distilled_from) == (0, 2, 4)
+    for stage in zeros:
+        thought = stage.thinking
+        assert (thought.thoughts, thought.ahead, thought.samples) == (4, 1, 1)
+        assert (thought.base_weight, thought.beta, stage.run.distil) == (0.75, 0, 0.25)
+    shares = [config.stage(step)[1].run.distil for step in range(7)]
+    assert shares == [0] * 4 + [0.25] * 3
+    alone = Config(run=RunConfig(curriculum="0", steps=7, distil=1.0))
+    assert (alone.stage(0)[1].thought.thoughts, alone.distilled_from) == (9, 0)
+    assert Config(run=RunConfig(curriculum="4-2,0", steps=7)).distilled_from == 7
+
+
 # JSON names
 
 

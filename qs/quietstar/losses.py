@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from qs.model.products import product
 from qs.quietstar.kernels import LinearNLL
 
 LOGITS_AT_ONCE = 2**26  # 256 MiB of float32
@@ -51,6 +53,37 @@ def linear_nll(
         rows = max(1, rows // 16)  # they stay in cache
     never = torch.tensor(tuple(forbidden), dtype=torch.int64, device=outputs.device)
     return LinearNLL.apply(outputs, head, targets, temperature, never, rows).view(shape)
+
+
+def linear_cross_entropy(
+    outputs: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor, chunk: int | None = None
+) -> Tensor:
+    """-sum_v p_v log q_v with q = softmax(outputs @ head.T) and p, a constant, the teacher's.
+
+    As in `linear_nll` logits are made a chunk of rows at a time, and again in the backward pass.
+
+    Args:
+        outputs, head: (..., D) and (V, D).
+        teacher, teacher_head: (..., D) and (V, D), of which p is made as q is.
+        chunk: rows at a time; by default LOGITS_AT_ONCE / 4 V, since there are four of their size.
+
+    Returns:
+        (...) in nats, float32 or wider.
+    """
+    wide = torch.promote_types(outputs.dtype, torch.float32)
+    rows = chunk or max(1, LOGITS_AT_ONCE // (4 * len(head)))
+    head, teacher_head = head.to(wide), teacher_head.detach().to(wide)
+
+    def of_some(x: Tensor, y: Tensor) -> Tensor:
+        p = product(y.to(wide), teacher_head).softmax(-1)
+        return -(p * product(x.to(wide), head).log_softmax(-1)).sum(-1)
+
+    pairs = (x.flatten(0, -2).split(rows) for x in (outputs, teacher.detach()))
+    pieces = [
+        checkpoint(of_some, *pair, use_reentrant=False, preserve_rng_state=False)
+        for pair in zip(*pairs, strict=True)
+    ]
+    return torch.cat(pieces).view(outputs.shape[:-1])
 
 
 def rewards(

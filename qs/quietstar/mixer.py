@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qs.model.products import product
-from qs.quietstar.losses import LOGITS_AT_ONCE, linear_nll
+from qs.quietstar.losses import LOGITS_AT_ONCE, linear_cross_entropy, linear_nll
 
 
 class MixingHead(nn.Sequential):
@@ -105,6 +105,19 @@ def mixed_nll(mixed: Mixed, head: Tensor, targets: Tensor, space: str) -> Tensor
         plain, after = (linear_nll(x, head, targets) for x in (mixed.base, mixed.after))
         return mix_nll(plain, after, mixed.score)
     return linear_nll(mix_outputs(mixed.base, mixed.after, mixed.weight), head, targets)
+
+
+def mixed_cross_entropy(
+    mixed: Mixed, mixed_head: Tensor, outputs: Tensor, head: Tensor, space: str
+) -> Tensor:
+    """Cross-entropy in nats of the mixture, a constant, with the prediction of (..., D) outputs."""
+    if space == "probability":  # it is linear in the probabilities of the mixture
+        plain, after = (
+            linear_cross_entropy(outputs, head, x, mixed_head) for x in (mixed.base, mixed.after)
+        )
+        return torch.lerp(plain, after, mixed.weight.detach())
+    teacher = mix_outputs(mixed.base, mixed.after, mixed.weight)
+    return linear_cross_entropy(outputs, head, teacher, mixed_head)
 
 
 @torch.no_grad()

@@ -32,17 +32,23 @@ class Average:
 
     Args:
         quiet: the module, whose model's weights it begins with.
-        decay: what a step leaves of it, from 0 to 1.
+        decay: what a step leaves of it, from 0 to 1: with 1 it is a frozen copy.
+        whole: the copy has vectors and mixing head too, with which it can think.
     """
 
-    def __init__(self, quiet: QuietStar, decay: float):
-        self.decay = decay
-        self.weights = {name: x.detach().clone() for name, x in _model(quiet).items()}
+    def __init__(self, quiet: QuietStar, decay: float, whole: bool = False):
+        self.decay, self.whole = decay, whole
+        self.weights = {name: x.detach().clone() for name, x in self._of(quiet).items()}
+
+    def _of(self, quiet: QuietStar) -> dict[str, Tensor]:
+        """What is trained of a module, as far as this is its average."""
+        exact = exact_parameters(quiet).items()
+        return {name: x for name, x in exact if self.whole or name.startswith("model.")}
 
     @torch.no_grad()
     def update(self, quiet: QuietStar) -> None:
         """Move towards the module's weights, after an optimiser step."""
-        for name, value in _model(quiet).items():
+        for name, value in self._of(quiet).items():
             self.weights[name].lerp_(value.detach(), 1 - self.decay)
 
     @contextlib.contextmanager
@@ -85,7 +91,7 @@ class Average:
         path = folder / f"{AVERAGE}.safetensors"
         found, listed = shards.files_of(folder, AVERAGE)
         if not found:
-            raise ValueError(f"{path}: no such file; --reference average goes on only with it")
+            raise ValueError(f"{path}: no such file; --reference average or --distil needs it")
         stored = shards.headers(found, listed)
         check_names(str(path), stored, self.weights)
         for name, values in self.weights.items():
@@ -93,8 +99,3 @@ class Average:
                 shape, other = list(values.shape), list(stored[name].shape)
                 raise ValueError(f"{path}: expected {name} of shape {shape}, found {other}")
             values.copy_(stored[name].read(name))
-
-
-def _model(quiet: QuietStar) -> dict[str, Tensor]:
-    """What is trained of the model, without vectors and mixing head."""
-    return {n: x for n, x in exact_parameters(quiet).items() if n.startswith("model.")}

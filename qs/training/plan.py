@@ -109,8 +109,9 @@ def _plan(
     # of several processes each keeps its share in float32, and all of the layers while it thinks
     narrow = sizes.matrices if placement.dtype == torch.bfloat16 and ranks == 1 else 0
     weights, gradients = (4 * sizes.all - 2 * narrow) // ranks, 4 * sizes.all // ranks
-    # a moving average, and the weights while it is in their place
-    average = (8 * sizes.all - 2 * narrow) * (config.thinking.reference == "average")
+    # a moving average or a teacher, and the weights while it is in their place
+    held = config.thinking.reference == "average" or run.distil > 0
+    average = (8 * sizes.all - 2 * narrow) * held
     optimizer = (8 * sizes.all + 4 * narrow) // ranks + average
     moments = run.moments or "float32"
     if moments == "8bit":

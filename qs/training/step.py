@@ -6,6 +6,7 @@ its share of one mean: how a batch is split changes memory, not results.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
@@ -17,6 +18,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from qs.config import Config, OptimConfig
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.anchors import draw
+from qs.quietstar.distil import Lesson, learn, teach
 from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import Step, Targets, Terms, count_terms, targets_of
 from qs.training.average import Average
@@ -43,6 +45,7 @@ class Part(NamedTuple):
         tokens, documents, anchors, thoughts, targets: as of `QuietStar.forward`.
         first: whether these are the first anchors of their rows, with which the NLL without
             thoughts counts.
+        lesson: what is learnt by a step that is distilled, of the thoughts of its teacher.
     """
 
     tokens: Tensor
@@ -51,6 +54,7 @@ class Part(NamedTuple):
     thoughts: Tensor
     targets: Targets
     first: bool
+    lesson: Lesson | None = None
 
     @property
     def counts(self) -> Terms:
@@ -76,7 +80,7 @@ class Part(NamedTuple):
         _, none = at = slice(None), slice(0)
         targets = self.targets.of(*at)
         thought = self.anchors[:, none], self.thoughts[:, none]
-        return self._replace(targets=targets, anchors=thought[0], thoughts=thought[1])
+        return self._replace(targets=targets, anchors=thought[0], thoughts=thought[1], lesson=None)
 
     def of(self, terms: Terms) -> Terms:
         """What counts here of the terms of these rows: the base term counts once."""
@@ -85,7 +89,10 @@ class Part(NamedTuple):
     def scored(self, quiet: QuietStar, counts: Terms) -> tuple[Step, Terms]:
         """Stages 3 to 5, with gradient, and the terms divided by the counts of the whole batch."""
         text = self.tokens, self.documents
-        step = quiet(*text, None, self.anchors, self.thoughts, targets=self.targets)
+        if self.lesson:
+            step = learn(quiet, *self[:5], self.lesson)
+        else:
+            step = quiet(*text, None, self.anchors, self.thoughts, targets=self.targets)
         return step, self.of(quiet.means(step, counts))
 
 
@@ -123,7 +130,7 @@ def think(
             thoughts = anchors.new_zeros((*anchors.shape, quiet.config.samples, 0))
         counting = None if counted is None else counted[rows]
         targets = targets_of(*text, anchors, quiet.config.ahead, counting)
-        if average:
+        if average and not config.run.distil:
             targets = average.judge(quiet, *text, targets)
         batch = Part(*text, anchors, thoughts, targets, True)
         parts += batch.split(*some)
@@ -260,7 +267,8 @@ def train_step(
         measure_terms: also measure the gradient norm of each loss term.
         ranks: who this is of how many; (B, T) is its share of the batch.
         counted: (B, T) True where a token counts as a target; None: everywhere.
-        average: of the weights, with `--reference average`; it moves along.
+        average: of the weights, with `--reference average`, or the teacher of a step that is
+            distilled; it moves along.
 
     Returns:
         What goes into the log: losses and rewards in nats, mixing weight, gradient norms, lr.
@@ -269,8 +277,13 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * share
     generator = step_generator(config.run.seed, step)
-    assert (average is not None) == (config.thinking.reference == "average")
-    parts = think(quiet, tokens, documents, config, generator, ranks, counted, average)
+    distils = config.run.distil > 0
+    assert (average is not None) == (config.thinking.reference == "average" or distils)
+    with average.in_place(quiet) if average and distils else contextlib.nullcontext():
+        parts = think(quiet, tokens, documents, config, generator, ranks, counted, average)
+        if distils:
+            head = quiet.model.head.detach().clone()
+            parts = [part._replace(lesson=teach(quiet, *part[:4], head)) for part in parts]
     counts = sum_over_ranks([part.counts for part in parts])
     norms = term_norms(quiet, parts, counts, ranks) if measure_terms else {}
     sums = accumulate(quiet, parts, counts, ranks)
@@ -283,7 +296,7 @@ def train_step(
     value, *values = torch.stack([loss, *measured, *norms.values()]).tolist()
     count = len(measured)
     lengths = dict(zip(norms, values[count:], strict=True))
-    record = _record(value, Sums(*values[:count]), lengths)
+    record = _record(value, Sums(*values[:count]), lengths, distils)
     finite = math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])
     if finite:
         optimizer.step()
@@ -293,10 +306,12 @@ def train_step(
     return record | {"lr": config.optim.lr * share, "skipped": int(not finite)}
 
 
-def _record(loss: float, sums: Sums, norms: dict[str, float]) -> dict[str, float]:
+def _record(loss: float, sums: Sums, norms: dict[str, float], distils: bool) -> dict[str, float]:
     """Names of the log, in the order a reader wants them."""
     record = {"loss": loss, "nll_base": sums.base}
-    if sums.weighed:
+    if distils:
+        record["distil"] = sums.talk
+    elif sums.weighed:
         mean = sums.weight / sums.weighed
         variance = sums.weight_square / sums.weighed - mean**2
         record |= {

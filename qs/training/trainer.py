@@ -101,9 +101,10 @@ class Trainer:
         layers = self.quiet.model.layers
         distributed.shard(self.quiet, layers, self.placement.dtype, ["think", "predict"])
         self.average = None
-        if config.thinking.reference == "average":
-            if self.ranks.count > 1:
-                raise ValueError("--reference average: expected one process; use --reference own")
+        averages = config.thinking.reference == "average"
+        if self.ranks.count > 1 and (averages or run.distil):
+            raise ValueError("--reference average and --distil: expected one process; leave it out")
+        if averages:
             self.average = Average(self.quiet, config.thinking.average_decay)
         self.optimizer = make_optimizer(self.quiet, config.optim, plan.offload, plan.eight_bits)
         self.names = names_of_updated(self.quiet)
@@ -165,6 +166,8 @@ class Trainer:
         self.state = State(**stored)
         updates = self.state.step - self.state.skipped
         checkpoint.load_optimizer(self.start, self.optimizer, self.names, updates)
+        if self.state.step > self.config.distilled_from:
+            self.average = Average(self.quiet, 1.0, whole=True)
         if self.average:
             self.average.load(self.start)
         here = environment(str(self.placement)) | {"processes": self.ranks.count}
@@ -225,7 +228,10 @@ class Trainer:
         )
         every = run.grad_norms_every if config.run.thinks else 0
         measure_terms = bool(every) and state.step % every == 0
-        average = self.average if config.thinking.reference == "average" else None
+        if state.step == self.config.distilled_from:  # the teacher: no stage needs an average now
+            self.average = Average(self.quiet, 1.0, whole=True)
+        averages = config.thinking.reference == "average" or config.run.distil
+        average = self.average if averages else None
         with self.quiet.with_settings(**dataclasses.asdict(config.thinking)):
             record = train_step(
                 self.quiet,

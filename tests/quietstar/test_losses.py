@@ -30,7 +30,7 @@ from qs.model.config import ModelConfig
 from qs.presets import PRESETS
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.ends import ENDED
-from qs.quietstar.losses import advantages, linear_nll, reinforce, rewards
+from qs.quietstar.losses import advantages, linear_cross_entropy, linear_nll, reinforce, rewards
 from qs.quietstar.terms import Step, Terms, count_terms, loss_terms, targets_ahead, term_weights
 
 # Likelihood
@@ -80,6 +80,35 @@ def test_linear_nll_is_at_least_float32_and_a_forbidden_target_is_impossible():
     assert nll.dtype == torch.float32
     assert nll[0] == torch.tensor(3.0).log()
     assert nll[1] == torch.inf
+
+
+def plain_cross_entropy(outputs, head, teacher, teacher_head) -> Tensor:
+    p = (teacher @ teacher_head.T).softmax(-1)
+    return -(p * (outputs @ head.T).log_softmax(-1)).sum(-1)
+
+
+@given(seed=seeds, shape=st.lists(st.integers(0, 3), min_size=1, max_size=4))
+def test_linear_cross_entropy_equals_plain_torch_and_its_teacher_is_a_constant(
+    seed: int, shape: list[int]
+):
+    sizes = ((*shape, 3), (VOCAB, 3), (*shape, 4), (VOCAB, 4))
+    leaves = [normal(*size, seed=seed + i).requires_grad_() for i, size in enumerate(sizes)]
+    weights = normal(*shape, seed=seed + 4)
+    expected = plain_cross_entropy(*leaves)
+    slopes = torch.autograd.grad((weights * expected).sum(), leaves[:2])
+    for chunk in (None, 1, 2):  # a part of the rows at a time is the whole
+        found = linear_cross_entropy(*leaves, chunk)
+        close(found, expected)
+        found = torch.autograd.grad((weights * found).sum(), leaves, allow_unused=True)
+        assert found[2] is found[3] is None
+        for x, y in zip(found[:2], slopes, strict=True):
+            close(x, y)
+
+
+def test_the_gradient_of_linear_cross_entropy_is_that_of_central_differences():
+    outputs, head, *teacher = (normal(*x, seed=i) for i, x in enumerate([(3, 2), (4, 2)] * 2))
+    leaves = outputs.requires_grad_(), head.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, y: linear_cross_entropy(x, y, *teacher, 2), leaves)
 
 
 @st.composite

@@ -16,6 +16,7 @@ from qs.quietstar.mixer import (
     foretold,
     mix_nll,
     mix_outputs,
+    mixed_cross_entropy,
     mixed_log_p,
     mixed_nll,
     mixing_weight,
@@ -105,6 +106,19 @@ def test_nll_of_a_mixture_is_that_of_its_mixed_probability(
     rest = 1 / (1 + math.exp(score))  # 1 - weight, without cancellation
     expected = -math.log(rest * math.exp(-base) + weight * math.exp(-thought))
     assert math.isclose(float(mix_nll(*numbers)), expected, rel_tol=1e-9, abs_tol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "space"), [("linear", "output"), ("sigmoid", "output"), ("sigmoid", "probability")]
+)
+@given(seed=seeds)
+def test_cross_entropy_is_with_the_mixture_that_is_predicted(kind: str, space: str, seed: int):
+    base, after, outputs = (normal(2, 3, 4, seed=seed + i) for i in range(3))
+    teacher_head, head = normal(5, 4, seed=seed + 3), normal(5, 4, seed=seed + 4)
+    mixed = Mixed.by(base, after, normal(2, 3, seed=seed + 5), kind)
+    _, log_p = mixed_log_p(mixed, teacher_head, space)
+    expected = -(log_p.exp() * (outputs @ head.T).log_softmax(-1)).sum(-1)
+    same(mixed_cross_entropy(mixed, teacher_head, outputs, head, space), expected)
 
 
 @pytest.mark.parametrize(("score", "expected"), [(-math.inf, 2.0), (math.inf, 700.0)])

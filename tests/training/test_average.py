@@ -13,7 +13,9 @@ from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
 from qs.quietstar.losses import linear_nll
 from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import targets_of
+from qs.training import distributed
 from qs.training.average import Average
+from qs.training.distributed import Ranks
 from qs.training.optimizer import make_optimizer
 from qs.training.step import train_step
 
@@ -75,6 +77,56 @@ def test_a_resumed_run_equals_an_uninterrupted_one_with_its_average(tmp_path):
     same_checkpoint(whole / "step_000006", half / "step_000006")
     assert log(half) == log(whole)
     assert any(name.startswith("average") for name in tensors(half / "step_000006"))
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "reference"), [("2-2,0", "own"), ("2-2,0", "average"), ("0", "own")]
+)
+def test_a_distilled_run_goes_on_with_the_teacher_that_it_had(curriculum, reference, tmp_path):
+    tiny = make(tmp_path / "tiny")
+    flags = [f"--curriculum={curriculum}", "--distil=0.5", "--save-every=1", "--keep=0"]
+    flags += [f"--reference={reference}"]
+    whole = run(tmp_path / "whole", tiny.flags(tmp_path / "whole", *flags))
+    begin = 0 if curriculum == "0" else 3  # steps done
+    assert ["distil" in line for line in log(whole)] == [step >= begin for step in range(6)]
+    assert all(line["distil"] > 0 for line in log(whole)[begin:])
+    first, last = (tensors(whole / f"step_{step:06d}") for step in (begin + 1, 6))
+    held = {name for name in last if name.startswith("average")}
+    assert {"average.safetensors/start", "average.safetensors/mixer.0.weight"} < held
+    same_bits(*({name: each[name] for name in held} for each in (first, last)))
+    for stop in {max(1, begin), begin + 1, 5}:
+        half = shutil.copytree(whole, tmp_path / f"stopped-{stop}")
+        for step in range(stop + 1, 7):
+            shutil.rmtree(half / f"step_{step:06d}")
+        (half / "results.json").unlink()
+        assert train.main(["--resume", str(half)]) == 0
+        same_checkpoint(whole / "step_000006", half / "step_000006")
+        assert log(half) == log(whole)
+
+
+def test_until_its_last_stage_a_distilled_run_is_one_that_is_not(tmp_path):
+    tiny = make(tmp_path / "tiny")
+    flags = ("--curriculum=2-2,0", "--save-every=3")
+    shares = ("--distil=0.5", "--distil=0")
+    one, other = (run(tmp_path / x, tiny.flags(tmp_path / x, *flags, x)) for x in shares)
+    same_bits(*(tensors(each / "step_000003") for each in (one, other)))
+    records = log(one), log(other)
+    assert records[0][:3] == records[1][:3]
+    assert records[0][3]["nll_base"] == records[1][3]["nll_base"]
+    assert not any("distil" in line for line in records[1])
+    assert not any("average" in name for name in tensors(other / "step_000006"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--reference=average"], ["--curriculum=2-2,0", "--distil=1"]],
+    ids=["average", "distil"],
+)
+def test_several_processes_are_refused(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "start", lambda _: Ranks(0, 2))
+    tiny = make(tmp_path / "tiny")
+    assert train.main(tiny.flags(tmp_path / "out", *flags)) == 2
+    assert "--reference average and --distil: expected one process" in capsys.readouterr().err
 
 
 def test_a_checkpoint_without_its_average_is_refused(tmp_path):

@@ -45,6 +45,16 @@ def test_a_card_that_holds_everything_keeps_the_optimiser():
     assert (plan.offload, plan.host.total) == (False, 0)
 
 
+def test_a_teacher_is_held_twice_while_it_stands_in_the_place_of_the_weights():
+    config = PUBLISHED.changed(curriculum="9-4,0", activations=64, recompute=False)
+    plain, taught = (
+        choose(config.changed(distil=x), SMALL, GPU, 24 * GIB, None).device.total
+        for x in (0.0, 1.0)
+    )
+    average = config.changed(reference="average")
+    assert choose(average, SMALL, GPU, 24 * GIB, None).device.total == taught > plain
+
+
 def test_layers_are_recomputed_where_a_small_part_does_not_fit_otherwise():
     assert choose(PUBLISHED, SEVEN, GPU, 58 * 10**9, None).recompute
 

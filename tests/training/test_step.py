@@ -11,13 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import ROOT, batch, module
+from tiny import ROOT, batch, module, same_bits
 
 import qs.quietstar.algorithm
 import qs.training.step
 from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
 from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import loss_terms
+from qs.training.average import Average
 from qs.training.optimizer import make_optimizer
 from qs.training.step import schedule, think, train_step
 
@@ -133,6 +134,68 @@ def test_scoring_a_few_anchors_at_a_time_changes_neither_gradients_nor_record(
             pieces, other = gradients(config, seed, measure)
         close(pieces, whole)
         assert other == pytest.approx(record, rel=1e-9, abs=1e-12)
+
+
+def distilling(share, anchors=("all", 1.0), micro_batch=0, **thought):
+    """The settings of a distilled stage."""
+    run = {"curriculum": "2-2,0", "distil": share}
+    config = settings_of(anchors, micro_batch, **thought).changed(**run)
+    return config.stages[-1][1]
+
+
+def distilled(config, seed, measure=False):
+    """Gradients and record of a distilled step, which leaves all weights as they were."""
+    quiet = module(config.thinking, seed)
+    teacher = Average(module(config.thinking, seed + 1), 1.0, whole=True)
+    parameters = dict(quiet.named_parameters())
+    before = [{n: x.clone() for n, x in each.items()} for each in (parameters, teacher.weights)]
+    recorder, rows = Recorder(quiet), text(config, seed)
+    record = train_step(quiet, recorder, *rows, config, STEP, measure, average=teacher)
+    same_bits(before[0], parameters)
+    same_bits(before[1], teacher.weights)
+    return recorder.found, record
+
+
+@few
+@given(
+    seeds,
+    st.sampled_from(ANCHORS),
+    st.sampled_from([0, 1, 2]),
+    st.sampled_from([0.25, 1.0]),
+    st.sampled_from([{}, {"mix_weight": "sigmoid", "mix_space": "probability"}]),
+)
+def test_a_distilled_step_equals_plain_torch_however_it_is_split(
+    seed, anchors, rows, share, mixing
+):
+    config = distilling(share, anchors, rows, **mixing)
+    quiet, other = (module(config.thinking, seed + i) for i in (0, 1))
+    tokens, documents = text(config, seed)
+    at, thoughts = other.think(tokens, documents, generator=step_generator(5, STEP))
+    assert thoughts.shape[2:] == (1, 2)
+    with torch.no_grad():
+        p = other.predict(tokens, documents, at, thoughts)[1][:, :, 0, 0].exp()  # (B, A, V)
+    outputs, _ = quiet.score(tokens, documents, at[:, :0], thoughts[:, :0])
+    log_q = (outputs @ quiet.model.head.T).log_softmax(-1)  # (B, T, V)
+    counts = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
+    true = -log_q[:, :-1].gather(2, tokens[:, 1:, None])[..., 0][counts]
+    learnt = -(p * log_q.gather(1, at[..., None].expand(-1, -1, 11))).sum(-1)  # (B, A)
+    learnt = learnt[torch.cat([counts, counts[:, :1] & False], 1).gather(1, at)]
+    learnt = learnt.mean() if len(learnt) else true.sum() * 0
+    loss = (1 - share) * true.mean() + share * learnt
+    expected = separate(quiet, loss)
+
+    for measure in (False, True):
+        found, record = distilled(config, seed, measure)
+        close(found, {name: expected[name] for name in found})
+        assert not any(x.any() for name, x in expected.items() if name not in found)
+        assert record["loss"] == pytest.approx(number(loss), rel=1e-9)
+        assert record["nll_base"] == pytest.approx(number(true.mean()), rel=1e-9)
+        assert record["distil"] == pytest.approx(number(learnt), rel=1e-9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qs.training.step, "split", lambda *_: (1, 2))
+        pieces, other = distilled(config, seed, True)
+    close(pieces, found)
+    assert other == pytest.approx(record, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("measure", [False, True])
