@@ -23,6 +23,7 @@ from qs.quietstar.kernels import Block, JoinedAttention, blocks_for
 from qs.quietstar.masks import Layout, block_mask, dense_mask, over_own, over_text
 
 FLEX_HEADS = range(16, 257)  # of fewer numbers: no Triton product; of more: tiles fit no GPU
+FLEX_SHARED = 102_400  # bytes a block: the forward kernel of bfloat16 heads of 128, in three stages
 
 
 def check_flex(size: int) -> None:
@@ -36,6 +37,19 @@ def check_flex(size: int) -> None:
             f"expected heads of {FLEX_HEADS[0]} to {FLEX_HEADS[-1]} numbers for FlexAttention, "
             f"found {size}: pass --no-compile"
         )
+
+
+def short_of_shared(device: torch.device) -> bool:
+    """Has a device too little shared memory for the stages that torch chooses for FlexAttention?
+
+    Torch chooses them for every card of compute capability 8 as for an A100; consumer cards have
+    99 KiB a block, an A100 163.
+    """
+    if device.type != "cuda":
+        return False
+    properties = torch.cuda.get_device_properties(device)
+    shared = getattr(properties, "shared_memory_per_block_optin", FLEX_SHARED)  # ROCm tells none
+    return shared < FLEX_SHARED
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -166,20 +180,29 @@ class Structured:
 
 @dataclass(frozen=True)
 class Flex:
-    """FlexAttention under a BlockMask; fast only inside `torch.compile`."""
+    """FlexAttention under a BlockMask; fast only inside `torch.compile`.
+
+    Attributes:
+        mask: of the slots.
+        short: whether its device is `short_of_shared`.
+    """
 
     mask: BlockMask
+    short: bool = False
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, ...] | None) -> Tensor:
+        # the kernel for few queries, which AUTO takes below 128 slots, has no tiles for more than
+        # 128 queries of a key head: 120 slots of 2 query heads cannot be compiled
+        options: dict[str, str | int] = {"BACKEND": "TRITON"}
+        if self.short:  # what fits 99 KiB beside tiles of heads of 256 bytes, and of 512
+            options["fwd_num_stages"] = 2 if q.shape[-1] * q.element_size() <= 256 else 1
         out = flex_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),
             block_mask=self.mask,
             enable_gqa=True,
-            # the kernel for few queries, which AUTO takes below 128 slots, has no tiles for
-            # more than 128 queries of a key head: 120 slots of 2 query heads cannot be compiled
-            kernel_options={"BACKEND": "TRITON"},
+            kernel_options=options,
         )
         return out.transpose(1, 2)
 
@@ -195,7 +218,8 @@ def packed_attention(
         return Structured.of(layout, window, shared, like)
     packed, visibility = layout.packed, layout.visibility
     if kind == "flex":
-        return Flex(block_mask(packed, window, visibility=visibility))
+        mask = block_mask(packed, window, visibility=visibility)
+        return Flex(mask, short_of_shared(packed.anchor.device))
     return Dense(dense_mask(packed, packed, window, visibility))
 
 

@@ -6,6 +6,7 @@ import math
 import shutil
 import warnings
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,8 @@ from qs.quietstar.attention import (
     joined_attention,
     masked_attention,
     new_cache,
+    packed_attention,
+    short_of_shared,
 )
 from qs.quietstar.masks import Layout, block_mask, dense_mask, over_own, over_text
 from qs.quietstar.sampler import branch_cache, prefill
@@ -141,16 +144,41 @@ def test_flex_attention_equals_dense_attention(drawn: Heads):
     same(out, drawn.dense()(q, k, v, None))
 
 
-def test_short_rows_are_not_for_the_kernel_that_has_no_tiles_for_them(monkeypatch):
+@pytest.mark.parametrize(
+    ("size", "dtype", "stages"),
+    [(64, "float32", 2), (128, "bfloat16", 2), (80, "float32", 1), (128, "float32", 1)],
+)
+def test_a_card_short_of_shared_memory_runs_fewer_stages(monkeypatch, size, dtype, stages):
     options = []
     monkeypatch.setattr(
         attention,
         "flex_attention",
         lambda q, k, v, **given: options.append(given["kernel_options"]) or q,
     )
-    drawn = Heads(Layout(torch.zeros(1, 120).long(), torch.zeros(1, 0).long(), 1, 0), None, 2, 1, 0)
-    Flex(block_mask(drawn.layout.packed))(*drawn.qkv(), None)
-    assert options == [{"BACKEND": "TRITON"}]  # never AUTO's, for fewer than 128 slots
+    layout = Layout(torch.zeros(1, 120).long(), torch.zeros(1, 0).long(), 1, 0)
+    drawn = Heads(layout, None, 2, 1, seed=0, dim=size)
+    for short in (False, True):
+        monkeypatch.setattr(attention, "short_of_shared", lambda device, short=short: short)
+        attend = packed_attention("flex", layout, None, 2, None)
+        attend(*drawn.qkv(getattr(torch, dtype)), None)
+    triton = {"BACKEND": "TRITON"}  # never AUTO's, which has no tiles for fewer than 128 slots
+    assert options == [triton, triton | {"fwd_num_stages": stages}]
+
+
+@pytest.mark.parametrize(
+    ("shared", "short"),
+    [(101_376, True), (166_912, False), (232_448, False)],  # RTX 3090 and 4090; A100; H100
+)
+def test_cards_of_99_kib_a_block_are_short_of_shared_memory(monkeypatch, shared: int, short: bool):
+    card = SimpleNamespace(shared_memory_per_block_optin=shared)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", {torch.device("cuda", 1): card}.get)
+    assert short_of_shared(torch.device("cuda", 1)) == short
+
+
+def test_a_cpu_and_a_card_that_does_not_tell_its_shared_memory_are_not_short_of_it(monkeypatch):
+    assert not short_of_shared(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace())
+    assert not short_of_shared(torch.device("cuda"))
 
 
 compiler = shutil.which("g++") or shutil.which("clang++")
