@@ -251,6 +251,7 @@ def load(
     start_text: str | None = None,
     end_text: str | None = None,
     fixed_weight: float | None = None,
+    beta: float = 0.0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 0,
     parts: Parts = Parts(),  # noqa: B008
@@ -264,14 +265,17 @@ def load(
         start_text, end_text: what the start and end vectors begin from, if it has none yet.
         fixed_weight: mixing weight to use instead of the head's: 1 is the prediction after the
             thought alone, 0 the one without it. A model that has not learned to mix has weight 0.
+        beta: weight of the policy loss in `model.quiet.loss`; needs 2 samples or more.
         device: auto takes CUDA where there is one.
         seed: of thoughts, of what is generated, and of a mixing head if it has none.
-        parts: mixing head and visibility of one's own.
+        parts: of one's own; reward and baseline count in `model.quiet.loss`, with a beta above 0.
 
     Raises:
         ValueError: there is no such model, it is damaged, it does not fit what was asked, or an
             argument is of another type or out of range.
     """
     settings = dict(thoughts=thoughts, start_text=start_text, end_text=end_text)
-    settings |= ANY_TEXT | dict(samples=samples, device=device, seed=seed)
+    settings |= ANY_TEXT | dict(samples=samples, beta=beta, device=device, seed=seed)
+    if beta:
+        del settings["baseline"]  # the model's own
     return Thinker(open_model(str(folder), parts=parts, **settings), fixed_weight, seed)

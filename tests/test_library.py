@@ -6,6 +6,7 @@ import inspect
 import math
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -183,3 +184,20 @@ def test_ids_that_are_no_text_are_shown_by_their_number(model):
     log_p = torch.zeros(model.tokenizer.vocab_size + 1)
     log_p[-1] = 1
     assert model._likeliest(log_p, 1)[0].text == f"<{model.tokenizer.vocab_size}>"
+
+
+def test_rewards_and_baselines_of_ones_own_count_with_a_beta():
+    def wrong(reward):
+        return None
+
+    text = torch.tensor([[1, 2, 3, 4]])
+    own = qs.Parts(baseline=wrong)
+    for beta, refused in ((0.0, False), (1.0, True)):
+        quiet = qs.load("tiny", thoughts=2, parts=own, beta=beta).quiet
+        step = quiet(text, generator=torch.Generator().manual_seed(0))
+        with pytest.raises(ValueError, match="Parts.baseline") if refused else nullcontext():
+            quiet.loss(quiet.means(step))
+    means = qs.load("tiny", thoughts=2, beta=1.0).quiet.config
+    assert (means.baseline, means.beta) == ("mean", 1.0)
+    with pytest.raises(ValueError, match="--samples 1"):
+        qs.load("tiny", thoughts=2, samples=1, beta=1.0)
