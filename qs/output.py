@@ -51,15 +51,16 @@ class Lasting:
 
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[None]:
-    """No print within fails: unknown characters are escaped, and a stream may end."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's takes any character as it is
-            # a line at a time, so that a file or a pipe shows where a run stands
-            stream.reconfigure(errors="backslashreplace", line_buffering=True)
-    with (
-        contextlib.redirect_stdout(Lasting(sys.stdout)),
-        contextlib.redirect_stderr(Lasting(sys.stderr)),
-    ):
+    """No print within fails: unknown characters are escaped, and a stream may end, or be closed."""
+    with contextlib.ExitStack() as held:
+        for name in ("stdout", "stderr"):
+            # None: closed before Python began (>&-, a daemon)
+            stream = getattr(sys, name) or held.enter_context(open(os.devnull, "w"))
+            if hasattr(stream, "reconfigure"):  # a notebook's takes any character as it is
+                # a line at a time, so that a file or a pipe shows where a run stands
+                stream.reconfigure(errors="backslashreplace", line_buffering=True)
+            redirect = getattr(contextlib, f"redirect_{name}")
+            held.enter_context(redirect(Lasting(stream)))
         try:
             yield
         finally:

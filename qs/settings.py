@@ -6,6 +6,7 @@ import collections.abc
 import dataclasses
 import functools
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -49,6 +50,8 @@ def check_value(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> 
         raise ValueError(f"{name}: expected a name, found none")
     if type(value) not in (int, float):
         return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, found {value}")
     if "above" in limits and not value > limits["above"]:
         raise ValueError(f"{name} must be above {limits['above']}, got {value}")
     if not value >= (least := limits.get("least", -MOST)):

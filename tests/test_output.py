@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from tiny import ROOT
+from tiny import ROOT, make
 
 from qs import output
 from qs.output import Lines, harmless, lasting_streams, nearest, progress
@@ -60,6 +60,39 @@ def test_a_command_outlives_a_full_disk_and_says_so_once(tmp_path):
     assert made.returncode == 0
     assert made.stderr == "warning: <stdout>: No space left on device; the rest is not shown\n"
     assert (tmp_path / "done").read_text() == "done"
+
+
+def with_closed(streams: str, *command: str) -> subprocess.CompletedProcess:
+    """Run a command from `ROOT` whose standard streams are closed, as `>&- 2>&-` closes them."""
+    shell = ["sh", "-c", f'exec "$@" {streams}', "sh", sys.executable, *command]
+    return subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no shell that closes streams")
+def test_a_command_whose_streams_are_closed_works_as_into_nowhere(tmp_path):
+    tiny = make(tmp_path / "tiny")
+    source, runs, data = tmp_path / "tiny" / "source.jsonl", tmp_path / "runs", tmp_path / "data"
+    train = ["train.py", *tiny.flags(runs), "--steps=1", "--eval-rows=0"]
+    prepare = ["-m", "qs.data", "prepare", str(source), f"--out={data}", "--workers=1"]
+    generate = ["evaluate.py", "generate", str(tiny.weights), "3 plus", "--max-tokens=2"]
+    generate += ["--device=cpu", "--thoughts=1"]
+    for command in (train, [*prepare, f"--tokenizer={tiny.tokenizer}"], generate):
+        made = with_closed(">&- 2>&- <&-", *command)
+        assert (made.returncode, made.stdout, made.stderr) == (0, "", ""), command
+    assert list(runs.glob("*/step_*/model.safetensors"))
+    assert (data / "meta.json").exists()
+    made = with_closed("<&-", *generate[:3], "-", *generate[4:])
+    assert (made.returncode, made.stdout) == (2, "")
+    assert made.stderr.endswith(
+        "error: -: expected prompts on standard input, found it closed; pipe some in\n"
+    )
+
+
+def test_streams_that_were_none_are_none_again(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with lasting_streams():
+        print("nowhere", flush=True)
+    assert sys.stdout is None
 
 
 def test_a_stream_without_an_encoding_is_taken_as_it_is(monkeypatch):

@@ -148,9 +148,11 @@ def prompts_of(prompt: str) -> Iterable[str]:
     """What is written as a prompt: a text, or the lines of a file or (`-`) of standard input.
 
     Raises:
-        ValueError: a line is no UTF-8.
+        ValueError: a line is no UTF-8, or standard input is closed.
     """
     if prompt == "-":
+        if sys.stdin is None:
+            raise ValueError("-: expected prompts on standard input, found it closed; pipe some in")
         return text_lines(sys.stdin.buffer, "standard input")
     if os.path.isfile(prompt):  # Path.is_file raises where a text is too long for a name
         return list(text_lines(io.BytesIO(read_plain(Path(prompt))), prompt))

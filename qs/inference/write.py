@@ -39,7 +39,12 @@ def write(
             already, all prompts leave room.
         stops: a text ends with the token that completes the first of them.
         longest: tokens of a prompt and its text together; None: what the model was made for.
+
+    Raises:
+        ValueError: a stop is empty.
     """
+    if "" in stops:
+        raise ValueError("stops: expected texts, found an empty one")
     longest = quiet.model.config.max_positions if longest is None else longest
     fitting = [i for i, prompt in enumerate(prompts) if len(prompt) < longest]
     # a stop has at most as many tokens as bytes, and may begin and end inside of them

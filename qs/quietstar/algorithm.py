@@ -275,8 +275,9 @@ class QuietStar(nn.Module):
         log_p = log_p_of(thoughts, branch[..., :n, :], drawn_from, temperature, never)
         kind, space = self.config.reward, self.config.mix_space
         right = foretold(mixed, head, true, space) if kind == "exact" else None
-        reward = self.reward or partial(rewards, kind=kind, right=right)
-        reward = result_of("reward", reward, nll_later, nll_mix, targets.valid, seen=self.seen)
+        own = self.reward and partial(result_of, "reward", self.reward, seen=self.seen)
+        earned = own or partial(rewards, kind=kind, right=right)
+        reward = earned(nll_later, nll_mix, targets.valid)
         cost = self.config.thought_cost * lengths(thoughts).to(reward.dtype)  # (B, A, K)
         return Step(
             nll_base=nll_base,

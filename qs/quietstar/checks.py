@@ -45,7 +45,13 @@ def head_of(mixer: Callable[[int], nn.Module], dim: int) -> nn.Module:
         ValueError: it is, or makes, something else.
     """
     ready = isinstance(mixer, nn.Module)
-    made = None if ready else mixer(dim)
+    try:
+        made = None if ready else mixer(dim)
+    except TypeError as error:
+        raise ValueError(
+            "Parts.mixer: expected a class, or a function of D, that makes a module, found "
+            f"{mixer}, which fails when called with D = {dim} ({error})"
+        ) from error
     if not isinstance(made, nn.Module):
         found = f"a {type(mixer).__name__} itself" if ready else f"one that makes {named(made)}"
         raise ValueError(
@@ -60,14 +66,16 @@ def result_of(part: str, function: Callable, *given: Tensor, seen: set[str]) -> 
 
     Args:
         part: reward, baseline or mixer.
-        function, given: what is called, with what.
+        function, given: what is called, with what; a reward or baseline may write into it.
         seen: parts whose first result was finite. Later ones are not looked at, as that waits for
             the device; a step of a run whose loss is not finite is skipped, and counted.
 
     Raises:
         ValueError: naming the part, what was expected and what came.
     """
-    result, shapes = function(*given), SHAPES[part](*given)
+    # a mixer's are outputs of the model, too large to copy
+    handed = given if part == "mixer" else [x.clone() for x in given]
+    result, shapes = function(*handed), SHAPES[part](*given)
     fits = isinstance(result, Tensor) and tuple(result.shape) in map(tuple, shapes)
     if not fits or not result.is_floating_point():
         shape = " or ".join(str(tuple(shape)) for shape in shapes)
@@ -75,9 +83,10 @@ def result_of(part: str, function: Callable, *given: Tensor, seen: set[str]) -> 
     if part not in seen and not torch.compiler.is_compiling():
         wrong = int((~result.isfinite()).sum())
         if wrong and all(x.isfinite().all() for x in given):
+            hint = " (the NLL of what does not count is 0)" * (part == "reward")
             raise ValueError(
                 f"Parts.{part}: expected finite numbers, found {wrong:,} of {result.numel():,} "
-                "that are NaN or infinite (the NLL of what does not count is 0)"
+                f"that are NaN or infinite{hint}"
             )
         seen.add(part)
     return result

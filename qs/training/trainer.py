@@ -216,9 +216,11 @@ class Trainer:
         """One optimiser step, logged.
 
         Raises:
-            ValueError: too many steps in a row were not finite.
+            ValueError: all steps are done, or too many in a row were not finite.
         """
         run, state, began = self.config.run, self.state, time.perf_counter()
+        if self.finished:
+            raise ValueError(f"this run is finished (step {state.step} of {run.steps})")
         stage, config = self.chosen.stage(state.step)
         batch, position = self.windows.batch((state.epoch, state.index), run.batch)
         share = run.batch // self.ranks.count
@@ -276,10 +278,12 @@ class Trainer:
         """Write a checkpoint of this moment, unless there is one; every process takes part.
 
         Raises:
-            ValueError: parameters are not finite.
+            ValueError: parameters are not finite, or the run was never begun.
             OSError: the disk refuses.
         """
         step, first = self.state.step, self.ranks.first
+        if distributed.anywhere(first and not (self.folder / files.CONFIG).exists()):
+            raise ValueError(f"{self.folder}: expected a run that was begun; call begin() first")
         if distributed.anywhere(first and step in files.saved_steps(self.folder)):
             return
         if not self._finite():

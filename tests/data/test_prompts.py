@@ -218,3 +218,6 @@ def test_a_file_holds_the_prompts_that_standard_input_does(tmp_path, monkeypatch
     path.write_bytes("fine\ncafé\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"prompts\.txt, line 2: expected text in UTF-8, found"):
         prompts_of(str(path))
+    monkeypatch.setattr("sys.stdin", None)  # as under <&-
+    with pytest.raises(ValueError, match="expected prompts on standard input, found it closed"):
+        prompts_of("-")

@@ -112,7 +112,7 @@ def test_numbers_of_a_row_are_its_own(seed: int, row: int, tokens: int, n: int):
     [
         ("max_tokens", 0, "--max-tokens must be at least 1, got 0"),
         ("temperature", -0.1, "--temperature must be at least 0"),
-        ("think_temperature", math.nan, "--think-temperature must be at least 0"),
+        ("think_temperature", math.nan, "--think-temperature: expected a finite number"),
         ("top_p", 0.0, "--top-p must be above 0"),
         ("top_p", 1.5, r"--top-p is a share in \(0, 1\], got 1.5"),
         ("think_when", "often", "expected always, never or entropy>X .* got 'often'"),
