@@ -75,10 +75,12 @@ def go(argv: list[str], held: contextlib.ExitStack) -> int:
 
     with cli.leaving(NOTHING_NEW if folder else NOTHING):
         if folder:
+            enter(folder, held)
             files.newest_step(folder)  # one that was stopped before it saved has nothing else
             before = read_score(folder / BEFORE)
-        trainer = load(config, folder, held)
+        trainer = load(config, folder)
         if folder is None:
+            enter(trainer.folder, held)
             before = measure(trainer, "before")
             if trainer.ranks.first:
                 files.write_json(trainer.folder / BEFORE, before and dataclasses.asdict(before))
@@ -156,10 +158,9 @@ def closing(config: Config, folder: Path) -> list[Table]:
     return closing_tables(*run_scores(folder))
 
 
-def load(config: Config, folder: Path | None, held: contextlib.ExitStack) -> Trainer:
-    """A new run, or the one in `folder` where it stands; no other process writes there."""
+def load(config: Config, folder: Path | None) -> Trainer:
+    """A new run, or the one in `folder` where it stands."""
     if folder is not None:
-        enter(folder, held)
         trainer = Trainer(config, None, folder)
         trainer.resume()
         return trainer
@@ -186,7 +187,6 @@ def load(config: Config, folder: Path | None, held: contextlib.ExitStack) -> Tra
             f"warning: --lr {rate:g} is for billions of parameters: {size:,} hardly move; try "
             "--lr 3e-5, or begin from --preset tiny"
         )
-    enter(trainer.folder, held)
     return trainer
 
 

@@ -58,10 +58,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(final: Path, replace: bool = False) -> Iterator[Path]:
+def new_folder(final: Path, replace: bool = False, way: str = "remove it") -> Iterator[Path]:
     """A folder that is filled aside, flushed, and becomes `final` if all went well.
 
-    `replace`: in the place of one that is there, which stays until then.
+    `replace`: in the place of one that is there, which stays until then. `way`: what a person can
+    do about one that is not to be replaced.
 
     Raises:
         ValueError: `final` exists already and is not to be replaced, or another process makes it.
@@ -72,7 +73,7 @@ def new_folder(final: Path, replace: bool = False) -> Iterator[Path]:
         _put_back(old, final)
         if final.exists() and not replace:
             raise ValueError(
-                f"{final}: expected a new folder, found one; remove it or choose another name"
+                f"{final}: expected a new folder, found one; {way} or choose another name"
             )
         for left in (aside, old):  # by a killed process
             shutil.rmtree(left, ignore_errors=True)

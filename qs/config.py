@@ -200,7 +200,9 @@ class StarConfig:
         "rationales", "what is trained on; answers: the control without rationales"
     )
     shots: int = setting(10, "worked examples in a prompt, at most", least=0, most=1000)
-    rationale_temperature: float = setting(0.0, "of rationales; 0 is greedy", least=0)
+    rationale_temperature: float = setting(
+        0.0, "of rationales; 0 is greedy", least=0, temperature=True
+    )
     rationale_tokens: int = setting(256, "tokens of a rationale, at most", least=1, most=2**20)
     rationale_batch: int = setting(32, "rationales generated at a time", least=1)
 

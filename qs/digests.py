@@ -2,55 +2,15 @@
 
 A checkpoint, an export and a new model have `digests.json` beside their files: a digest by name.
 Folders without one, such as downloads, are taken as they are. (Token shards have theirs in
-`meta.json`, block by block.)
+`meta.json`, block by block; a run has one of its settings, see `qs.files.read_config`.)
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from qs.files import ONLY_TRAINING, check_plain, read_object, write_json
-
-if TYPE_CHECKING:
-    import numpy as np
-
-DIGESTS = "digests.json"
-BLOCK = 1 << 18  # bytes of a file that one thread reads and hashes at a time
-THREADS = 8  # at most: they outpace disks, and hold little memory
-
-
-def content_digest(content: bytes | np.ndarray) -> str:
-    """16 hexadecimal digits that tell content from any that is damaged or of other text."""
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """The digest of those of a file's blocks, which several cores read at once.
-
-    A file is read once, as long as it does not change.
-
-    Raises:
-        OSError: it cannot be read, or is no plain file.
-    """
-    check_plain(path)
-    now = path.stat()
-    return _file_digest(path, now.st_size, now.st_mtime_ns, now.st_ino)
-
-
-@functools.lru_cache(maxsize=10_000)
-def _file_digest(path: Path, size: int, *state: int) -> str:
-    def of_block(begin: int) -> str:
-        with path.open("rb", buffering=0) as file:
-            file.seek(begin)
-            return content_digest(file.read(BLOCK))
-
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as threads:
-        return content_digest("".join(threads.map(of_block, range(0, size, BLOCK))).encode())
+from qs.files import DIGESTS, ONLY_TRAINING, read_object, write_json
+from qs.plain import file_digest
 
 
 def write_digests(folder: Path) -> None:

@@ -1,11 +1,10 @@
 """JSON, JSON lines, and the folder of a run, written whole or not at all.
 
-A run is a folder with `config.json`, `run.json` (commit, versions, device), `log.jsonl` (a line a
-step), `step_*/` (checkpoints) and `results.json`.
+A run is a folder with `config.json` (and `digests.json`, its digest), `run.json` (commit, versions,
+device), `log.jsonl` (a line a step), `step_*/` (checkpoints) and `results.json`.
 """
 
 import contextlib
-import errno
 import itertools
 import json
 import math
@@ -21,10 +20,12 @@ from qs.atomic import flush, new_folder, refusal_told, write_bytes, write_text
 from qs.config import Config
 from qs.locks import LOCK, hold, make_folder
 from qs.output import there
+from qs.plain import digest_as_file, read_plain
 
 BUNDLE = Path(__file__).with_name("bundle")  # in an installed wheel
 HOME = BUNDLE if BUNDLE.is_dir() else Path(__file__).parents[1]  # of train.py, data/ and weights/
 CONFIG, MADE, LOG, RESULTS = "config.json", "run.json", "log.jsonl", "results.json"  # of a run
+DIGESTS = "digests.json"  # of a folder that we wrote
 TRAINER = "trainer.json"  # of a checkpoint
 # of a checkpoint: what names of files begin with that only training goes on with
 OPTIMIZER, AVERAGE = ONLY_TRAINING = ("optimizer", "average")
@@ -52,7 +53,11 @@ def finite(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
-    write_text(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
+    write_text(path, _json_text(value))
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(finite(value), indent=1, allow_nan=False) + "\n"
 
 
 LARGEST_JSON = 2**28  # bytes
@@ -90,22 +95,6 @@ def text_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
             found = f"expected text in UTF-8, found {line[error.start : error.start + 1]!r}"
             raise ValueError(f"{name}, line {number}: {found}; save it in UTF-8") from None
         yield text.removesuffix("\n").removesuffix("\r")
-
-
-def check_plain(path: Path) -> None:
-    """Raise OSError for a pipe or device: to open or read one might never end."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise OSError(errno.EINVAL, "no plain file", str(path))
-
-
-def read_plain(path: Path) -> bytes:
-    """The content of a plain file.
-
-    Raises:
-        OSError: it cannot be read, or is none.
-    """
-    check_plain(path)
-    return path.read_bytes()
 
 
 def read_json(path: Path, advice: str = "get the file again") -> Any:
@@ -204,14 +193,21 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 def new_run(out: str | Path, name: str, config: Config) -> Path:
-    """Make `out/name` (or `name-2`, `name-3`, ...) and write its `config.json`."""
+    """Make `out/name` (or `name-2`, `name-3`, ...) and write its `config.json`, with a digest."""
     make_folder(Path(out))
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     for run in (Path(out) / each for each in names):
         with contextlib.suppress(FileExistsError):
             run.mkdir()
-            write_json(run / CONFIG, config.to_json())
+            values = config.to_json()
+            write_json(run / CONFIG, values)
+            write_json(run / DIGESTS, {CONFIG: _values_digest(values)})
             return run
+
+
+def _values_digest(values: Any) -> str:
+    """The digest of a file that `write_json` would write: another layout changes nothing."""
+    return digest_as_file(_json_text(values).encode())
 
 
 def run_folder(run: Path) -> Path:
@@ -231,19 +227,27 @@ def run_folder(run: Path) -> Path:
 
 
 def read_config(run: Path) -> Config:
-    """Settings of a run.
+    """Settings of a run; those of earlier versions have no digest and are taken as they are.
 
     Raises:
-        ValueError: not a run folder, or written by another version.
+        ValueError: not a run folder, written by another version, or not what training wrote.
     """
     values = read_json(run_folder(run) / CONFIG, f"is {run} a run folder?")
     try:
-        return Config.from_json(values)
+        config = Config.from_json(values)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{run / CONFIG}: expected the settings of a run, found something else ({error}); is "
             f"{run} a run folder?"
         ) from None
+    advice = "get the file again, or remove it if the settings are as they were"
+    written = read_object(run / DIGESTS, advice) if (run / DIGESTS).is_file() else {}
+    if written.get(CONFIG, digest := _values_digest(values)) != digest:
+        raise ValueError(
+            f"{run / CONFIG}: expected the settings that training wrote, found another value; put "
+            f"it back, or begin a new run from the weights with --weights {run}"
+        )
+    return config
 
 
 def save_step(run: Path, step: int, fill: Callable[[Path], None]) -> Path:

@@ -15,6 +15,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 P, R = ParamSpec("P"), TypeVar("R")
 MOST = 10**9  # of any number that has no limit of its own
+COLDEST = 1e-6  # temperature above 0: logits divided by less than that overflow
 
 
 def setting(default: Any, help: str, **limits: float) -> Any:
@@ -22,6 +23,8 @@ def setting(default: Any, help: str, **limits: float) -> Any:
 
     Without limits of its own a number is at most MOST either way. `named`: a text that is never
     empty, as of a shell's variable that is not set.
+
+    `temperature`: at least COLDEST, or 0 where `least` allows it, which is greedy.
 
     `later`: runs of earlier versions do not have it; they did as its default does.
     """
@@ -56,6 +59,8 @@ def check_value(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> 
         raise ValueError(f"{name} must be above {limits['above']}, got {value}")
     if not value >= (least := limits.get("least", -MOST)):
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    if limits.get("temperature") and 0 < value < COLDEST:
+        raise ValueError(f"{name} must be 0 or at least {COLDEST}, got {value}")
     if value > (most := limits.get("most", MOST)):
         raise ValueError(f"{name} must be at most {most}, got {value}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from qs.settings import check_limits, setting
+from qs.settings import COLDEST, check_limits, setting
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,11 @@ class ThoughtConfig:
     )
     keep_negative: bool = setting(False, "also push down thoughts that are below the baseline")
     sample_temperature: float = setting(
-        1.0, "temperature thoughts are sampled at; 0 is greedy", least=0
+        1.0, "temperature thoughts are sampled at; 0 is greedy", least=0, temperature=True
     )
-    policy_temperature: float = setting(3.0, "temperature of log p in the policy loss", above=0)
+    policy_temperature: float = setting(
+        3.0, "temperature of log p in the policy loss", least=COLDEST
+    )
     mix_weight: Literal["linear", "sigmoid", "one"] = setting(
         "linear",
         "mixing weight: unbounded and 0 at the start, bounded to (0, 1), or 1: the thought alone",

@@ -8,11 +8,12 @@ from checkpoints import SMALL, filled, filled_extras
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qs import digests
-from qs.digests import DIGESTS, check_digests, content_digest, damage, file_digest, write_digests
+from qs import plain
+from qs.digests import DIGESTS, check_digests, damage, write_digests
 from qs.files import write_json
 from qs.model import shards
 from qs.model.weights import save
+from qs.plain import content_digest, digest_as_file, file_digest
 
 
 def flip(path, place, bit):
@@ -90,9 +91,10 @@ def test_digests_that_are_none_are_named(written, tmp_path, text):
 @example(0, 0)
 def test_a_file_is_hashed_by_blocks_as_their_digests_are(tmp_path_factory, blocks, more):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digests, "BLOCK", 7)
+        patch.setattr(plain, "BLOCK", 7)
         content = random.Random(blocks).randbytes(max(0, 7 * blocks + more))
         path = tmp_path_factory.mktemp("f") / "file"
         path.write_bytes(content)
         parts = [content_digest(content[i : i + 7]) for i in range(0, len(content), 7)]
         assert file_digest(path) == content_digest("".join(parts).encode())
+        assert digest_as_file(content) == file_digest(path)

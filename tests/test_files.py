@@ -127,7 +127,32 @@ def test_a_damaged_line_is_named(tmp_path, line):
 def test_a_run_gives_back_its_settings(tmp_path, preset):
     run = new_run(tmp_path / "runs", "name", PRESETS[preset])
     assert read_config(run) == PRESETS[preset]
-    assert [path.name for path in run.iterdir()] == ["config.json"]
+    assert sorted(path.name for path in run.iterdir()) == ["config.json", "digests.json"]
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [("run", "seed", 1), ("optim", "lr", 0.5), ("thought", "thoughts", 4), ("run", "steps", 23)],
+)
+def test_settings_that_are_not_what_training_wrote_are_refused(tmp_path, group, name, value):
+    run = new_run(tmp_path, "name", QUIET)
+    values = QUIET.to_json()
+    values[group][name] = value
+    write_json(run / "config.json", values)
+    with pytest.raises(ValueError, match=r"config.json: expected the settings that training wrote"):
+        read_config(run)
+    (run / "config.json").write_text(json.dumps(QUIET.to_json()))  # in another layout
+    assert read_config(run.rename(tmp_path / "moved")) == QUIET
+    (tmp_path / "moved" / "digests.json").write_text("[")
+    with pytest.raises(ValueError, match=r"digests.json: expected JSON.*or remove it if the set"):
+        read_config(tmp_path / "moved")
+
+
+def test_settings_of_a_run_of_an_earlier_version_are_taken_as_they_are(tmp_path):
+    run = new_run(tmp_path, "name", QUIET)
+    (run / "digests.json").unlink()
+    write_json(run / "config.json", QUIET.changed(seed=1).to_json())
+    assert read_config(run) == QUIET.changed(seed=1)
 
 
 def test_runs_of_one_name_have_folders_of_their_own(tmp_path):

@@ -86,6 +86,8 @@ def test_a_wrong_argument_of_load_is_named_with_what_was_expected(wrong, said):
         ("predict", {"top": 0}, "top must be at least 1, got 0"),
         ("generate", {"max_tokens": "4"}, "max_tokens: expected int, found '4'"),
         ("generate", {"temperature": math.nan}, "temperature: expected a finite number, found nan"),
+        ("generate", {"temperature": 1e-45}, "^temperature must be 0 or at least 1e-06, got 1e-45"),
+        ("generate", {"think_temperature": 1e-39}, "^think_temperature must be 0 or at least"),
         ("generate", {"stops": "4"}, "stops: expected a list of str, found '4'"),
         ("generate", {"stops": ["7", ""]}, "stops: expected texts, found an empty one"),
         ("generate", {"stops": [4]}, r"stops: expected a list of str, found \[4\]"),

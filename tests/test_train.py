@@ -29,7 +29,9 @@ from qs.config import GROUPS
 from qs.evaluation.heldout import HeldoutScore
 from qs.evaluation.score_tables import closing_tables
 from qs.evaluation.tokens import NllScore
+from qs.locks import LOCK, hold
 from qs.model import __main__ as model_commands
+from qs.model import folders
 from qs.quietstar.load import open_model
 from qs.quietstar.terms import loss_terms
 from qs.tables import terminal
@@ -1030,6 +1032,27 @@ def test_a_run_that_is_not_sound_is_not_resumed_and_left_as_it_was(stopped, caps
     assert contents(stopped) == before
 
 
+def test_settings_that_were_changed_are_told_and_the_weights_can_go_on_otherwise(
+    tiny, stopped, tmp_path, capsys
+):
+    config = files.read_json(stopped / "config.json")
+    config["run"]["steps"] = 5
+    files.write_json(stopped / "config.json", config)
+    before = contents(stopped)
+    refused(capsys, ["--resume", stopped], "config.json: expected the settings that training wrote")
+    refused(capsys, ["--resume", stopped, "--steps=5"], f"--weights {stopped}")
+    assert contents(stopped) == before
+    found = run(tmp_path / "new", tiny.flags(tmp_path / "new", f"--weights={stopped}", "--steps=1"))
+    assert files.finished(found)
+
+
+def test_a_run_that_trains_elsewhere_says_so_before_its_first_checkpoint(stopped, capsys):
+    for step in files.saved_steps(stopped).values():
+        shutil.rmtree(step)
+    with hold(stopped / LOCK):
+        refused(capsys, ["--resume", stopped], "expected no other process that writes here, found")
+
+
 # Damage to what was saved
 
 
@@ -1081,6 +1104,15 @@ def test_a_run_of_which_nothing_is_whole_ends_with_one_line_and_stays(stopped, c
     assert contents(stopped) == before
 
 
+def test_weights_that_are_whole_can_be_trained_on_where_no_checkpoint_is(stopped, capsys):
+    shutil.rmtree(stopped / "step_000002")
+    damaged(stopped / "step_000004", "optimizer.safetensors")
+    (line,) = refused(capsys, ["--resume", stopped], "optimizer.safetensors: expected what digests")
+    advice = f"start it again, or begin a new run from its weights with --weights {stopped}"
+    assert line.endswith(advice)
+    assert folders.resolve(stopped) == stopped / "step_000004"
+
+
 def test_lines_that_a_log_lacks_are_counted(stopped, straight, capsys):
     log = files.JsonLines(stopped / "log.jsonl")
     log.rewrite([r for r in log.records() if r.get("step", 0) < 3])
@@ -1107,6 +1139,7 @@ def test_a_checkpoint_is_removed_only_after_the_new_one_is_whole(stopped, monkey
     config = json.loads((stopped / "config.json").read_text())
     config["run"]["keep"] = 1
     files.write_json(stopped / "config.json", config)
+    (stopped / "digests.json").unlink()  # as older runs are
     with monkeypatch.context() as patch:
         patch.setattr(qs.model.shards, "save_file", full)
         refused(capsys, ["--resume", stopped], "the checkpoint of step 6 could not be written")

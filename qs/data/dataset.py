@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from qs.config import PADDING
-from qs.digests import content_digest
 from qs.files import names_in, places, read_object
 from qs.model.tokenizer import Tokenizer
 from qs.output import there
+from qs.plain import content_digest
 
 if TYPE_CHECKING:  # torch is imported where a batch is made: tokenizing workers start without it
     from torch import Tensor

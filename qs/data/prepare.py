@@ -154,8 +154,9 @@ def prepare_dataset(
         "heldout_sources": list(map(str, heldout_sources)),
         "seed": seed,
     }
-    replace = overwrite and (out / META).is_file()  # any other folder is refused by new_folder
-    with new_folder(out, replace) as folder, ExitStack() as shards:
+    ours = (out / META).is_file()  # any other folder is refused by new_folder
+    way = "replace it with --overwrite" if ours else "remove it"
+    with new_folder(out, overwrite and ours, way) as folder, ExitStack() as shards:
         writers = {split: ShardWriter(folder, split, shard_tokens) for split in SPLITS}
         for writer in writers.values():
             shards.enter_context(closing(writer))

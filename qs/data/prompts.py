@@ -21,7 +21,8 @@ from pathlib import Path
 
 from qs.data import question_sets
 from qs.data.question_sets import BenchmarkQuestion, QuestionSet
-from qs.files import read_plain, text_lines
+from qs.files import text_lines
+from qs.plain import read_plain
 
 PROMPTS = Path(__file__).with_name("few_shot")
 CHOICE_HINT = " (CORRECT)"  # behind the right choice

@@ -9,7 +9,8 @@ from qs.cli import listed
 from qs.data.answers import parse_choice, parse_number, stated_number
 from qs.data.arithmetic import different_sums
 from qs.data.dataset import Split, check_split
-from qs.files import parse_json, read_plain
+from qs.files import parse_json
+from qs.plain import read_plain
 
 QuestionSet = Literal["gsm8k", "commonsense_qa"]
 QUESTION_SETS: tuple[QuestionSet, ...] = get_args(QuestionSet)

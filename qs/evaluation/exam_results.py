@@ -35,7 +35,7 @@ class Exam:
     votes: int = setting(
         0, "chains of thought to vote; 0: direct answers are scored", least=0, most=1024
     )
-    temperature: float = setting(0.9, "temperature of chains of thought", least=0)
+    temperature: float = setting(0.9, "temperature of chains of thought", least=0, temperature=True)
     max_tokens: int = setting(
         384, "tokens of a chain of thought at most, with --votes", least=1, most=2**20
     )

@@ -64,7 +64,7 @@ class Arguments:
     thoughts: int | None = None
     think_when: str = "always"
     samples: int = setting(1, "K", least=1)
-    think_temperature: float = setting(0.0, "of thoughts", least=0)
+    think_temperature: float = setting(0.0, "of thoughts", least=0, temperature=True)
     max_length: int = setting(0, "tokens; 0: all that the model was made for", least=0)
     max_gen_toks: int = setting(256, "tokens", least=1)
     batch_size: int = setting(AUTO, "texts at a time", least=1)

@@ -45,7 +45,7 @@ class Decoding:
 
     max_tokens: int = setting(128, "output tokens at most", least=1, most=2**20)
     temperature: float = setting(
-        0.0, "temperature of output tokens; 0 takes the likeliest", least=0
+        0.0, "temperature of output tokens; 0 takes the likeliest", least=0, temperature=True
     )
     top_p: float = setting(
         1.0,
@@ -53,7 +53,7 @@ class Decoding:
         above=0,
     )
     think_temperature: float = setting(
-        0.0, "temperature of thoughts; 0 takes the likeliest", least=0
+        0.0, "temperature of thoughts; 0 takes the likeliest", least=0, temperature=True
     )
     think_when: str = setting(
         "always", "always, never, or entropy>X: where the base prediction has above X nats"

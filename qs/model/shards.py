@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qs.digests import file_digest
-from qs.files import check_plain, flush, read_object, write_json
+from qs.files import flush, read_object, write_json
+from qs.plain import check_plain, file_digest
 
 LARGEST = 2 * 2**30  # bytes of a file that holds more than one tensor
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

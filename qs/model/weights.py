@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qs.digests import content_digest, file_digest
 from qs.files import ONLY_TRAINING
 from qs.model import shards
 from qs.model.config import ModelConfig, read_model_config, read_settings, write_model_config
@@ -26,6 +25,7 @@ from qs.model.exact import Exact
 from qs.model.folders import CONSOLIDATED, MODEL, layout_of, what_is_wrong
 from qs.model.mistral import Mistral
 from qs.model.tokenizer import TOKENIZER_FILES
+from qs.plain import content_digest, file_digest
 
 HF_NAMES = {  # ours (Mistral's) -> Hugging Face's; {} is the number of a layer
     "tok_embeddings.weight": "model.embed_tokens.weight",

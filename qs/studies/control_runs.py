@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -102,21 +102,37 @@ def time_told(
 
     Measuring a position, with one thought and without learning, takes less than training on it.
     """
-    missing = len(missing_of(jobs))
     seconds, config = _training_seconds(run), files.read_config(run)
     controls_measured = {control for table in tables.values() for control in table}
     passes = sum(len(control.configs) for control in controls_measured)
     seq, trained_rows = config.run.seq, config.run.steps * config.run.batch
     share = config.thought.anchor_count(seq) / seq  # of positions that are trained on
     measuring = seconds * passes * rows / (trained_rows * share)
-    training = (
-        f"{missing} of {len(jobs)} trainings to be done, {at_once} at a time: if each takes the "
-        f"{seconds / 60:.1f} minutes of the run's own steps, "
-        f"{seconds / 60 * missing / at_once:.0f} minutes"
-    )
     return (
-        f"{training if missing else NOTHING_MISSING}; then {passes} measurements, at most "
+        f"{trainings_told(run, jobs, at_once)}; then {passes} measurements, at most "
         f"{measuring / 60:.1f} minutes"
+    )
+
+
+def trainings_told(
+    run: Path,
+    jobs: Sequence[BaselineRun],
+    at_once: int,
+    work: Callable[[BaselineRun], float] | None = None,
+) -> str:
+    """How long trainings that are missing take at a run's rate.
+
+    `work`: floating-point operations of a training in those of the run; without it each counts as
+    the run.
+    """
+    if not (missing := missing_of(jobs)):
+        return NOTHING_MISSING
+    minutes = _training_seconds(run) / 60
+    total = minutes * sum(map(work, missing) if work else [1] * len(missing)) / at_once
+    alike = " for as many floating-point operations" if work else ""
+    return (
+        f"{len(missing)} of {len(jobs)} trainings to be done, {at_once} at a time: if each takes "
+        f"the {minutes:.1f} minutes of the run's own steps{alike}, {total:.0f} minutes"
     )
 
 

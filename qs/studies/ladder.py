@@ -22,12 +22,11 @@ from qs.evaluation.heldout import other_change, run_scores
 from qs.model import folders
 from qs.model.config import ModelConfig, read_model_config
 from qs.studies.control_runs import (
-    NOTHING_MISSING,
     check_jobs,
-    missing_of,
     run_of,
     train_all,
     trained_by,
+    trainings_told,
 )
 from qs.studies.controls import BaselineRun, keep_comments
 from qs.tables import Table, results_page
@@ -160,13 +159,19 @@ def run_ladder(
         ValueError: the run cannot be compared, or a training failed.
     """
     rows = trainings(run, rungs, seeds)
-    first, page = files.read_config(run).run.seed, ""
+    config, page = files.read_config(run), ""
+    first = config.run.seed
     own = _folder(run, RUNGS[0].key, first)
     every = [job for row in rows.values() for jobs in row.values() for job in jobs]
     each = {job.config.run.out: job for job in every if job.config.run.out != own}
     check_jobs(run, list(each.values()))
-    if not missing_of(each.values()):
-        print(NOTHING_MISSING)
+    shape = read_model_config(folders.resolve(config.run.weights))
+
+    def work(job: BaselineRun) -> float:
+        steps = job.config.run.steps / config.run.steps
+        return steps * step_operations(job.config, shape) / step_operations(config, shape)
+
+    print(trainings_told(run, list(each.values()), at_once, work))
     for seed in range(first, first + seeds):
         train_all([job for job in each.values() if job.config.run.seed == seed], script, at_once)
         page = write_ladder(run, rows, command)

@@ -264,14 +264,14 @@ def test_an_existing_folder_is_replaced_only_on_request_and_only_if_it_is_a_data
     tmp_path, folder
 ):
     out = make(tmp_path, folder, ["a", "b"])
-    with pytest.raises(ValueError, match="out: expected a new folder, found one"):
+    with pytest.raises(ValueError, match="found one; replace it with --overwrite or choose anoth"):
         make(tmp_path, folder, ["c", "d", "e"])
     make(tmp_path, folder, ["c", "d", "e"], overwrite=True)
     documents_now = [TokenDataset(out, split).documents for split in ("train", "heldout")]
     assert sum(documents_now) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out"]
     (out / "meta.json").unlink()
-    with pytest.raises(ValueError, match="out: expected a new folder, found one"):
+    with pytest.raises(ValueError, match="out: expected a new folder, found one; remove it or"):
         make(tmp_path, folder, ["c"], overwrite=True)
     assert (out / "train-00000.bin").exists()
 

@@ -215,6 +215,7 @@ def test_a_baseline_with_other_settings_is_refused_before_anything_is_trained(co
     stored["run"]["steps"] = 7
     stored["optim"]["lr"] = 0.5
     path.write_text(json.dumps(stored))
+    (path.parent / "digests.json").unlink()  # as older runs are
     refused(copied, capsys, "with --lr=0.01 --steps=2, found --lr=0.5 --steps=7; move ")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 from tiny import make_world, run
@@ -71,9 +72,13 @@ def test_trainings_cost_as_many_steps_or_as_many_operations_as_the_run(trained):
     assert len(out) == 2 * (2 * len(RUNGS) - len(same))
 
 
-def test_rows_are_trained_once_and_told_seed_by_seed(trained):
+def test_rows_are_trained_once_and_told_seed_by_seed(trained, capsys):
     command = ["ladder", str(trained), "--seeds=2", "--jobs=2", "--only=plain,quiet"]
     assert evaluate.main(command) == 0
+    printed = capsys.readouterr().out
+    told = r"5 of 5 trainings to be done, 2 at a time: if each takes the \S+ minutes of the run's "
+    told += r"own steps for as many floating-point operations, \d+ minutes"
+    assert re.match(told, printed)
     rungs = rung_list("plain,quiet")
     assert [rung.key for rung in rungs] == ["quiet", "plain"]
     rows = trainings(trained, rungs, 2)
@@ -97,6 +102,7 @@ def test_rows_are_trained_once_and_told_seed_by_seed(trained):
     assert f"python evaluate.py {' '.join(command)}\n" in page
     assert "| plain training | 2 | 4 |" in page
     assert evaluate.main(command) == 0  # nothing is trained again
+    assert capsys.readouterr().out.startswith("nothing has to be trained\n")
     assert stamps == {path: (path / "results.json").stat().st_mtime_ns for path in made}
 
 
