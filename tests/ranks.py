@@ -7,7 +7,6 @@ Each writes `FOLDER/RANK.json`; the first also `FOLDER/gradients.safetensors`.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import sys
@@ -90,7 +89,7 @@ def full(file: Path, tensors: dict[str, Tensor]) -> None:
 
 def main(folder: Path, flags: list[str]) -> None:
     distributed.PATIENCE = datetime.timedelta(seconds=60)
-    trainer = train.load(train.settings(flags)[0], None, contextlib.ExitStack())
+    trainer = train.load(train.settings(flags)[0], None)
     first, state = trainer.ranks.first, trainer.state
     found = gradients(trainer)
     if first:

@@ -79,14 +79,15 @@ def first_whole(
     Raises:
         ValueError: none is.
     """
-    newest = weights = ""
+    newest, passed = "", []
     for step in steps:
         if not (found := damage_of(step)):
             if newest and says:
                 print(f"{newest}; taking {step}, the newest that is whole", file=sys.stderr)
             return step
         newest = newest or found
-        weights = weights or (step if not damage_of_step(step, training=False) else "")
+        passed.append(step)
+    weights = not all(damage_of_step(step, training=False) for step in passed)
     advice = f", or begin a new run from its weights with --weights {run}" if weights else ""
     raise ValueError(f"{newest}; no checkpoint of {run} is whole: start it again{advice}")
 

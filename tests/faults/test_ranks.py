@@ -79,10 +79,10 @@ import train
 from qs.model import folders
 rank, only, notes, run = os.environ["RANK"], *sys.argv[1:]
 damage_of_step, resume = folders.damage_of_step, train.Trainer.resume
-def damage(step):
+def damage(step, training=True):
     if (rank, step.name) == (only, "step_000004"):
         return f"{{step}}: damaged"
-    return damage_of_step(step)
+    return damage_of_step(step, training)
 def noting(trainer):
     Path(notes, rank).write_text(trainer.start.name)
     resume(trainer)
