@@ -28,6 +28,7 @@ from qs.data.question_sets import read_questions
 from qs.training.work import operations
 
 SIZES = {"gpu": GPU, "small": SMALL, "rehearsal": REHEARSAL}
+CURVE = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32)  # times an arm's steps: longer ones are measured there
 PLAIN, PAUSE = {"objective": "plain"}, {"objective": "pause"}
 ALONE = {  # head and vectors by likelihood; the model's gradient clips nothing
     "lr": 0.0,
@@ -207,9 +208,20 @@ class Experiment:
             began = time.perf_counter()
             if phases:
                 after = bridge.asking if bridge else ()
-                records = study.train(phases, steps, arm.seed, data, after)
+                curve: dict[int, Any] = {}
+
+                def watch(records: list[dict]) -> None:
+                    done = len(records)
+                    if arm.operations and done in [sizes.steps * times for times in CURVE]:
+                        score, _ = study.measured(arm.thinks, data)
+                        curve[done] = {"nll": score["nll_base"]}
+                        if bridge:
+                            curve[done] |= self.answered(bridge, arm.thinks)
+                        print(f"-- {done} of {steps} steps: {json.dumps(curve[done])}", flush=True)
+
+                records = study.train(phases, steps, arm.seed, data, after, watch)
                 found |= {"steps": steps, "training": time.perf_counter() - began}
-                found |= {"last": last(records)}
+                found |= {"last": last(records)} | ({"curve": curve} if curve else {})
                 keep = ("loss", "nll_base", "nll_talk", "reward", "weight_mean", "thought_top")
                 found["log"] = [{k: r[k] for k in keep if k in r} for r in records]
             measured, rows = study.measured(arm.thinks, data)
@@ -220,15 +232,21 @@ class Experiment:
                     bridge_room(study, bridge.heldout, K) if bridge else study.room(K)[0]
                 )
             if bridge:
-                found["answers"] = answer_nll(study, bridge.heldout)
-                heldout = [p.question for p in bridge.heldout]
-                found["held-out problems"] = study.asked(heldout, arm.thinks)
+                found |= self.answered(bridge, arm.thinks)
             if arm.asks:
                 sets = ("gsm8k",) if arm.bridge else ("gsm8k", "commonsense_qa")
                 for name in sets:
                     questions = read_questions(name, "heldout", self.options.questions, sizes.asked)
                     found[name] = study.asked(questions, arm.thinks)
         return found
+
+    def answered(self, bridge: Bridge, thinks: bool) -> dict[str, Any]:
+        """Of the held-out problems."""
+        heldout = [problem.question for problem in bridge.heldout]
+        return {
+            "answers": answer_nll(self.study, bridge.heldout),
+            "held-out problems": self.study.asked(heldout, thinks),
+        }
 
     def steps(self, arm: Arm) -> int:
         """Of the whole arm."""

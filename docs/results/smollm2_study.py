@@ -7,7 +7,7 @@ are made of: phases of training, the room that thoughts have, held-out text, que
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,11 +146,13 @@ class Study:
         seed: int = 0,
         data: Path | None = None,
         after: Sequence[int] = (),
+        watch: Callable[[list[dict]], None] | None = None,
     ) -> list[dict]:
         """Train in phases on the same rows as every other arm; a record of each step.
 
         Args:
             after: ids that a position has to end with to think first.
+            watch: called after every step with the records so far.
         """
         source = Windows(TokenDataset(data or self.data), self.sizes.seq, 0)
         position, records = (0, 0), []
@@ -168,6 +170,8 @@ class Study:
                 shown = 1 - step / many if phase.true else 0.0
                 with thinks_after(self.quiet, after), true_thoughts(self.quiet, shown):
                     records.append(train_step(self.quiet, optimizer, *text, config, step))
+                if watch:
+                    watch(records)
         self.quiet.model.requires_grad_(True)
         return records
 
