@@ -32,10 +32,21 @@ def setting(default: Any, help: str, **limits: float) -> Any:
 
 
 def check_limits(config: Any) -> None:
-    """Raise ValueError naming the first flag beyond its limits, or not of its type."""
+    """Take NumPy's numbers as Python's, which JSON has.
+
+    Raises:
+        ValueError: naming the first flag beyond its limits, or not of its type.
+    """
     for f in dataclasses.fields(config):
-        name = f"--{f.name.replace('_', '-')}"
-        check_value(name, getattr(config, f.name), hints_of(type(config))[f.name], f.metadata)
+        name, value = f"--{f.name.replace('_', '-')}", python_number(getattr(config, f.name))
+        object.__setattr__(config, f.name, value)  # it is frozen, and being made
+        check_value(name, value, hints_of(type(config))[f.name], f.metadata)
+
+
+def python_number(value: Any) -> Any:
+    """A number of NumPy's (an element of `numpy.arange`) as Python's; anything else as it is."""
+    one = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
+    return value.item() if one else value
 
 
 hints_of = functools.cache(typing.get_type_hints)
@@ -66,7 +77,7 @@ def check_value(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> 
 
 
 def checked(*groups: type, **limits: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A function whose arguments are checked by its annotations before it runs.
+    """A function whose arguments are checked by its annotations before it runs (`python_number`).
 
     Args:
         groups: dataclasses of settings, whose limits hold for arguments of the same name.
@@ -80,13 +91,14 @@ def checked(*groups: type, **limits: Any) -> Callable[[Callable[P, R]], Callable
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                given = signature.bind(*args, **kwargs).arguments
+                given = signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{function.__name__}() {error}") from None
-            for name, value in given.items():
+            for name, value in given.arguments.items():
                 if name in hints_of(function):
+                    given.arguments[name] = value = python_number(value)
                     check_value(name, value, hints_of(function)[name], known.get(name, {}))
-            return function(*args, **kwargs)
+            return function(*given.args, **given.kwargs)
 
         return call
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,22 @@ from qs.settings import check_names, typed
 @given(config=configs())
 def test_any_config_survives_json(config: Config):
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_numbers_of_numpy_are_settings_and_survive_json():
+    config = Config().changed(
+        thoughts=np.int64(3), sample_temperature=np.float32(0.5), rationalize=np.bool_(False)
+    )
+    assert config == Config().changed(thoughts=3, sample_temperature=0.5, rationalize=False)
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+    for changes, message in (
+        ({"thoughts": np.int64(-1)}, "--thoughts must be at least 0, got -1"),
+        ({"thoughts": np.float64(1.5)}, "--thoughts: expected int, found 1.5"),
+        ({"thoughts": np.arange(2)}, "--thoughts: expected int, found array"),
+        ({"lr": np.float32("nan")}, "--lr: expected a finite number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Config().changed(**changes)
 
 
 def test_settings_have_different_names_so_that_each_is_one_flag():

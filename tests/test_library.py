@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from tiny import ROOT, Tiny, make
@@ -105,6 +106,16 @@ def test_an_argument_of_another_name_is_refused_by_name():
 
 def test_a_seed_may_be_as_large_as_a_run_takes(model):
     assert model.think(TEXT, seed=2**100 + 3) == model.think(TEXT, seed=3)
+
+
+def test_numbers_of_numpy_are_numbers(model):
+    seed, top, cold = np.int64(3), np.arange(3)[2], np.float32(0.5)
+    assert model.think(TEXT, seed=seed) == model.think(TEXT, seed=3)
+    assert model.predict(TEXT, top) == model.predict(TEXT, 2)
+    said = [model.generate(TEXT, 2, temperature=t, seed=1) for t in (cold, 0.5)]
+    assert said[0] == said[1]
+    again = qs.load("tiny", **BUNDLED | {"thoughts": np.int32(5)})
+    assert type(again.quiet.config.thoughts) is int
 
 
 def test_thoughts_and_predictions_are_those_of_the_module(model):

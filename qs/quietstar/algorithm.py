@@ -96,11 +96,11 @@ class QuietStar(nn.Module):
             targets: what `losses.targets_of` says of these, if it is known already.
 
         Raises:
-            ValueError: shapes that do not fit together (`checks.check_shapes`).
+            ValueError: a batch that does not fit together (`checks.check_shapes`).
         """
+        check_shapes(self.model.config.vocab_size, tokens, documents, counted, anchors, thoughts)
         if documents is None:
             documents = one_document(tokens)
-        check_shapes(tokens, documents, counted, anchors, thoughts)
         if thoughts is None:
             anchors, thoughts = self.think(tokens, documents, anchors, generator)
         elif anchors is None:
@@ -140,7 +140,7 @@ class QuietStar(nn.Module):
         Raises:
             ValueError: as `forward`.
         """
-        check_shapes(tokens, documents, anchors=anchors)
+        check_shapes(self.model.config.vocab_size, tokens, documents, anchors=anchors)
         config, outputs, cache = self.config, None, None
         numbers = draw(config, *tokens.shape, generator, anchors)
         unsure = anchors is None and config.anchors == "uncertain"

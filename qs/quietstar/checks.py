@@ -116,8 +116,9 @@ def named(found: object) -> str:
 
 
 def check_shapes(
+    vocab_size: int,
     tokens: Tensor,
-    documents: Tensor,
+    documents: Tensor | None = None,
     counted: Tensor | None = None,
     anchors: Tensor | None = None,
     thoughts: Tensor | None = None,
@@ -125,14 +126,25 @@ def check_shapes(
     """Refuse a batch that does not fit together; `anchors` None: every position.
 
     Raises:
-        ValueError: naming what is not an id, or of another shape than the rest.
+        ValueError: naming what is no whole number, out of range (on the CPU: a GPU would have to be
+            waited for), or of another shape than the rest.
     """
     given = {"tokens": tokens, "documents": documents, "anchors": anchors, "thoughts": thoughts}
     for name, x in given.items():
-        if x is not None and x.dtype != torch.int64:
-            raise ValueError(f"{name}: expected whole numbers (int64), got {x.dtype}")
+        if name != "tokens" and x is None:
+            continue
+        if not isinstance(x, Tensor) or x.dtype != torch.int64:
+            raise ValueError(f"{name}: expected whole numbers (int64 tensor), found {named(x)}")
     if tokens.ndim != 2 or not tokens.shape[1]:
         raise ValueError(f"tokens: expected (B, T), rows of ids, got {tuple(tokens.shape)}")
+    for name, x, end in (("tokens", tokens, vocab_size), ("anchors", anchors, tokens.shape[1])):
+        if type(x) is not Tensor or not x.is_cpu or not x.numel():  # a fake one has no numbers
+            continue
+        least, most = map(int, x.aminmax())
+        if least < 0 or most >= end:
+            raise ValueError(
+                f"{name}: expected numbers from 0 to {end - 1}, found {least} to {most}"
+            )
     for name, x in (("documents", documents), ("counted", counted)):
         if x is not None and x.shape != tokens.shape:
             raise ValueError(

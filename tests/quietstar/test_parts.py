@@ -223,10 +223,31 @@ def test_what_does_not_fit_together_is_refused_in_a_sentence(name, wrong, said):
 
 def test_ids_are_whole_numbers():
     quiet, tokens = module(ThoughtConfig(thoughts=2, ahead=1)), torch.zeros((2, 5))
-    with pytest.raises(ValueError, match=r"tokens: expected whole numbers .* got torch.float32"):
+    with pytest.raises(ValueError, match=r"tokens: expected whole numbers .*, found float32 of"):
         quiet(tokens)
+    with pytest.raises(
+        ValueError, match=r"tokens: expected whole numbers .*, found list \[\[1\]\]"
+    ):
+        quiet([[1]])
     with pytest.raises(ValueError, match=r"documents: expected whole numbers"):
         quiet.think(tokens.long(), tokens)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"tokens": [[0, 99, 3]]}, "tokens: expected numbers from 0 to 10, found 0 to 99"),
+        ({"tokens": [[0, -1, 3]]}, "tokens: expected numbers from 0 to 10, found -1 to 3"),
+        ({"anchors": [[0, 3]]}, "anchors: expected numbers from 0 to 2, found 0 to 3"),
+        ({"anchors": [[-1]]}, "anchors: expected numbers from 0 to 2, found -1 to -1"),
+    ],
+)
+def test_numbers_are_ids_and_positions(wrong, said):
+    quiet = module(ThoughtConfig(thoughts=2, ahead=1))
+    batch = {"tokens": torch.zeros((1, 3), dtype=torch.int64)}
+    batch |= {name: torch.tensor(value) for name, value in wrong.items()}
+    with pytest.raises(ValueError, match=said):
+        quiet(**batch)
 
 
 class Text:
