@@ -229,9 +229,18 @@ def heldout_data(run: RunConfig, tokenizer: Tokenizer) -> TokenDataset:
     """The held-out text that a model is evaluated on, `run.data`.
 
     Raises:
-        ValueError: another tokenizer prepared it.
+        ValueError: there is none, or another tokenizer prepared it.
     """
-    data = TokenDataset(resolve_data(run.data), "heldout")
+    try:
+        folder = resolve_data(run.data)
+    except ValueError:
+        if run.objective != "star" or run.data != RunConfig().data:
+            raise
+        raise ValueError(
+            "a run of STaR was trained on questions, and has no text to be scored on: name one "
+            "with --data NAME (bundled: tiny), or ask questions with python evaluate.py tasks"
+        ) from None
+    data = TokenDataset(folder, "heldout")
     data.check_tokenizer(tokenizer)
     return data
 

@@ -229,6 +229,14 @@ def test_a_run_is_evaluated_and_is_the_weights_of_another(model, straight, tmp_p
     assert json.loads((found / "config.json").read_text())["run"]["weights"].endswith("step_000002")
 
 
+def test_a_run_without_a_text_of_its_own_says_so(straight, capsys):
+    assert evaluate.main(["score", str(straight)]) == 2
+    error = capsys.readouterr().err
+    assert "trained on questions, and has no text to be scored on: name one with --data" in error
+    assert evaluate.main(["score", str(straight), "--data", "nowhere"]) == 2
+    assert "--data nowhere: expected a prepared dataset" in capsys.readouterr().err
+
+
 def test_the_control_trains_on_every_answer(model, tmp_path):
     out = tmp_path / "out"
     found = tools.run(out, flags(model, out, "--learn=answers", "--rounds=1"))
