@@ -22,6 +22,7 @@ from pathlib import Path
 from qs.data import question_sets
 from qs.data.question_sets import BenchmarkQuestion, QuestionSet
 from qs.files import text_lines
+from qs.output import harmless
 from qs.plain import read_plain
 
 PROMPTS = Path(__file__).with_name("few_shot")
@@ -148,6 +149,8 @@ def _parse_example(name: QuestionSet, block: str, question_id: str) -> Benchmark
 def prompts_of(prompt: str) -> Iterable[str]:
     """What is written as a prompt: a text, or the lines of a file or (`-`) of standard input.
 
+    What is likely a mistake is named on stderr: a file that is not there, `\\n` for a line break.
+
     Raises:
         ValueError: a line is no UTF-8, or standard input is closed.
     """
@@ -157,4 +160,12 @@ def prompts_of(prompt: str) -> Iterable[str]:
         return text_lines(sys.stdin.buffer, "standard input")
     if os.path.isfile(prompt):  # Path.is_file raises where a text is too long for a name
         return list(text_lines(io.BytesIO(read_plain(Path(prompt))), prompt))
+    if re.fullmatch(r"\S+\.(txt|jsonl?|md)", prompt):
+        told = f"warning: there is no file {harmless(prompt)}: it is taken as the prompt"
+        print(told, file=sys.stderr)
+    if re.search(r"\\n(?![A-Za-z])", prompt):  # \nabla is none
+        print(
+            r"warning: the prompt holds a backslash and an n; a line break is $'..\n' in the shell",
+            file=sys.stderr,
+        )
     return [prompt]

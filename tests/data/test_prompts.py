@@ -221,3 +221,21 @@ def test_a_file_holds_the_prompts_that_standard_input_does(tmp_path, monkeypatch
     monkeypatch.setattr("sys.stdin", None)  # as under <&-
     with pytest.raises(ValueError, match="expected prompts on standard input, found it closed"):
         prompts_of("-")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("prompts.txt", "there is no file prompts.txt: it is taken as the prompt"),
+        ("no/such.jsonl", "there is no file no/such.jsonl"),
+        (r"71600\n", r"a line break is $'..\n' in the shell"),
+        (r"with \nabla and \nu", ""),
+        ("Read the file notes.txt", ""),
+        ("71600\n", ""),
+    ],
+)
+def test_a_prompt_that_is_likely_a_mistake_is_told(prompt, said, capsys):
+    assert list(prompts_of(prompt)) == [prompt]
+    told = capsys.readouterr().err
+    assert said in told
+    assert bool(told) == bool(said)
