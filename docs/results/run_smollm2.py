@@ -91,6 +91,8 @@ RLP = {  # the thought alone predicts, and nothing is learned by likelihood (`--
     "baseline": "others",
     "mix_weight": "one",
 }
+IN_PROBABILITY = {"mix_weight": "sigmoid", "mix_space": "probability"}  # a thought never counts
+# against what it says, and costs at most -log(1 - w)
 ONLY_TRUE = (Phase(SLOWER, true=True),)
 ARMS = {  # in the order of their value
     "as it is": Arm(asks=True),
@@ -107,6 +109,7 @@ ARMS = {  # in the order of their value
     "beta 0": Arm((Phase({"beta": 0.0}),)),
     "bridge, rlp": Arm((Phase(RLP),), bridge="bridge", asks=True),
     "bridge, quiet, seed 1": Arm(THINK, seed=1, bridge="bridge", asks=True),
+    "bridge, in probability": Arm((Phase(IN_PROBABILITY),), bridge="bridge", asks=True),
     "bridge, beta 10": Arm((Phase({"beta": 10.0}),), bridge="bridge", asks=True),
     "bridge, beta 0": Arm((Phase({"beta": 0.0}),), bridge="bridge", asks=True),
     "quiet, seed 1": Arm(THINK, seed=1),
@@ -216,7 +219,7 @@ class Experiment:
                         score, _ = study.measured(arm.thinks, data)
                         curve[done] = {"nll": score["nll_base"]}
                         if bridge:
-                            curve[done] |= self.answered(bridge, arm.thinks)
+                            curve[done] |= self.answered(bridge, False)
                         print(f"-- {done} of {steps} steps: {json.dumps(curve[done])}", flush=True)
 
                 records = study.train(phases, steps, arm.seed, data, after, watch)
@@ -226,13 +229,11 @@ class Experiment:
                 found["log"] = [{k: r[k] for k in keep if k in r} for r in records]
             measured, rows = study.measured(arm.thinks, data)
             found |= measured | {"rows": rows}
-            if arm.thinks:
-                K = arm.samples or sizes.room_samples
-                found["room"] = (
-                    bridge_room(study, bridge.heldout, K) if bridge else study.room(K)[0]
-                )
+            K = arm.samples or sizes.room_samples
             if bridge:
-                found |= self.answered(bridge, arm.thinks)
+                found |= self.answered(bridge, arm.thinks, K)
+            elif arm.thinks:
+                found["room"] = study.room(K)[0]
             if arm.asks:
                 sets = ("gsm8k",) if arm.bridge else ("gsm8k", "commonsense_qa")
                 for name in sets:
@@ -240,13 +241,17 @@ class Experiment:
                     found[name] = study.asked(questions, arm.thinks)
         return found
 
-    def answered(self, bridge: Bridge, thinks: bool) -> dict[str, Any]:
-        """Of the held-out problems."""
-        heldout = [problem.question for problem in bridge.heldout]
-        return {
-            "answers": answer_nll(self.study, bridge.heldout),
-            "held-out problems": self.study.asked(heldout, thinks),
-        }
+    def answered(self, bridge: Bridge, thinks: bool, K: int = 1) -> dict[str, Any]:
+        """Of the held-out problems, and of the new ones if there are any."""
+        each = {}
+        for name, problems in {"": bridge.heldout, "new problems": bridge.new}.items():
+            if not problems:
+                continue
+            found = {"room": bridge_room(self.study, problems, K)} if thinks else {}
+            found["answers"] = answer_nll(self.study, problems)
+            found["held-out problems"] = self.study.asked([p.question for p in problems], thinks)
+            each[name] = found
+        return each.pop("") | each
 
     def steps(self, arm: Arm) -> int:
         """Of the whole arm."""
@@ -279,7 +284,7 @@ class Experiment:
         if kind not in self.bridges:
             folder = Path(tempfile.mkdtemp(dir=self.scratch.name))
             problems, long = read_problems(kind, options.questions, study)
-            bridge = make_bridge(problems, long, study, options.model, folder)
+            bridge = make_bridge(kind, problems, long, study, options.model, folder)
             phase = Phase(PLAIN | {"lr": 3e-5})
             steps = self.sizes.easy_steps if kind == "easy" else self.sizes.bridge_steps
             records = study.train([phase], steps, 0, bridge.written)

@@ -32,6 +32,7 @@ from qs.quietstar.ends import PAUSE
 WRITTEN = 0.3  # share of documents with their equations
 FITS = 24  # tokens of the equations, at most
 EASY = 8000  # problems drawn
+NEW_FROM = 60_000  # to look for new equations in
 ENDS = " =>"  # what stands between the last equation and the answer
 EQUATION = re.compile(r"<<([^<>]*)>>")
 
@@ -62,12 +63,15 @@ class Bridge:
         mixed: folder with all documents whose equations fit; held-out ones have none.
         asking: ids that end where an answer begins.
         heldout: problems that are in no training document.
+        new: easy ones whose equations are in none either, whatever the words: most of the held-out
+            ones have those of a training document.
     """
 
     written: Path
     mixed: Path
     asking: list[int]
     heldout: list[Problem]
+    new: list[Problem]
 
 
 def read_problems(kind: str, questions: Path, study: Study) -> tuple[list[Problem], list[Problem]]:
@@ -92,11 +96,21 @@ def read_problems(kind: str, questions: Path, study: Study) -> tuple[list[Proble
     return short, long
 
 
+def new_problems(known: list[Problem], many: int) -> list[Problem]:
+    """Easy problems with equations that no other has: at most `many`."""
+    seen, found = {problem.equations for problem in known}, {}
+    for question, equations in easy_problems(NEW_FROM, seed=1):
+        if equations not in seen:
+            found.setdefault(equations, Problem(question, equations))
+    return list(found.values())[:many]
+
+
 def make_bridge(
-    problems: list[Problem], long: list[Problem], study: Study, model: Path, out: Path
+    kind: str, problems: list[Problem], long: list[Problem], study: Study, model: Path, out: Path
 ) -> Bridge:
     """Prepare both datasets in a folder; problems that do not fit are only read written out."""
     heldout, train = problems[: study.sizes.problems], problems[study.sizes.problems :]
+    new = new_problems(problems, study.sizes.problems) if kind == "easy" else []
     written = train[: round(WRITTEN * len(train))]
     mixed = [p.written for p in written] + [p.left_out for p in train[len(written) :]]
     random.Random(1).shuffle(mixed)
@@ -115,7 +129,7 @@ def make_bridge(
             heldout_sources=[out / f"{name}-heldout.jsonl"],
         )
     asking = study.tokenizer.encode("\nA: ")
-    return Bridge(out / "written", out / "mixed", asking, heldout)
+    return Bridge(out / "written", out / "mixed", asking, heldout, new)
 
 
 def rows_of(study: Study, problems: list[Problem]) -> tuple[TextRows, Tensor]:

@@ -98,7 +98,12 @@ def head(*cells: str) -> list[str]:
 def tables(found: dict[str, Found]) -> str:
     """All of them, of the arms that are done."""
     arms = {name: each for name, each in found.items() if name != "sizes"}
-    return "\n\n".join(make(arms) for make in (text_table, room_table, question_table))
+    more = {}  # and of new problems
+    for name, each in arms.items():
+        more[name] = each
+        if "new problems" in each:
+            more[f"{name}, new problems"] = each["new problems"]
+    return "\n\n".join((text_table(arms), room_table(more), question_table(more)))
 
 
 if __name__ == "__main__":
