@@ -127,7 +127,8 @@ def tasks(args: argparse.Namespace) -> None:
     questions = [read_questions(task, "heldout", args.questions, args.limit) for task in args.tasks]
     opened = open_by(args, reads=False)
     run, digest = opened.config.run, weights.digest(opened.folder)
-    n = 0 if run.objective == "plain" else opened.config.thought.thoughts
+    thinks = run.thinks or run.objective == "star" and "thoughts" in args  # STaR: only if asked to
+    n = opened.config.thought.thoughts if thinks else 0
     own = {"model": str(opened.folder), "weights": digest, "thoughts": n, "seed": run.seed}
     exams = [Exam(task, **chosen(args, Exam) | own) for task in args.tasks]
     folder = args.against and Path(args.against)

@@ -16,6 +16,7 @@ QuestionSet = Literal["gsm8k", "commonsense_qa"]
 QUESTION_SETS: tuple[QuestionSet, ...] = get_args(QuestionSet)
 ARITHMETIC = "arithmetic"  # a benchmark that needs no file
 SETS = ",".join((*QUESTION_SETS, ARITHMETIC))
+WITH_CHOICES = ("commonsense_qa",)  # the answer is a label, else a number
 FILES = {  # of a split: in data/<question set>/
     "gsm8k": {"train": "train.jsonl", "heldout": "test.jsonl"},
     "commonsense_qa": {"train": "train.jsonl", "heldout": "validation.jsonl"},

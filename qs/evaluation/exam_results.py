@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from qs.data.question_sets import WITH_CHOICES
 from qs.evaluation.statistics import Estimate, mean_estimate, paired, wilson
 from qs.files import JsonLines
 from qs.settings import check_limits, setting
@@ -44,6 +45,10 @@ class Exam:
 
     def __post_init__(self) -> None:
         check_limits(self)
+        if self.votes and self.task in WITH_CHOICES:
+            raise ValueError(
+                f"--votes: expected sets whose answers are numbers, found {self.task}: leave it out"
+            )
 
     @property
     def file(self) -> str:

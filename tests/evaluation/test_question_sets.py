@@ -103,6 +103,12 @@ def test_what_changes_answers_has_another_file_and_what_does_not_has_the_same():
     assert dataclasses.replace(voting, temperature=0.5).file != voting.file
 
 
+def test_choices_are_not_voted_on_by_number():
+    with pytest.raises(ValueError, match="answers are numbers, found commonsense_qa"):
+        dataclasses.replace(EXAM, task="commonsense_qa", votes=8)
+    assert dataclasses.replace(EXAM, task="gsm8k", votes=8).kind == "gsm8k-maj8"
+
+
 @pytest.mark.parametrize("votes", [0, 2])
 def test_a_question_is_answered_the_same_whatever_is_asked_beside_it(opened, tmp_path, votes):
     found = []
