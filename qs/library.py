@@ -260,7 +260,7 @@ def load(
 
     Args:
         folder: a run, a checkpoint, or a name in weights/ ("tiny" and "sums" are bundled).
-        thoughts: n, tokens of a thought; None: as it was trained.
+        thoughts: n, tokens of a thought; None: as it was trained (9 if it never thought).
         samples: K, thoughts after a text.
         start_text, end_text: what the start and end vectors begin from, if it has none yet.
         fixed_weight: mixing weight to use instead of the head's: 1 is the prediction after the

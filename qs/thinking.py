@@ -48,8 +48,8 @@ class ThoughtConfig:
     reference: Literal["own", "average"] = setting(
         "own",
         "whose prediction without a thought information gain is over: the model's own, or that of "
-        "a moving average of its weights (one more copy in memory; where a position's own "
-        "thoughts are the baseline it changes logged rewards alone)",
+        "a moving average of its weights (one more copy in memory, two while it judges; "
+        "where a position's own thoughts are the baseline it changes logged rewards alone)",
         later=True,
     )
     average_decay: float = setting(

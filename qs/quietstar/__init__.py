@@ -1,8 +1,9 @@
 """Quiet-STaR (arXiv:2403.09629): the first room to read.
 
 algorithm (algorithm 1, stage by stage), masks (who sees whom), sampler, mixer, losses, attention;
-then parts (what can be one's own), anchors (who thinks) and load (a checkpoint or a run -> a model
-that is ready).
+then terms (what a step computed), parts (what can be one's own; checks, stored), ends (thoughts
+that end themselves), anchors (who thinks), distil, kernels (less memory traffic on a CPU) and load
+(a checkpoint or a run -> a model that is ready).
 """
 
 from qs.quietstar.algorithm import PAUSE, QuietStar

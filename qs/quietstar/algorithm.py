@@ -93,7 +93,7 @@ class QuietStar(nn.Module):
                 instead of sampling; needs `anchors` unless all positions think.
             generator: on the CPU; source of sampled thoughts and random anchors.
             fixed_weight: mixing weight to use instead of the head's (1: always the thought).
-            targets: what `losses.targets_of` says of these, if it is known already.
+            targets: what `terms.targets_of` says of these, if it is known already.
 
         Raises:
             ValueError: a batch that does not fit together (`checks.check_shapes`).

@@ -2,8 +2,8 @@
 
 Each is tested against the obvious form on drawn inputs in float64. They save what the obvious form
 spends on the CPU beside its matrix products: temporaries of the size of all scores or logits, rows
-whose gradient is zero, and text that a block of anchors does not see. Under `torch.compile` and on
-CUDA the obvious forms are used.
+whose gradient is zero, and text that a block of anchors does not see. `LinearNLL` runs everywhere,
+`JoinedAttention` eagerly on a CPU.
 """
 
 from __future__ import annotations

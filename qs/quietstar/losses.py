@@ -38,7 +38,7 @@ def linear_nll(
         targets: (...) ids.
         temperature: divides the logits.
         forbidden: ids with probability 0.
-        chunk: rows at a time; by default LOGITS_AT_ONCE / V.
+        chunk: rows at a time; by default LOGITS_AT_ONCE / V, on a CPU a sixteenth of that.
 
     Returns:
         (...) NLL in nats, float32 or wider.

@@ -40,7 +40,8 @@ class Place(NamedTuple):
 
     Attributes:
         anchor: text position.
-        depth: 0 for text; on a thought's branch 1 at `<start>`, and n + 2 at `<end>`.
+        depth: 0 for text; on a thought's branch 1 at `<start>`, and l + 2 at
+            `<end>` of a thought of l tokens (l is n unless it ended itself).
     """
 
     anchor: Tensor

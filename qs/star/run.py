@@ -76,8 +76,9 @@ class StarRun:
             )
         if config.run.tensorboard:
             raise ValueError("--tensorboard is not of --objective star: its log is of rounds")
+        if config.run.compile:  # every batch of rationales has another shape
+            raise ValueError("--compile is not of --objective star: layers run eagerly there")
         self.start = folders.resolve(config.run.weights)
-        # every batch of rationales has another shape: compiled layers would be compiled for each
         self.config = config.changed(weights=str(self.start), compile=False)
         self.placement = choose_placement(self.config.run)
         shape, self.tokenizer = read(self.start, self.config)

@@ -132,8 +132,8 @@ def compare_models(models: Sequence[str], task: Comparable, count: int, device: 
     metric = "% probability of the answer among the possible ones" if task == "world" else "% right"
     notes = [
         f"answer, with thoughts: {metric}, {len(alone.right)} problems; written: % right "
-        "after a working sampled at temperature 1, as thoughts are; ±: half of a 95 % interval "
-        "over problems; in brackets tokens generated for an answer, thoughts included",
+        "after a working sampled at temperature 1; ±: half of a 95 % interval over problems; "
+        "in brackets tokens generated for an answer, thoughts included",
         "tokens trained, tokens generated: in training, all rounds together",
     ]
     if task == "arithmetic":

@@ -461,6 +461,7 @@ def test_attempts_of_other_problems_or_versions_are_refused(straight, tmp_path, 
         ("--growth=0.5", "--growth must be at least 1"),
         ("--weights=none", "none: expected a checkpoint, found no such folder"),
         ("--tensorboard", "--tensorboard is not of --objective star"),
+        ("--compile", "--compile is not of --objective star"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_and_no_run_is_begun(
