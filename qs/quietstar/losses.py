@@ -13,10 +13,22 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from qs.model.products import product
+from qs.model.products import BLOCKS, product
 from qs.quietstar.kernels import LinearNLL
 
 LOGITS_AT_ONCE = 2**26  # 256 MiB of float32
+
+
+def logit_rows(vocab_size: int, device: torch.device) -> int:
+    """Rows of logits that are made at a time: LOGITS_AT_ONCE numbers or less, but a row.
+
+    On a CPU a sixteenth, which stays in cache, in whole blocks of `products`: what is left of a
+    block runs at half the rate.
+    """
+    rows = max(1, LOGITS_AT_ONCE // vocab_size)
+    if device.type == "cpu":
+        rows = max(1, rows // 16 // BLOCKS[-1]) * BLOCKS[-1]
+    return rows
 
 
 def linear_nll(
@@ -38,7 +50,7 @@ def linear_nll(
         targets: (...) ids.
         temperature: divides the logits.
         forbidden: ids with probability 0.
-        chunk: rows at a time; by default LOGITS_AT_ONCE / V, on a CPU a sixteenth of that.
+        chunk: rows at a time; by default `logit_rows`.
 
     Returns:
         (...) NLL in nats, float32 or wider.
@@ -48,9 +60,7 @@ def linear_nll(
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     head = head.to(outputs.dtype)
 
-    rows = chunk or max(1, LOGITS_AT_ONCE // head.shape[0])
-    if chunk is None and outputs.device.type == "cpu":
-        rows = max(1, rows // 16)  # they stay in cache
+    rows = chunk or logit_rows(len(head), outputs.device)
     never = torch.tensor(tuple(forbidden), dtype=torch.int64, device=outputs.device)
     return LinearNLL.apply(outputs, head, targets, temperature, never, rows).view(shape)
 

@@ -17,7 +17,7 @@ from qs.model.config import ModelConfig
 from qs.model.mistral import Mistral
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import Placement
-from qs.quietstar.losses import LOGITS_AT_ONCE
+from qs.quietstar.losses import LOGITS_AT_ONCE, logit_rows
 from qs.quietstar.terms import term_weights
 
 MIB, GIB = 2**20, 2**30
@@ -197,7 +197,7 @@ def logit_bytes(
     most = rows * max(
         config.run.seq, anchors * thought.samples * max(thought.thoughts, thought.ahead)
     )
-    piece = min(most, LOGITS_AT_ONCE // V // (16 if placement.device.type == "cpu" else 1))
+    piece = min(most, logit_rows(V, placement.device))
     head = V * shape.dim
     # on CUDA a float32 product is one of halves in bfloat16, of which copies are made
     halves = 10 * head if placement.device.type == "cuda" and placement.dtype.itemsize < 4 else 0

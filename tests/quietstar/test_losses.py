@@ -27,10 +27,19 @@ from torch import Tensor
 
 from qs.config import ThoughtConfig
 from qs.model.config import ModelConfig
+from qs.model.products import BLOCKS
 from qs.presets import PRESETS
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.ends import ENDED
-from qs.quietstar.losses import advantages, linear_cross_entropy, linear_nll, reinforce, rewards
+from qs.quietstar.losses import (
+    LOGITS_AT_ONCE,
+    advantages,
+    linear_cross_entropy,
+    linear_nll,
+    logit_rows,
+    reinforce,
+    rewards,
+)
 from qs.quietstar.terms import Step, Terms, count_terms, loss_terms, targets_ahead, term_weights
 
 # Likelihood
@@ -72,6 +81,14 @@ def test_linear_nll_keeps_the_shape_of_its_targets(seed: int, shape: list[int]):
     targets = torch.randint(VOCAB, shape, generator=seeded(seed))
     nll = linear_nll(normal(*shape, 3, seed=seed), normal(VOCAB, 3, seed=seed), targets)
     assert nll.shape == targets.shape
+
+
+@given(vocab_size=st.integers(1, 2**27))
+def test_logits_are_made_in_whole_blocks_of_products_or_as_many_as_there_may_be(vocab_size: int):
+    on_cpu, on_cuda = (logit_rows(vocab_size, torch.device(name)) for name in ("cpu", "cuda"))
+    assert on_cpu % BLOCKS[-1] == 0
+    assert on_cpu == BLOCKS[-1] or on_cpu * vocab_size <= LOGITS_AT_ONCE // 16
+    assert on_cuda == 1 or on_cuda * vocab_size <= LOGITS_AT_ONCE < (on_cuda + 1) * vocab_size
 
 
 def test_linear_nll_is_at_least_float32_and_a_forbidden_target_is_impossible():
