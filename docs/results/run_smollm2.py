@@ -91,8 +91,8 @@ RLP = {  # the thought alone predicts, and nothing is learned by likelihood (`--
     "baseline": "others",
     "mix_weight": "one",
 }
-IN_PROBABILITY = {"mix_weight": "sigmoid", "mix_space": "probability"}  # a thought never counts
-# against what it says, and costs at most -log(1 - w)
+# a thought never counts against what it says, and costs at most -log(1 - w)
+IN_PROBABILITY = {"mix_weight": "sigmoid", "mix_space": "probability"}
 ONLY_TRUE = (Phase(SLOWER, true=True),)
 ARMS = {  # in the order of their value
     "as it is": Arm(asks=True),

@@ -135,7 +135,7 @@ def _parse_example(name: QuestionSet, block: str, question_id: str) -> Benchmark
     text, *options = form["question"].split("\n")
     pairs = [re.fullmatch(r"\(([a-z])\) (.+)", option) for option in options]
     choices = tuple((pair[1].upper(), pair[2]) for pair in pairs if pair)
-    if len(choices) < len(options) or (name == "commonsense_qa") != bool(choices):
+    if len(choices) < len(options) or (name in question_sets.WITH_CHOICES) != bool(choices):
         raise ValueError(f"the lines {options} for choices")
     question = BenchmarkQuestion(question_id, text, choices, "", "", form["rationale"])
     if len(set(question.labels)) < len(question.labels):

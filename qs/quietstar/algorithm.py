@@ -30,7 +30,7 @@ from qs.model.exact import Exact
 from qs.model.mistral import Mistral
 from qs.quietstar.anchors import choose_anchors, draw, uncertainty
 from qs.quietstar.attention import packed_attention
-from qs.quietstar.checks import check_shapes, head_of, result_of
+from qs.quietstar.checks import check_batch, head_of, result_of
 from qs.quietstar.ends import PAUSE, after_end, close_up, lengths, log_p_of, pauses
 from qs.quietstar.losses import linear_nll, rewards
 from qs.quietstar.masks import Layout, every_position, one_document
@@ -96,9 +96,9 @@ class QuietStar(nn.Module):
             targets: what `terms.targets_of` says of these, if it is known already.
 
         Raises:
-            ValueError: a batch that does not fit together (`checks.check_shapes`).
+            ValueError: a batch that does not fit together (`checks.check_batch`).
         """
-        check_shapes(self.model.config.vocab_size, tokens, documents, counted, anchors, thoughts)
+        check_batch(self.model.config.vocab_size, tokens, documents, counted, anchors, thoughts)
         if documents is None:
             documents = one_document(tokens)
         if thoughts is None:
@@ -140,7 +140,7 @@ class QuietStar(nn.Module):
         Raises:
             ValueError: as `forward`.
         """
-        check_shapes(self.model.config.vocab_size, tokens, documents, anchors=anchors)
+        check_batch(self.model.config.vocab_size, tokens, documents, anchors=anchors)
         config, outputs, cache = self.config, None, None
         numbers = draw(config, *tokens.shape, generator, anchors)
         unsure = anchors is None and config.anchors == "uncertain"

@@ -115,7 +115,7 @@ def named(found: object) -> str:
     return repr(found) if found is None else f"{type_words(type(found))} {found!r}"
 
 
-def check_shapes(
+def check_batch(
     vocab_size: int,
     tokens: Tensor,
     documents: Tensor | None = None,
