@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from smollm2_bridge import Bridge, answer_nll, bridge_room, make_bridge, read_problems
-from smollm2_study import GPU, REHEARSAL, SMALL, Phase, Study, last
+from smollm2_study import CPU, GPU, REHEARSAL, SMALL, Phase, Study, last
 from smollm2_tables import tables
 from smollm2_thoughts import reads_again
 
 from qs.data.question_sets import read_questions
 from qs.training.work import operations
 
-SIZES = {"gpu": GPU, "small": SMALL, "rehearsal": REHEARSAL}
+SIZES = {"gpu": GPU, "cpu": CPU, "small": SMALL, "rehearsal": REHEARSAL}
 CURVE = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32)  # times an arm's steps: longer ones are measured there
 PLAIN, PAUSE = {"objective": "plain"}, {"objective": "pause"}
 ALONE = {  # head and vectors by likelihood; the model's gradient clips nothing
