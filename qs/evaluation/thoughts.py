@@ -132,7 +132,7 @@ def _tokens(
     """The tokens at neighbouring positions of the one row of a step, with a question or without."""
 
     def text_of(token: int) -> str:
-        special = token in (tokenizer.bos_id, tokenizer.eos_id)
+        special = token in (tokenizer.bos_id, *tokenizer.ends)
         return "" if special else tokenizer.piece(token)
 
     ids = tokens.tolist()

@@ -91,7 +91,7 @@ class Generated:
 
     @property
     def text_ids(self) -> list[int]:
-        """Output ids without EOS."""
+        """Output ids without what ended them."""
         return self.ids[:-1] if self.reason == "eos" else self.ids
 
 
@@ -106,8 +106,8 @@ class Counts:
 
 
 def sayable_ids(shape: ModelConfig, device: torch.device) -> Tensor:
-    """Rising ids that text may hold: what a thought may hold, and EOS."""
-    return allowed_ids(shape.vocab_size, set(shape.forbidden) - {shape.eos_id}, device)
+    """Rising ids that text may hold: what a thought may hold, and what ends a text."""
+    return allowed_ids(shape.vocab_size, set(shape.forbidden) - set(shape.ends), device)
 
 
 def uniforms(seed: int, numbers: Sequence[int], tokens: int, n: int) -> list[Tensor]:

@@ -199,7 +199,7 @@ class Stream:
     def _reason(self, row: int) -> Reason | None:
         """Why a row ends after its last token; None: it goes on."""
         ids = [token.id for token in self.tokens[row]]
-        if ids[-1] == self.quiet.model.config.eos_id:
+        if ids[-1] in self.quiet.model.config.ends:
             return "eos"
         if self.stop is not None and self.stop(row, ids):
             return "stop"

@@ -100,7 +100,7 @@ THOUGHT_MARKS = {"startthought": "<|startthought|>", "endthought": "<|endthought
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a model, read from the checkpoint's own `config.json` or `params.json`.
+    """Shape of a model, read from its `config.json` or `params.json`.
 
     Attributes:
         family: one of `FAMILIES`; what distinguishes them is a property each.
@@ -109,6 +109,8 @@ class ModelConfig:
         rope_scaling: how rotation is slowed down, or None.
         max_positions: longest row in tokens that the checkpoint was made for.
         tied: whether the head is the embedding.
+        eos_id: id that ends a document, or None.
+        other_ends: further ids after which no text goes on (a chat format's end of a message).
         pad_id: id of padding, or None where the tokenizer has none.
         thought_ids: rows of the embedding that stand for thought marks in the released Quiet-STaR
             layout. They are not text: never encoded, never sampled.
@@ -139,6 +141,7 @@ class ModelConfig:
     thought_ids: tuple[int, ...] = ()
     family: str = "mistral"
     text_ids: int | None = None
+    other_ends: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.family == "mistral" or (self.family in FAMILIES and self.window is None)
@@ -159,6 +162,8 @@ class ModelConfig:
             token = getattr(self, name)
             row = token is None or self._is_row(token)
             self._require(row, name, f"to be null or an id {below}")
+        if not all(map(self._is_row, self.other_ends)):
+            raise ValueError(f"expected {FIELDS['eos_id'].hf} {below}, got {self.ends}")
         self._require(self.heads % self.kv_heads == 0, "kv_heads", f"to divide {self.heads} heads")
         self._require(self.head_dim % 2 == 0, "head_dim", "to be even")
         if len(self.thought_ids) not in (0, 2) or not all(map(self._is_row, self.thought_ids)):
@@ -190,6 +195,11 @@ class ModelConfig:
         return self.family == "qwen3"
 
     @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids after which a text that is written ends."""
+        return self.other_ends if self.eos_id is None else (self.eos_id, *self.other_ends)
+
+    @property
     def forbidden(self) -> tuple[int, ...]:
         """Ids that a thought never holds: BOS, padding, the thought marks and what is no text."""
         filling = range(self.text_ids or self.vocab_size, self.vocab_size)
@@ -200,8 +210,8 @@ class ModelConfig:
 def read_model_config(folder: str | Path) -> ModelConfig:
     """The shape of a checkpoint, from Hugging Face's `config.json` or Mistral's `params.json`.
 
-    Ids of thought marks come from `added_tokens.json` beside it, start first. Of several
-    end-of-text ids the first is taken. A negative id means that there is no such token.
+    Ids of thought marks come from `added_tokens.json` beside it, start first. A negative id means
+    that there is no such token.
 
     Raises:
         ValueError: if a file is missing or malformed, or describes no model that we can run.
@@ -233,7 +243,8 @@ def _named(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any
 
 
 def _mistral_fields(values: dict[str, Any]) -> dict[str, Any]:
-    values = {key: value for key, value in values.items() if value is not None}
+    # newer files call the window so
+    values = {key.removeprefix("_"): value for key, value in values.items() if value is not None}
     # mistral-inference's rule: v0.1, which has a window, does not state its rotary base
     theta = 1e4 if "sliding_window" in values else 1e6
     defaults = {"head_dim": None, "sliding_window": None, "tied_embeddings": False}
@@ -267,7 +278,9 @@ def _hf_fields(values: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"expected {key} to be an object or null, found {rope!r}")
         rotary = rope.get("rope_type", rope.get("type", "default"))
         partial = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
-        if rotary not in ("default", "llama3") or partial not in (None, 1):
+        if partial not in (None, 1):
+            raise ValueError(f"partial_rotary_factor {partial}: unsupported; use a plain model")
+        if rotary not in ("default", "llama3"):
             raise ValueError(
                 f"expected no {key} or one of type llama3, found {rope}; no other rotary is known"
             )
@@ -279,9 +292,10 @@ def _hf_fields(values: dict[str, Any]) -> dict[str, Any]:
     if other := [key for key, flag in QUIET_FLAGS.items() if values.get(key, flag) != flag]:
         raise ValueError(f"{', '.join(other)} not as in the released Quiet-STaR model")
     for name in ("bos_id", "eos_id", "pad_id"):
-        token = fields[name]
-        token = token[0] if isinstance(token, list) and token else token
-        fields[name] = None if isinstance(token, int) and token < 0 else token
+        tokens = fields[name] if isinstance(fields[name], list) else [fields[name]]
+        there = [token for token in tokens if not (isinstance(token, int) and token < 0)]
+        fields[name], *others = there or [None]
+        fields |= {"other_ends": tuple(others)} if name == "eos_id" else {}
     return fields
 
 
@@ -303,6 +317,7 @@ def write_model_config(
     """
     values = {key.hf: getattr(config, ours) for ours, key in FIELDS.items()}
     values |= HF_CONSTANTS | {"torch_dtype": dtype}
+    values |= {"eos_token_id": list(config.ends)} if config.other_ends else {}
     values |= {"model_type": config.family, "architectures": [_architecture(config.family)]}
     if scaling := config.rope_scaling:
         rope = {theirs: getattr(scaling, ours) for ours, theirs in SCALING.items()}

@@ -120,7 +120,10 @@ def layout_of(folder: Path) -> Literal["hf", "mistral"]:
     if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
         return "hf"
     described = (folder / "config.json").is_file()
-    if (folder / "params.json").is_file() and (any(folder.glob(CONSOLIDATED)) or not described):
+    pickled = any(file for like in PICKLES for file in folder.glob(like))
+    if (folder / "params.json").is_file() and (
+        any(folder.glob(CONSOLIDATED)) or not (described or pickled)
+    ):
         return "mistral"
     if not described:
         raise ValueError(what_is_wrong(folder))
@@ -146,6 +149,8 @@ def what_is_wrong(folder: Path) -> str:
             "checkpoint as safetensors, or convert it (load it with transformers where you trust "
             "it, then save_pretrained)"
         )
+    elif file := first("*.gguf"):
+        found = f"{file}; get the checkpoint that it was made from, as safetensors"
     else:
         found = "none; give the folder that holds the weights"
     return f"{folder}: expected {SINGLE}, {INDEX} or {CONSOLIDATED}, found {found}"

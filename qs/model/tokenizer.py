@@ -24,7 +24,11 @@ from qs.model.tokenizer_files import JSON_FILE, MODEL_FILE, find_vocabulary
 CONFIG_FILES = ("tokenizer_config.json", "generation_config.json")
 TOKENIZER_FILES = (MODEL_FILE, JSON_FILE, "special_tokens_map.json", *CONFIG_FILES)
 CONTEXT = 16  # tokens before others that decide how those are read
-PROBES = ("two  spaces", "line\n\nline", "tab\tx", "Ab Cd", "x 1234.5", "don't .", "é ½ ﬁ 中 😀")
+COPIED = (*TOKENIZER_FILES, "chat_template.jinja")
+PROBES = (
+    *("two  spaces", " led", "line\n\nline", "tab\tx", "Ab Cd", "x 1234.5", "don't ."),
+    *("é ½ ﬁ 中 😀", "e\u0301"),  # the last of two characters
+)
 
 
 class Tokenizer:
@@ -34,13 +38,15 @@ class Tokenizer:
     Mistral, Llama, SmolLM and `train_tokenizer` do; sentencepiece's own mark for a space, U+2581,
     becomes a space.
 
-    BOS and EOS are those of the tokenizer file, or else of tokenizer_config.json,
-    generation_config.json or config.json beside it, in this order.
+    BOS and EOS are those that tokenizer_config.json names, or else those of the tokenizer file, of
+    generation_config.json or config.json, in this order.
 
     Attributes:
         hash: SHA-256 of the tokenizer file (and of BOS and EOS, where it is silent about them).
         vocab_size: the largest id of text or special tokens, and one.
         bos_id, eos_id, pad_id, unknown_id: None: there is none.
+        ends: every id that one of these files calls an end of text, EOS first: chat models end a
+            message by another token than a document.
         begins: whether texts begin with BOS; Mistral's and Llama's do, SmolLM2's and Qwen's not.
 
     Raises:
@@ -49,11 +55,17 @@ class Tokenizer:
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
-        self._model = find_vocabulary(folder)
-        self.vocab_size: int = self._model.size
         configs = [_optional(folder / name) for name in (*CONFIG_FILES, "config.json")]
+        (end,) = _tokens(configs[0].get("eos_token")) or (None,)
+        self._model = find_vocabulary(folder, end)
+        self.vocab_size: int = self._model.size
         own = self._model.ids
-        self.bos_id, self.eos_id, self.pad_id = (
+        if end is not None and self._model.special(end) is None:
+            raise ValueError(
+                f"{self._model.path}: expected the special token {end!r}, by which "
+                f"{CONFIG_FILES[0]} ends texts, found none; get {JSON_FILE} of the same checkpoint"
+            )
+        (self.bos_id, _), (self.eos_id, self.ends), (self.pad_id, _) = (
             self._special(name, of_file, configs)
             for name, of_file in (("bos", own.bos), ("eos", own.eos), ("pad", own.pad))
         )
@@ -66,18 +78,22 @@ class Tokenizer:
             digest.update(repr(rule).encode())
         self.hash: str = digest.hexdigest()
 
-    def _special(self, name: str, own: int | None, configs: Sequence[dict[str, Any]]) -> int | None:
-        """Id of BOS, EOS or padding by the first file that speaks of it; null means: none."""
-        if own is not None:
-            return own
+    def _special(
+        self, name: str, own: int | None, configs: Sequence[dict[str, Any]]
+    ) -> tuple[int | None, tuple[int, ...]]:
+        """Id of BOS, EOS or padding by the first file that speaks of it, and the ids of all files.
+
+        What tokenizer_config.json names comes before the tokenizer file, its null after it; null
+        means that there is none.
+        """
         keys = (f"{name}_token", *[f"{name}_token_id"] * (len(configs) - 1))
-        for key, config in zip(keys, configs, strict=True):
-            if key in config:
-                token = config[key]
-                token = token.get("content") if isinstance(token, dict) else token
-                token = token[0] if isinstance(token, list) and token else token
-                return self._model.special(token) if type(token) in (int, str) else None
-        return None
+        said = [_tokens(c[key]) for key, c in zip(keys, configs, strict=True) if key in c]
+        if own is not None:
+            said.insert(bool(_tokens(configs[0].get(keys[0]))), [own])
+        known = [[i for i in map(self._model.special, x) if i is not None] for x in said]
+        first = known[0][0] if known and known[0] else None
+        named = dict.fromkeys(i for ids in ([first], *known) for i in ids if i is not None)
+        return first, tuple(named)
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Token ids of a text, all below `vocab_size`; `<s>` and the like are plain characters.
@@ -164,7 +180,7 @@ class Tokenizer:
         for text in PROBES:
             if (back := self.decode(self.encode(text))) != text:
                 return (
-                    f"{self._model.path} changes text: {text!r} comes back as {back!r}; "
+                    f"{self._model.path} changes text: {text!a} comes back as {back!a}; "
                     "what is read, learnt and scored is the changed text"
                 )
         return None
@@ -185,10 +201,17 @@ def settled(text: str) -> str:
 
 def copy_tokenizer(source: Path, target: Path) -> int:
     """Copy every tokenizer file of a checkpoint's folder into another; returns how many."""
-    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    names = [name for name in COPIED if (source / name).is_file()]
     for name in names:
         shutil.copyfile(source / name, target / name)
     return len(names)
+
+
+def _tokens(value: Any) -> list[int | str]:
+    """What a configuration file says of a special token: names or ids; null: none."""
+    tokens = value if isinstance(value, list) else [value]
+    tokens = (token.get("content") if isinstance(token, dict) else token for token in tokens)
+    return [token for token in tokens if type(token) in (int, str)]
 
 
 def _optional(path: Path) -> dict[str, Any]:

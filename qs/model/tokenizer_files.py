@@ -68,8 +68,11 @@ class Vocabulary(Protocol):
         """The id of a special token by its id or name, which no text becomes; None: it is none."""
 
 
-def find_vocabulary(folder: Path) -> Vocabulary:
-    """The tokenizer of a folder; `tokenizer.model` where both are there and of one size.
+def find_vocabulary(folder: Path, end: int | str | None = None) -> Vocabulary:
+    """The tokenizer of a folder; of two files `tokenizer.model` if they agree.
+
+    That is: if both are of one size, and the token that ends texts, where `end` names one, is a
+    special one in it (that of a chat format may be one in `tokenizer.json` only).
 
     Raises:
         ValueError: there is none, or it is unreadable or damaged; what was found and what to do.
@@ -77,7 +80,8 @@ def find_vocabulary(folder: Path) -> Vocabulary:
     model, other = folder / MODEL_FILE, folder / JSON_FILE
     if model.is_file():
         sentences = SentencePiece(model)
-        if not other.is_file() or _size(read_object(other), other) == sentences.size:
+        ends = end is None or sentences.special(end) is not None
+        if not other.is_file() or (ends and _size(read_object(other), other) == sentences.size):
             return sentences
     if other.is_file():
         return HuggingFace(other)

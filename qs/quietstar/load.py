@@ -17,7 +17,7 @@ from qs import files
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.digests import check_digests
 from qs.model import folders
-from qs.model.config import ModelConfig, read_model_config
+from qs.model.config import ModelConfig
 from qs.model.exact import Exact
 from qs.model.mistral import Mistral
 from qs.model.tokenizer import Tokenizer
@@ -25,6 +25,7 @@ from qs.model.weights import check_shapes, load_into
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.attention import check_flex
 from qs.quietstar.parts import Parts, check_own
+from qs.quietstar.shape import read
 from qs.quietstar.stored import STORED, stored_settings
 
 THOUGHT_VECTORS = {"start", "end", "end_output"}  # stored divided by --embedding-scale
@@ -114,36 +115,6 @@ def choose_placement(config: RunConfig, there: bool | None = None) -> Placement:
     )
 
 
-def check_fits(shape: ModelConfig, tokenizer: Tokenizer, settings: Config, folder: Path) -> None:
-    """Refuse a tokenizer or a row length that the model was not made for.
-
-    Raises:
-        ValueError: what was expected and found.
-    """
-    if tokenizer.vocab_size > shape.vocab_size:
-        raise ValueError(
-            f"{folder}: the model has {shape.vocab_size} tokens, its tokenizer "
-            f"{tokenizer.vocab_size}; take both from the same checkpoint"
-        )
-    thought, seq = settings.thought, settings.run.seq
-    branch = thought.thoughts + thought.ahead + 1 if settings.run.thinks else 0
-    if seq + branch > shape.max_positions:
-        raise ValueError(
-            f"--seq {seq} (and {branch} positions of a thought) exceeds the {shape.max_positions} "
-            f"positions that {folder} was made for: lower --seq, --thoughts or --ahead"
-        )
-
-
-def read(folder: Path, settings: Config) -> tuple[ModelConfig, Tokenizer]:
-    """Shape and tokenizer of a checkpoint, checked against settings (see `check_fits`)."""
-    shape, tokenizer = read_model_config(folder), Tokenizer(folder)
-    check_fits(shape, tokenizer, settings, folder)
-    # what is written ends with what prepared documents end with
-    eos = shape.eos_id if tokenizer.eos_id is None else tokenizer.eos_id
-    shape = dataclasses.replace(shape, text_ids=tokenizer.vocab_size, eos_id=eos)
-    return shape, tokenizer
-
-
 def load(
     folder: Path,
     settings: Config,
@@ -157,7 +128,7 @@ def load(
     differs from the checkpoint's; an output vector of `<end>` is left alone with --end fixed.
 
     Raises:
-        ValueError: the checkpoint is damaged or not finite, does not fit (see `check_fits`), its
+        ValueError: the checkpoint is damaged or not finite, does not fit (see `read`), its
             mixing head was trained for another mixing, or it needs parts that are not given.
     """
     check_digests(folder)

@@ -33,7 +33,8 @@ from qs.model import folders
 from qs.model.weights import QUIET_NAMES, stored_tensors
 from qs.output import progress
 from qs.quietstar.algorithm import QuietStar
-from qs.quietstar.load import choose_placement, load, read
+from qs.quietstar.load import choose_placement, load
+from qs.quietstar.shape import read
 from qs.star.records import round_records, rounds_table
 from qs.star.round import (
     Attempt,

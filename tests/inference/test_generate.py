@@ -80,6 +80,8 @@ def asked(draw, thoughts=(2, 0, 1, 3), **fixed) -> Asked:
         "window": draw(st.sampled_from([3, None, 1, 2, 6])),
         "pad_id": draw(st.sampled_from([0, None, 2])),  # 2 is EOS
     }
+    if "eos_id" not in fixed:
+        often["other_ends"] = draw(st.sampled_from([(), (3,), (0,), (4, 1)]))
     shape = draw(shapes(**often | fixed))
     decoding = Decoding(
         max_tokens=draw(st.sampled_from([4, 1, 2, 3, 5])),
@@ -108,6 +110,10 @@ def pick_top(scores: list[float], uniform: float, temperature: float, top_p: flo
         )
         never = never | set(kept[count:])
     return pick(scores, uniform, temperature, never)
+
+
+def text_ends(case: Asked) -> set[int | None]:
+    return {case.shape.eos_id, *case.shape.other_ends}
 
 
 def slowly(case: Asked, row: int, ends: set[int] = frozenset()) -> list[OutputToken]:
@@ -143,7 +149,7 @@ def slowly(case: Asked, row: int, ends: set[int] = frozenset()) -> list[OutputTo
             _, mixed, weights = module.predict(*read, given, fixed_weight=how.fixed_weight)
             log_p, weight = mixed[0, 0, 0, 0], weights[0, 0, 0, 0].item()
         scores, uniform = log_p.tolist(), said[len(found)]
-        unsaid = never - {case.shape.eos_id}
+        unsaid = never - text_ends(case)
         id = pick_top(scores, uniform, how.temperature, how.top_p, unsaid)
         thought = None if thought is None else tuple(thought)
         found.append(OutputToken(id, thought, weight, nats, scores[id]))
@@ -166,7 +172,7 @@ def same_tokens(found: list[OutputToken], expected: list[OutputToken]) -> None:
 @torch.no_grad()
 def test_decoding_equals_recomputing_everything_for_every_token(case: Asked):
     for row, found in enumerate(case.generate()):
-        same_tokens(found.tokens, slowly(case, row, {case.shape.eos_id}))
+        same_tokens(found.tokens, slowly(case, row, text_ends(case)))
 
 
 @torch.no_grad()
@@ -317,7 +323,7 @@ def test_nothing_forbidden_is_thought_or_said(case: Asked, edge: float):
         rows = case.generate()
     never = forbidden(case.shape)
     for row in rows:
-        assert not set(row.ids) & (never - {case.shape.eos_id})
+        assert not set(row.ids) & (never - text_ends(case))
         for token in row.tokens:
             assert not set(token.thought or ()) & never
             assert case.pause or PAUSE not in (token.thought or ())
@@ -332,7 +338,8 @@ def test_a_row_ends_with_the_first_token_that_ends_it(case: Asked, data):
     whole = [row.ids for row in case.generate()]
     assert all(len(ids) == case.decoding.max_tokens for ids in whole)
     end = data.draw(st.sampled_from(whole[0]))
-    for row, ids in zip(case.but(eos_id=end).generate(), whole, strict=True):
+    ends = data.draw(st.sampled_from([{"eos_id": end}, {"other_ends": (end,)}]))
+    for row, ids in zip(case.but(**ends).generate(), whole, strict=True):
         expected = ids[: ids.index(end) + 1] if end in ids else ids
         assert row.ids == expected
         assert row.reason == ("eos" if end in ids else "length")

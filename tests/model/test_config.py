@@ -44,8 +44,9 @@ def test_mistrals_own_config_is_read_with_its_defaults(folder):
 def test_newer_config_files_are_understood(folder):
     path = folder / "config.json"
     edit_json(path, rope_theta=..., rope_parameters={"rope_theta": 5e5, "rope_type": "default"})
-    edit_json(path, eos_token_id=[2, 5], pad_token_id=-1, rope_scaling=None, architectures=...)
-    expected = dataclasses.replace(SMALL, rope_theta=5e5)
+    edit_json(path, eos_token_id=[2, 5, -1], pad_token_id=-1, rope_scaling=None)
+    edit_json(path, architectures=...)
+    expected = dataclasses.replace(SMALL, rope_theta=5e5, other_ends=(5,))
     assert read_model_config(folder) == expected
     edit_json(path, hidden_size=24, head_dim=None, num_key_value_heads=None, sliding_window=None)
     expected = dataclasses.replace(expected, dim=24, kv_heads=4, window=None)
@@ -90,6 +91,16 @@ def test_llamas_rotary_scaling_is_read_and_written(folder, tmp_path, key):
     assert written["rope_scaling"] == LLAMA3
 
 
+def test_all_ids_that_end_a_text_are_read_and_written(folder, tmp_path):
+    edit_json(folder / "config.json", eos_token_id=[5, 2, 7])
+    config = read_model_config(folder)
+    assert (config.eos_id, config.ends) == (5, (5, 2, 7))
+    assert SMALL.ends == (2,)
+    save(tmp_path / "again", config, filled(config, 0))
+    assert read_model_config(tmp_path / "again") == config
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["eos_token_id"] == [5, 2, 7]
+
+
 def test_ids_that_no_tokenizer_has_are_forbidden():
     config = dataclasses.replace(SMALL, pad_id=2, thought_ids=(4, 3), text_ids=9)
     assert config.forbidden == (1, 2, 3, 4, 9, 10)
@@ -117,6 +128,7 @@ def test_ids_that_no_tokenizer_has_are_forbidden():
         ({"rope_theta": 0}, "rope_theta.* got 0"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings.* true or false, got 1"),
         ({"bos_token_id": 11}, "bos_token_id.* below vocab_size 11, got 11"),
+        ({"eos_token_id": [2, 11]}, r"expected eos_token_id below vocab_size 11, got \(2, 11\)"),
         (
             {"rope_scaling": {"type": "linear", "factor": 2}},
             "expected no rope_scaling or one of type",
@@ -137,7 +149,7 @@ def test_ids_that_no_tokenizer_has_are_forbidden():
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping set"),
         ({"rope_scaling": "linear"}, "expected rope_scaling to be an object"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "expected no rope_parameters or"),
-        ({"partial_rotary_factor": 0.5}, "no other rotary is known"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5: unsupported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config set: unsupported"),
         ({"use_weighted_talk_head": False}, "use_weighted_talk_head not as in the released"),
     ],
@@ -178,6 +190,15 @@ def test_a_mixture_of_experts_is_refused(folder):
         read_model_config(folder)
     edit_json(folder / "params.json", moe=..., n_heads=...)
     with pytest.raises(ValueError, match="n_heads missing"):
+        read_model_config(folder)
+
+
+def test_a_window_is_read_by_the_name_that_newer_params_give_it(folder):
+    as_mistral(folder)
+    edit_json(folder / "params.json", sliding_window=..., _sliding_window=6)
+    assert read_model_config(folder).window == 6
+    edit_json(folder / "params.json", _sliding_window=[None, 6])
+    with pytest.raises(ValueError, match="expected window .*a whole number"):
         read_model_config(folder)
 
 

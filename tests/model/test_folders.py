@@ -84,6 +84,7 @@ def test_consolidated_weights_without_params_are_refused(folder, described):
         (["pytorch_model.bin"], "pytorch_model.bin; pickled weights are never opened"),
         (["consolidated.00.pth", "params.json"], "consolidated.00.pth; pickled weights are never"),
         (["model.pt"], "model.pt; pickled weights are never opened"),
+        (["some.gguf"], "some.gguf; get the checkpoint that it was made from"),
         (["readme.md"], "found none; give the folder that holds the weights"),
     ],
 )
@@ -94,8 +95,7 @@ def test_what_is_there_instead_of_weights_is_named(tmp_path, files, message):
             about = {"peft_type": "LORA", "base_model_name_or_path": "x/base"}
             (tmp_path / "adapter_config.json").write_text(json.dumps(about))
     for read in (read_model_config, stored_tensors):
-        if read is stored_tensors or "params.json" not in files:
-            with pytest.raises(ValueError, match=message) as error:
-                read(tmp_path)
-            assert str(error.value).startswith(f"{tmp_path}: expected model.safetensors, ")
-            assert "\n" not in str(error.value)
+        with pytest.raises(ValueError, match=message) as error:
+            read(tmp_path)
+        assert str(error.value).startswith(f"{tmp_path}: expected model.safetensors, ")
+        assert "\n" not in str(error.value)

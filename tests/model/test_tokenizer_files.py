@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qs.model.tokenizer import Tokenizer, copy_tokenizer, settled, train_tokenizer
-from qs.model.tokenizer_files import HuggingFace
+from qs.model.tokenizer_files import HuggingFace, find_vocabulary
 
 tokenizers = pytest.importorskip("tokenizers")
 MARK = "\u2581"
@@ -116,6 +116,20 @@ def test_only_a_tokenizer_that_normalises_is_said_to_change_text(of_kind, kind):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "normal", "told"),
+    [
+        ("byte_level", {"type": "NFC"}, r"changes text: 'e\u0301' comes back as '\xe9'"),
+        ("byte_fallback", {"type": "Strip", "strip_left": True, "strip_right": False}, "' led'"),
+    ],
+)
+def test_a_composed_accent_and_a_lost_leading_space_are_said(tmp_path, folders, kind, normal, told):
+    shutil.copytree(folders / kind, tmp_path, dirs_exist_ok=True)
+    values = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values | {"normalizer": normal}))
+    assert told in (Tokenizer(tmp_path).changes() or "")
+
+
 def test_pieces_are_readable(of_kind):
     byte_level, fallback = of_kind["byte_level"], of_kind["byte_fallback"]
     assert list(map(byte_level.piece, byte_level.encode(" the 42\né"))) == (
@@ -173,6 +187,52 @@ def test_bos_and_eos_follow_the_checkpoint(tmp_path, folders, kind, files, expec
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.begins) == (bos, eos, begins)
 
 
+@pytest.mark.parametrize(
+    ("kind", "files", "expected"),
+    [
+        ("byte_level", {"generation_config.json": {"eos_token_id": [0, 2]}}, (2, 0)),
+        ("byte_level", {"config.json": {"eos_token_id": [1, 50]}}, (2, 1)),  # 50 is text
+        (
+            "byte_level",
+            {
+                "tokenizer_config.json": {"eos_token": {"content": "<|im_start|>"}},
+                "generation_config.json": {"eos_token_id": 0},
+                "config.json": {"eos_token_id": [2]},
+            },
+            (1, 0, 2),
+        ),
+        ("sentencepiece", {"tokenizer_config.json": {"eos_token": "</s>"}}, (2,)),
+        ("sentencepiece", {"tokenizer_config.json": {"eos_token": "<s>"}}, (1, 2)),
+        ("sentencepiece", {"generation_config.json": {"eos_token_id": [1, 40]}}, (2, 1)),
+        ("sentencepiece", {"tokenizer_config.json": {"eos_token": None}}, (2,)),
+    ],
+)
+def test_every_id_that_ends_a_text_is_known(tmp_path, folders, kind, files, expected):
+    shutil.copytree(folders / kind, tmp_path, dirs_exist_ok=True)
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    tokenizer = Tokenizer(tmp_path)
+    assert (tokenizer.eos_id, tokenizer.ends) == (expected[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
+def test_an_end_of_text_that_its_config_names_and_no_file_has_is_refused(tmp_path, folders, kind):
+    shutil.copytree(folders / kind, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|eot_id|>"}')
+    with pytest.raises(ValueError, match="expected the special token '<|eot_id|>'.*, found none"):
+        Tokenizer(tmp_path)
+
+
+def test_of_both_files_the_one_is_used_whose_end_of_text_the_config_names(tmp_path):
+    made.byte_level(tmp_path)
+    own = Tokenizer(tmp_path)
+    train_tokenizer(made.CORPUS, tmp_path, own.vocab_size)
+    for name, expected in (("</s>", "tokenizer.model"), ("<|im_end|>", "tokenizer.json")):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": name}))
+        assert find_vocabulary(tmp_path, name).path.name == expected
+        assert Tokenizer(tmp_path).eos_id == 2
+
+
 def test_a_special_token_that_only_its_config_names_is_not_made_from_text(tmp_path, folders):
     values = json.loads((folders / "byte_level" / "tokenizer.json").read_text())
     for token in values["added_tokens"]:
@@ -220,6 +280,7 @@ def test_marks_of_thoughts_are_no_tokens_of_text(tmp_path, folders, of_kind):
 @pytest.mark.parametrize("size", [300, 290])
 def test_of_both_files_the_model_is_used_only_if_it_has_as_many_tokens(tmp_path, size):
     made.byte_level(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()  # it names EOS of one of the two
     tokens = json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]
     own = Tokenizer(tmp_path)
     train_tokenizer(made.CORPUS, tmp_path, own.vocab_size if size == 300 else size)
@@ -231,8 +292,11 @@ def test_of_both_files_the_model_is_used_only_if_it_has_as_many_tokens(tmp_path,
 
 def test_copied_files_are_the_same_tokenizer(tmp_path, folders, of_kind):
     for kind in KINDS:
+        shutil.copytree(folders / kind, tmp_path / "of" / kind)
+        (tmp_path / "of" / kind / "chat_template.jinja").write_text("{{ messages }}")
         (tmp_path / kind).mkdir()
-        copy_tokenizer(folders / kind, tmp_path / kind)
+        copy_tokenizer(tmp_path / "of" / kind, tmp_path / kind)
+        assert (tmp_path / kind / "chat_template.jinja").read_text() == "{{ messages }}"
         assert Tokenizer(tmp_path / kind).hash == of_kind[kind].hash
 
 

@@ -18,7 +18,8 @@ from qs.model import config as model_config
 from qs.model import weights
 from qs.model.config import ModelConfig
 from qs.model.tokenizer import Tokenizer
-from qs.quietstar.load import allocate, check_fits, choose_placement, first_tokens, load
+from qs.quietstar.load import allocate, choose_placement, first_tokens, load
+from qs.quietstar.shape import check_fits, read
 
 CPU = choose_placement(RunConfig(device="cpu"))
 SHORT = RunConfig(seq=16)  # rows that fit into the positions of the tiny models
@@ -245,6 +246,28 @@ def test_a_model_may_have_more_ids_than_its_tokenizer_and_never_fewer(tiny, rows
     message = f"the model has {VOCAB - 1} tokens, its tokenizer {VOCAB}; take both"
     with pytest.raises(ValueError, match=message):
         check_fits(fewer, tokenizer, Config(), tiny.weights)
+
+
+def test_a_tokenizer_json_with_a_token_too_many_is_told_beside_the_model_that_fits(tiny, tmp_path):
+    for file in tiny.weights.iterdir():
+        shutil.copy(file, tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    fewer = dataclasses.replace(SHAPE, vocab_size=VOCAB - 1)
+    with pytest.raises(ValueError, match="or remove tokenizer.json if tokenizer.model beside it"):
+        check_fits(fewer, Tokenizer(tiny.tokenizer), Config(), tmp_path)
+
+
+def test_special_tokens_are_those_of_the_tokenizer(tiny, tmp_path):
+    shutil.copytree(tiny.weights, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+    (tmp_path / "config.json").write_text(json.dumps(config | ids))
+    shape, tokenizer = read(tmp_path, Config(run=SHORT))
+    assert (tokenizer.bos_id, tokenizer.ends) == (1, (2, 1))
+    assert (shape.bos_id, shape.eos_id, shape.other_ends, shape.pad_id) == (1, 2, (1,), 0)
+    said = sayable_ids(shape, CPU.device).tolist()
+    assert 0 not in said
+    assert {1, 2} < set(said)
 
 
 def test_ids_beyond_the_tokenizer_load_and_are_never_thought_or_said(tiny, tmp_path):
