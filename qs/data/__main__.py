@@ -22,7 +22,7 @@ from qs import cli
 from qs.atomic import new_folder
 from qs.data import arithmetic, synthetic
 from qs.data.dataset import Split
-from qs.data.documents import MAX_DOCUMENT, DocumentReader
+from qs.data.documents import MAX_DOCUMENT, DocumentReader, left_out
 from qs.data.prepare import prepare_dataset
 from qs.files import write_json
 from qs.model.tokenizer import train_tokenizer
@@ -66,7 +66,10 @@ def _parser() -> cli.Parser:
         flag("--out", required=True, help="folder to make")
         texts = "field with the text [text]; a+b joins two; repeat for alternatives"
         flag("--field", dest="fields", metavar="FIELD", help=texts, **several)
-        bound = f"bytes of a document at most; longer ones are left out [{MAX_DOCUMENT}]"
+        bound = (
+            "bytes at most of a record as it is read (a line with all its fields, a text file, the "
+            f"text of a parquet row); longer ones are left out [{MAX_DOCUMENT}]"
+        )
         flag("--max-document", type=cli.within(int, 1), default=MAX_DOCUMENT, help=bound)
 
     world = commands.add_parser("synthetic", help="write text whose reasoning is often left out")
@@ -108,7 +111,7 @@ def _train_tokenizer(
 ) -> None:
     reader = DocumentReader(sources, fields, max_document)
     model = train_tokenizer(reader, out, vocab, symbols=symbol)
-    print(f"{model.vocab_size:,} tokens\n{reader.sources.report()}\n{out}")
+    print(f"{model.vocab_size:,} tokens; {left_out([reader])}\n{reader.sources.report()}\n{out}")
 
 
 def _write_synthetic(out: Path, documents: int, tests: int, seed: int, **settings: float) -> None:

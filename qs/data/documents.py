@@ -21,21 +21,24 @@ MAX_DOCUMENT = 10**8  # bytes
 class DocumentReader:
     """Texts of all documents of files and folders, in order, at constant memory.
 
-    A malformed record has no text; the first few are named on stderr.
+    A malformed record has no text; one that is too long is left out. Of each kind the first few
+    are named on stderr.
 
     Args:
         sources: .jsonl, .json (both JSON lines), either with .gz or .zst, .txt (one document a
             file), .parquet, or folders of them, as `find_files` reads them.
         fields: where a record has its text ("text"), the first that fits; `a+b` joins two with a
             newline.
-        max_document: bytes of a record; a longer one is malformed, and never held whole.
+        max_document: bytes of a record as it is read: a line with all its fields, a text file, the
+            text of a table's row. A longer one is too long, and never held whole, but of a table.
 
-    Attributes: `sources`, their `files`, bytes of them that have been `read`, `documents` and
-        `malformed` so far, and of the documents those that are `blank`.
+    Attributes: `sources`, their `files`, bytes of them that have been `read`, `documents`,
+        `malformed` and `too_long` so far, and of the documents those that are `blank`.
 
     Raises:
         ValueError: if a source cannot be read (at once where there is none of these kinds), more
-            than 1 % of the records are malformed, or a setting is out of range.
+            than 1 % of the records that are not too long are malformed, no text is left, or a
+            setting is out of range.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class DocumentReader:
         self.sources, self.fields = find_files(sources), fields or ["text"]
         self.files = [path for files in self.sources.files.values() for path in files]
         self.max_document = max_document
-        self.read = self.documents = self.malformed = self.blank = 0
+        self.read = self.documents = self.malformed = self.too_long = self.blank = 0
 
     def __iter__(self) -> Iterator[str]:
         for path in self.files:
@@ -60,9 +63,13 @@ class DocumentReader:
                 except UnicodeDecodeError as error:
                     if isinstance(record, bytes):  # a text file has many lines
                         number += record.count(b"\n", 0, error.start)
-                    self._leave_out(f"{path}:{number}: invalid UTF-8 at byte {error.start}")
+                    self._refuse(f"{path}:{number}: invalid UTF-8 at byte {error.start}")
+                except _TooLongError:
+                    self.too_long += 1
+                    limit = f"longer than --max-document {self.max_document:,} bytes"
+                    _name(self.too_long, f"left out: {path}:{number}: {limit}")
                 except ValueError as error:
-                    self._leave_out(f"{path}:{number}: {error}")
+                    self._refuse(f"{path}:{number}: {error}")
                 else:
                     if text is not None:
                         self.documents += 1
@@ -70,6 +77,9 @@ class DocumentReader:
                         yield text
             self.read = before + path.stat().st_size
         self._check()
+        if self.documents == self.blank and self.too_long:
+            found = f"found {self.too_long:,} longer and no text in others; raise --max-document"
+            raise ValueError(f"expected documents of {self.max_document:,} bytes at most, {found}")
         if self.documents == self.blank:
             sources = ", ".join(sorted(self.sources.files)[:NAMED])
             raise ValueError(f"expected documents, found no text in {sources}; give others")
@@ -129,12 +139,11 @@ class DocumentReader:
 
     def _check_size(self, size: int) -> None:
         if size > self.max_document:
-            raise ValueError(f"longer than --max-document {self.max_document:,} bytes")
+            raise _TooLongError
 
-    def _leave_out(self, complaint: str) -> None:
+    def _refuse(self, complaint: str) -> None:
         self.malformed += 1
-        if self.malformed <= 5:
-            tqdm.write(harmless(f"malformed: {complaint}"), file=sys.stderr)
+        _name(self.malformed, f"malformed: {complaint}")
         if self.documents + self.malformed >= 10_000:  # a long job need not reach its end to fail
             self._check()
 
@@ -144,6 +153,24 @@ class DocumentReader:
             message = f"at most 1 % malformed records, found {self.malformed:,} of {seen:,}"
             advice = "repair the sources or name the right --field"
             raise ValueError(f"expected {message}; {advice}")
+
+
+class _TooLongError(Exception):
+    """A record is longer than one may be."""
+
+
+def _name(number: int, what: str) -> None:
+    """Say on stderr what has no text, if it is one of the first few of its kind."""
+    if number <= 5:
+        tqdm.write(harmless(what), file=sys.stderr)
+
+
+def left_out(readers: Sequence[DocumentReader]) -> str:
+    """How many records gave readers no document, in words."""
+    malformed = sum(reader.malformed for reader in readers)
+    too_long = sum(reader.too_long for reader in readers)
+    longer = f", {too_long:,} longer than --max-document" if too_long else ""
+    return f"{malformed:,} malformed records{longer} left out"
 
 
 def _unpacked(raw: BinaryIO, path: Path) -> BinaryIO:

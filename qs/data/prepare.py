@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from qs.atomic import new_folder
 from qs.data.dataset import FORMAT, META, SPLITS, Shard, Split, split_by_hash
-from qs.data.documents import MAX_DOCUMENT, DocumentReader
+from qs.data.documents import MAX_DOCUMENT, DocumentReader, left_out
 from qs.data.sources import NAMED
 from qs.files import write_json
 from qs.interrupts import kept_from_children
@@ -124,7 +124,7 @@ def prepare_dataset(
 
     Raises:
         ValueError: if a setting is out of range, a source or the tokenizer cannot be used, `out`
-            exists, or more than 1 % of the records are malformed.
+            exists, more than 1 % of the records are malformed, or all are too long.
     """
     start, out = time.perf_counter(), Path(out)
     workers = (os.cpu_count() or 1) if workers is None else workers
@@ -163,7 +163,9 @@ def prepare_dataset(
         for reader, share in jobs:
             encode = partial(_encode, str(tokenizer), model.hash, meta["dtype"], share, seed)
             _write(reader, encode, workers, writers, both=0 < share < 1)
-        meta["malformed"] = sum(reader.malformed for reader, _ in jobs)
+        readers = [reader for reader, _ in jobs]
+        meta["malformed"] = sum(reader.malformed for reader in readers)
+        meta["too_long"] = sum(reader.too_long for reader in readers)
         meta["unknown"] = sum(writer.unknown for writer in writers.values())
         meta["splits"] = {split: writer.summary() for split, writer in writers.items()}
         write_json(folder / META, meta)
@@ -182,8 +184,8 @@ def prepare_dataset(
         share = f"{meta['unknown']:,} tokens ({meta['unknown'] / tokens:.1%}) are unknown"
         print(f"{share}: {tokenizer} has none for some characters of this text")
     rate = f"{tokens / seconds:,.0f} tokens and {size / 1e6 / seconds:.2f} MB of text a second"
-    print(f"{meta['malformed']:,} malformed records left out; {rate}")
-    for reader, _ in jobs:
+    print(f"{left_out(readers)}; {rate}")
+    for reader in readers:
         print(reader.sources.report())
     trained, held = ({path.resolve() for path in reader.files} for reader, _ in (jobs[0], jobs[-1]))
     if heldout_sources and trained & held:

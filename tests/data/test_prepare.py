@@ -156,6 +156,22 @@ def test_more_than_one_percent_malformed_stops_and_leaves_nothing(tmp_path, fold
     assert main([*arguments, "--workers", "1"]) == 0
 
 
+def test_documents_that_are_too_long_are_left_out_told_and_recorded(tmp_path, folder, capsys):
+    source = write(tmp_path / "in.jsonl", ["a b"] * 90 + ["a " * 400] * 10)
+    commands = {
+        "data": ["prepare", f"--tokenizer={folder}", "--workers=1"],
+        "tokens": ["tokenizer", "--vocab=264"],
+    }
+    for name, (command, *flags) in commands.items():
+        arguments = [command, str(source), f"--out={tmp_path / name}", *flags]
+        assert main([*arguments, "--max-document=200"]) == 0
+        found = "0 malformed records, 10 longer than --max-document left out"
+        assert found in capsys.readouterr().out
+    meta = json.loads((tmp_path / "data" / "meta.json").read_text())
+    assert (meta["malformed"], meta["too_long"]) == (0, 10)
+    assert meta["splits"]["train"]["documents"] + meta["splits"]["heldout"]["documents"] == 90
+
+
 def test_a_preparation_that_fails_in_the_middle_leaves_the_old_dataset(
     tmp_path, folder, monkeypatch
 ):
