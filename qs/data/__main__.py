@@ -6,7 +6,9 @@
     python -m qs.data arithmetic --out data/raw/NAME --documents 200000
 
 SOURCE is a file or a folder of .jsonl, .json (both JSON lines), either with .gz or .zst, .txt (one
-document a file) or .parquet. synthetic and arithmetic write train.jsonl and heldout.jsonl.
+document a file) or .parquet. synthetic and arithmetic write train.jsonl and heldout.jsonl. Of a
+folder with files of both kinds by their names (train; heldout, test, validation, dev, eval) the
+first are read, and as --heldout-source the others.
 """
 
 import itertools
@@ -53,7 +55,7 @@ def _parser() -> cli.Parser:
     flag = prepare.add_argument
     flag("--tokenizer", required=True, help="a folder with one, or a name in weights/")
     flag("--heldout", type=cli.within(float, 0, 1), default=0.01, help="fraction held out [0.01]")
-    held = "held out instead of a fraction; may be repeated"
+    held = "held out instead of a fraction, of a folder what its names hold out; may be repeated"
     flag("--heldout-source", dest="heldout_sources", metavar="SOURCE", help=held, **several)
     flag("--workers", type=cli.within(int, 1, 4096), help="processes [one a core]")
     flag("--shard-tokens", type=cli.within(int, 1), default=100_000_000, help="at most [10^8]")

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from qs.data.dataset import Split
 from qs.data.sources import NAMED, find_files
 from qs.files import parse_json
 from qs.output import harmless
@@ -31,6 +32,7 @@ class DocumentReader:
             newline.
         max_document: bytes of a record as it is read: a line with all its fields, a text file, the
             text of a table's row. A longer one is too long, and never held whole, but of a table.
+        split: which files are read of a folder that has some of both.
 
     Attributes: `sources`, their `files`, bytes of them that have been `read`, `documents`,
         `malformed` and `too_long` so far, and of the documents those that are `blank`.
@@ -46,10 +48,11 @@ class DocumentReader:
         sources: Iterable[str | Path],
         fields: Sequence[str] | None = None,
         max_document: int = MAX_DOCUMENT,
+        split: Split = "train",
     ) -> None:
         if not 1 <= max_document <= 2**40:
             raise ValueError(f"--max-document: expected 1 to 2^40 bytes, found {max_document}")
-        self.sources, self.fields = find_files(sources), fields or ["text"]
+        self.sources, self.fields = find_files(sources, split), fields or ["text"]
         self.files = [path for files in self.sources.files.values() for path in files]
         self.max_document = max_document
         self.read = self.documents = self.malformed = self.too_long = self.blank = 0

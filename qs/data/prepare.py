@@ -139,7 +139,7 @@ def prepare_dataset(
         print(f"warning: {changes}", file=sys.stderr)
     jobs = [(DocumentReader(sources, fields, max_document), 0.0 if heldout_sources else heldout)]
     if heldout_sources:
-        jobs.append((DocumentReader(heldout_sources, fields, max_document), 1.0))
+        jobs.append((DocumentReader(heldout_sources, fields, max_document, "heldout"), 1.0))
     meta: dict[str, Any] = {
         "format": FORMAT,
         "tokenizer": str(tokenizer),

@@ -172,6 +172,25 @@ def test_documents_that_are_too_long_are_left_out_told_and_recorded(tmp_path, fo
     assert meta["splits"]["train"]["documents"] + meta["splits"]["heldout"]["documents"] == 90
 
 
+def test_a_folder_that_synthetic_wrote_trains_on_what_is_not_held_out(tmp_path, folder, capsys):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    assert main(["synthetic", f"--out={raw}", "--documents=30", "--tests=9"]) == 0
+    lines = (raw / "heldout.jsonl").read_text().splitlines()
+    reserved = [json.loads(line)["text"] for line in lines]
+    prepare_dataset([raw], out, folder, heldout=0.0, workers=1)
+    assert TokenDataset(out, "train").documents == 30
+    told = capsys.readouterr().out
+    assert "\n0 malformed records left out" in told
+    assert f"1 passed over (held out by its name; for --heldout-source): {raw}/heldout" in told
+    prepare_dataset([raw], out, folder, workers=1, heldout_sources=[raw], overwrite=True)
+    assert TokenDataset(out, "train").documents == 30
+    held = TokenDataset(out, "heldout")
+    assert held.documents == 9
+    size = sum(len(text.encode()) for text in reserved)
+    assert held.meta["splits"]["heldout"]["bytes"] == size
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_a_preparation_that_fails_in_the_middle_leaves_the_old_dataset(
     tmp_path, folder, monkeypatch
 ):

@@ -85,3 +85,50 @@ def test_names_of_files_are_shown_and_not_obeyed(tmp_path):
     (tmp_path / "a.txt").touch()
     (tmp_path / "b\x1b[2J").touch()
     assert find_files([tmp_path]).report().endswith(r"b\x1b[2J")
+
+
+def test_what_this_project_writes_about_data_is_no_document(tmp_path):
+    about = [tmp_path / name for name in ("digests.json", "meta.json", "world.json")]
+    put(tmp_path / "a.jsonl", *about)
+    found = find_files([tmp_path])
+    assert read(found) == [tmp_path / "a.jsonl"]
+    assert found.passed_over == {"about the data, by its name": about}
+
+
+HELD, NOT_HELD = "held out by its name; for --heldout-source", "not held out by its name"
+FOLDERS = [  # files to train on, files that are held out
+    (["train.jsonl"], ["heldout.jsonl"]),
+    (["en/c4-train.00000-of-01024.json.gz"], ["en/c4-validation.00000-of-00008.json.gz"]),
+    (
+        ["data/train-00000-of-00001.parquet", "extra.jsonl"],
+        ["data/test-00000-of-00001.parquet", "data/valid_0.parquet"],
+    ),
+    (["latest.txt", "Train/latest/a.txt", "dev/train.txt"], ["dev/1.txt", "train/x.eval.txt"]),
+    (["training.txt"], ["held-out.txt", "test2.txt", "val.txt"]),
+    (["train.txt", "retest.txt", "developer/a.txt"], []),
+    ([], ["test.txt", "validation/a.txt"]),
+]
+
+
+@pytest.mark.parametrize(("trained", "held"), FOLDERS)
+def test_of_a_folder_with_both_splits_one_is_read_and_the_other_is_named(tmp_path, trained, held):
+    trained, held = ([tmp_path / name for name in names] for names in (trained, held))
+    put(*trained, *held)
+    training, holding = find_files([tmp_path]), find_files([tmp_path], "heldout")
+    if trained and held:
+        assert sorted(read(training)) == sorted(trained)
+        assert sorted(read(holding)) == sorted(held)
+        assert [*training.passed_over] == ["held out by its name; for --heldout-source"]
+        assert [*holding.passed_over] == ["not held out by its name"]
+        assert sorted(*holding.passed_over.values()) == sorted(trained)
+    else:
+        assert sorted(read(training)) == sorted(read(holding)) == sorted(trained + held)
+
+
+def test_a_file_that_is_given_by_itself_is_read_whatever_its_name_says(tmp_path):
+    one, other, names = tmp_path / "train.txt", tmp_path / "test.txt", tmp_path / "world.json"
+    put(one, other, names)
+    assert read(find_files([one, other, names])) == [one, other, names]
+    for sources in ([tmp_path, other], [other, tmp_path]):
+        assert sorted(read(find_files(sources))) == [other, one]
+    assert read(find_files([one, tmp_path])) == [one]
