@@ -9,6 +9,7 @@ true tokens ahead, K thoughts per position.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from dataclasses import dataclass, field
@@ -258,7 +259,7 @@ class Config:
             return dataclasses.replace(self.thought, **alone)
         return self.thought
 
-    @property
+    @functools.cached_property
     def stages(self) -> list[tuple[str, Config]]:
         """The curriculum's stages in their order: a name, and these settings with its n and m.
 

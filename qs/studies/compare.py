@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from qs import files
-from qs.config import StarConfig
+from qs.config import Config, StarConfig
 from qs.data.arithmetic import LONGEST
 from qs.evaluation.heldout import measure_heldout
 from qs.evaluation.statistics import mean_estimate
@@ -20,6 +20,7 @@ from qs.inference.decoding import Decoding
 from qs.output import progress
 from qs.presets import ANY_TEXT, PRESETS
 from qs.quietstar.load import Opened, open_model
+from qs.settings import is_of
 from qs.star.records import round_records
 from qs.star.round import generate_rationales
 from qs.star.tasks import task_of
@@ -38,17 +39,37 @@ class Cost(NamedTuple):
     generated: int
 
 
-def training_cost(run: Path) -> Cost:
-    """What a run took."""
-    config = files.read_config(run)
-    if config.run.objective == "star":
-        rounds = round_records(run, config.star.rounds)
+def training_cost(checkpoint: Path) -> Cost:
+    """What a run took until one of its checkpoints.
+
+    Raises:
+        ValueError: the checkpoint does not say where the run stood.
+    """
+    run, path = checkpoint.parent, checkpoint / files.TRAINER
+    config, state = files.read_config(run), files.read_object(path)
+    star = config.run.objective == "star"
+    unit, most = ("round", config.star.rounds) if star else ("step", config.run.steps)
+    done = state.get(unit)
+    numbers = is_of([*state.values()], list[float | None])
+    if not numbers or type(done) is not int or not 0 <= done <= most:
+        found = f"found {str(state)[:60]}; get the checkpoint again"
+        raise ValueError(f"{path}: expected numbers, and a {unit} from 0 to {most}, {found}")
+    if star:  # the log has a checkpoint's own round only once that has been evaluated
+        before = round_records(run, config.star.rounds)
+        rounds = [*(record for record in before if record["round"] < done), state]
         trained = sum(record.get("trained_tokens") or 0 for record in rounds)
         generated = sum(record.get("generated_tokens") or 0 for record in rounds)
         return Cost(trained, generated)
-    rows, thought = config.run.steps * config.run.batch, config.thought
-    sampled = thought.anchor_count(config.run.seq) * thought.samples * thought.thoughts
-    return Cost(rows * config.run.seq, rows * sampled if config.sampled else 0)
+    rows = config.run.batch
+    generated = sum(rows * _generated(config.stage(step)[1]) for step in range(done))
+    return Cost(done * rows * config.run.seq, generated)
+
+
+def _generated(stage: Config) -> int:
+    """Tokens of thoughts for a row of text, in one step."""
+    thought = stage.thought
+    sampled = thought.anchor_count(stage.run.seq) * thought.samples * thought.thoughts
+    return sampled if stage.sampled else 0
 
 
 class Answers(NamedTuple):
@@ -125,16 +146,18 @@ def compare_models(models: Sequence[str], task: Comparable, count: int, device: 
         written = decoded_answers(opened, task, count, written=True, think=False)
         name, cost = f"{opened.folder.name} (untrained)", ("-", "-")
         if opened.run is not None:
-            own = files.read_config(opened.run).run
-            name = f"{own.objective}, seed {own.seed} ({opened.run.name})"
-            cost = tuple(f"{tokens:,}" for tokens in training_cost(opened.run))
+            own, kept = files.read_config(opened.run).run, opened.run.name
+            if opened.folder != files.newest_step(opened.run):
+                kept += f"/{opened.folder.name}"
+            name = f"{own.objective}, seed {own.seed} ({kept})"
+            cost = tuple(f"{tokens:,}" for tokens in training_cost(opened.folder))
         rows.append((name, *cost, str(alone), str(thought) if thinks else "-", str(written)))
     metric = "% probability of the answer among the possible ones" if task == "world" else "% right"
     notes = [
         f"answer, with thoughts: {metric}, {len(alone.right)} problems; written: % right "
         "after a working sampled at temperature 1; ±: half of a 95 % interval over problems; "
         "in brackets tokens generated for an answer, thoughts included",
-        "tokens trained, tokens generated: in training, all rounds together",
+        "tokens trained, tokens generated: in training until then, all rounds together",
     ]
     if task == "arithmetic":
         drawn = count * LONGEST

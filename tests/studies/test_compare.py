@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tiny
 from tiny import ROOT
 
 import evaluate
@@ -17,19 +18,58 @@ def _at_home(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def test_the_cost_of_a_run_is_counted_in_tokens(tmp_path):
+def saved(run, number, **state):
+    """A checkpoint that says where its run stood, and nothing else."""
+    folder = run / f"step_{number:06d}"
+    folder.mkdir()
+    files.write_json(folder / files.TRAINER, state)
+    return folder
+
+
+def test_the_cost_of_a_run_until_a_checkpoint_is_counted_in_tokens(tmp_path):
     run = RunConfig(steps=3, batch=4, seq=10)
     quiet = Config(ThoughtConfig(thoughts=5, samples=2), OptimConfig(), run)
-    assert training_cost(files.new_run(tmp_path, "quiet", quiet)) == Cost(120, 120 * 2 * 5)
     pause = Config(quiet.thought, OptimConfig(), RunConfig("pause", steps=3, batch=4, seq=10))
-    assert training_cost(files.new_run(tmp_path, "pause", pause)) == Cost(120, 0)
-    star = Config(run=RunConfig(objective="star"), star=StarConfig(rounds=2))
+    for name, config, generated in (("quiet", quiet, 120 * 2 * 5), ("pause", pause, 0)):
+        folder = files.new_run(tmp_path, name, config)
+        for step in (1, 3):
+            cost = training_cost(saved(folder, step, step=step, epoch=0))
+            assert cost == Cost(step * 40, step * generated // 3)
+
+
+@pytest.mark.parametrize("distil", [0.0, 0.5])
+def test_every_stage_of_a_curriculum_costs_its_own_thoughts(tmp_path, distil):
+    run = RunConfig(curriculum="3-1,2-1,1-1,0", steps=8, batch=2, seq=64, distil=distil)
+    config = Config(ThoughtConfig(thoughts=3, ahead=1, samples=4), OptimConfig(), run)
+    folder = files.new_run(tmp_path, "fast", config)
+    teacher = 1 if distil else 0  # one thought of one token
+    lengths = [3 * 4, 3 * 4, 2 * 4, 2 * 4, 1 * 4, 1 * 4, teacher, teacher]
+    for step in range(9):
+        cost = training_cost(saved(folder, step, step=step))
+        assert cost == Cost(step * 128, 128 * sum(lengths[:step]))
+
+
+def test_the_cost_of_star_is_of_all_rounds_until_a_checkpoint_logged_or_not(tmp_path, capsys):
+    star = Config(run=RunConfig(objective="star"), star=StarConfig(rounds=3))
     folder = files.new_run(tmp_path, "star", star)
     log = files.JsonLines(folder / files.LOG)
     for number in range(3):
         tokens = {"trained_tokens": 7, "generated_tokens": 11} if number else {}
         log.append([{"round": number, "accuracy": {"all": 0.5}} | tokens])
-    assert training_cost(folder) == Cost(14, 22)
+    two = saved(folder, 2, round=2, trained_tokens=7, generated_tokens=11)
+    three = saved(folder, 3, round=3, trained_tokens=5, generated_tokens=None)
+    assert training_cost(two) == Cost(14, 22)
+    assert training_cost(three) == Cost(19, 22)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "state", [{}, {"step": "2"}, {"step": 9}, {"step": -1}, {"step": 1, "epoch": "x"}]
+)
+def test_a_checkpoint_that_does_not_say_where_its_run_stood_is_refused(tmp_path, state):
+    folder = files.new_run(tmp_path, "run", Config(run=RunConfig(steps=3)))
+    with pytest.raises(ValueError, match="trainer.json: expected numbers, and a step from 0 to 3"):
+        training_cost(saved(folder, 1, **state))
 
 
 def test_the_bundled_model_of_sums_knows_short_ones_in_writing_only():
@@ -53,6 +93,21 @@ def test_a_table_has_a_row_for_each_model_and_says_what_was_measured():
     assert table.rows[0][3].startswith("15.")
     with pytest.raises(ValueError, match="sums: .*--on world asks about, found another one; leave"):
         compare_models(["sums"], "world", 2, "cpu")
+
+
+def test_a_checkpoint_that_is_not_the_newest_is_named_and_costs_what_was_done_until_then(
+    tmp_path, monkeypatch
+):
+    made = tiny.make(tmp_path / "made", positions=128)
+    run = tiny.run(tmp_path / "runs", made.flags(tmp_path / "runs", "--save-every=3"))
+    asked = Answers(np.ones(4), 3.0)
+    monkeypatch.setattr("qs.studies.compare.decoded_answers", lambda *_, **__: asked)
+    models = [str(run / "step_000003"), str(run), str(run / "step_000006")]
+    half, whole, same = compare_models(models, "arithmetic", 4, "cpu").rows
+    rows = 3 * 4 * 16
+    name = f"quiet, seed 0 ({run.name}"
+    assert half[:3] == (f"{name}/step_000003)", f"{rows}", f"{rows * 2 * 2}")
+    assert whole[:3] == same[:3] == (f"{name})", f"{rows * 2}", f"{2 * rows * 2 * 2:,}")
 
 
 def test_a_table_says_what_was_asked_what_was_left_out_and_whether_tokenizers_differ(monkeypatch):
