@@ -16,10 +16,17 @@ NUMBER_TEXT = re.compile(
     rf"(?P<sign>[-+−]?)[{CURRENCY}]?(?P<inner>[-+−]?){NUMBER}"
     rf"(?:\s*(?:%|°[CF]?|[{CURRENCY}]|(?P<unit>{WORD}(?:\s+{WORD}){{0,2}})))?\.?"
 )
+TEEN = r"(?:thir|four|fif|six|seven|eigh|nine)teen"
+TY = r"(?:twen|thir|for|fif|six|seven|eigh|nine)t"  # twenty, twenties, twentieth
+LARGE = r"(?:hundred|thousand|[a-z]*illion)"
 NOT_UNIT = re.compile(  # words that change the number, or may give a second one
-    r"\b(?:(?:tenth|third|quarter|dozen|hundred|hundredth|thousand|million|billion|trillion)s?|half"
-    r"|mn|bn|st|nd|rd|th|point|and|or|nor|not|but|to|until|plus|minus|over|versus|vs"
-    r"|zero|one|two|three|four|five|six|seven|eight|nine|ten)\b",
+    r"^(?:squared|cubed|factorial|gross|score)\b"  # behind a unit they do not: 5 meters squared
+    rf"|\b(?:(?:dozen|lakh|lac|crore|grand|{LARGE})s?|mn|mln|mil|bn|tn|pi"
+    r"|half|halves|(?:third|quarter)s?"  # but seconds are a unit
+    rf"|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|{TEEN}|{TY}ie|{LARGE})ths?"
+    r"|zero|one|(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)(?:e?s)?"
+    rf"|{TEEN}s?|{TY}(?:y|ies)"
+    r"|st|nd|rd|th|point|and|or|nor|not|but|to|until|plus|minus|over|versus|vs)\b",
     re.IGNORECASE,
 )
 SENTENCE = r"[ \t]*((?:[^\n.]|\.(?=\S))*)"  # up to a full stop before a space, or the line's end
@@ -41,7 +48,8 @@ def parse_number(text: str) -> str | None:
     (+, -, U+2212) before or behind a currency symbol; after the number `%`, a currency symbol,
     degrees, or a unit of one to three words; a full stop; space around. "-$1,234.50" is "-1234.5",
     "3 eggs per day" "3". Not accepted: words before it, more digits (3 000, 1/2, 1e5), units of one
-    letter (5x), words that change it (5 million, 3rd, 5 and a half), commas elsewhere (1,23).
+    letter (5x), words that change it or are numbers (5 million, 3rd, 3 fifths, 4 squared, 5 and
+    a half), commas elsewhere (1,23).
     """
     match = NUMBER_TEXT.fullmatch(text.strip())
     if not match or (match["sign"] and match["inner"]) or NOT_UNIT.search(match["unit"] or ""):

@@ -57,6 +57,38 @@ def test_text_that_is_no_single_number_gives_none(text):
     assert parse_number(text) is None
 
 
+SMALL = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+SMALL += ["eleven", "twelve"]
+TEENS = [f"{stem}teen" for stem in ("thir", "four", "fif", "six", "seven", "eigh", "nine")]
+TENS = [f"{stem}ty" for stem in ("twen", "thir", "for", "fif", "six", "seven", "eigh", "nine")]
+LARGE = ["hundred", "thousand", "million", "billion", "trillion", "quadrillion", "zillion"]
+PARTS = ["third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"]
+PARTS += ["eleventh", "twelfth", "quarter", *(f"{word}th" for word in (*TEENS, *LARGE))]
+PARTS += [f"{word[:-1]}ieth" for word in TENS]
+CHANGING = ["zero", "one", "half", "halves", "squared", "cubed", "factorial", "pi", "mil", "score"]
+CHANGING += [*SMALL, *TEENS, *TENS, *PARTS, *LARGE, "dozen", "gross", "grand", "lakh", "crore"]
+CHANGING += [f"{word}s" for word in (*SMALL, *TEENS, *PARTS, *LARGE, "dozen", "lakh", "crore")]
+CHANGING += ["sixes", "twenties", "nineties"]
+
+
+@pytest.mark.parametrize("word", CHANGING)
+def test_a_word_that_changes_the_number_is_no_unit(word):
+    for text in (f"5 {word}", f"5{word}", f"5 {word.title()}.", f"5 {word} of them", f"$5 {word}"):
+        assert parse_number(text) is None, text
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["eggs", "USD", "percent", "seconds", "second", "square feet", "cubic cm", "meters squared"]
+    + ["feet cubed", "quarts", "months", "baths", "teeth", "teens", "tennis balls", "tons", "pies"]
+    + ["stones", "points", "scores", "dollars gross", "halfpennies", "ones", "pairs of shoes"]
+    + ["times", "ounces", "weights", "sixpences", "hundredweight", "miles", "pills", "lacks"],
+)
+def test_a_word_that_only_names_what_is_counted_is_a_unit(unit):
+    for text in (f"72 {unit}", f"72{unit}.", f"72 {unit.title()}"):
+        assert parse_number(text) == "72", text
+
+
 @given(text=st.text(st.sampled_from(list("0123456789,.-+$%/ \n#ambo")), max_size=12))
 def test_a_number_that_is_read_is_canonical_and_has_the_digits_of_the_text(text):
     found = parse_number(text)
