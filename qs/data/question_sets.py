@@ -94,8 +94,8 @@ def read_questions(
         limit: questions from the top of the file (all), or sums of each length (100).
 
     Raises:
-        ValueError: an unknown set or split, no such file, a damaged line, no question at all, or a
-            limit below 1.
+        ValueError: an unknown set or split, no such file, a damaged line, an id that comes again,
+            no question at all, or a limit below 1.
     """
     check_split(split)
     if limit is not None and limit < 1:
@@ -112,13 +112,17 @@ def read_questions(
         message = f"{path}: expected questions of {name}, found: {error.strerror}"
         raise ValueError(f"{message}; get {ORIGINS[name]}, and put them at {places}") from None
     questions: list[BenchmarkQuestion] = []
+    known: dict[str, int] = {}  # the line of each id
     for number, line in enumerate(lines, 1):
         if len(questions) == limit:
             break
         if not line.strip():
             continue
         try:
-            questions.append(parse(parse_json(line), f"{path.stem}-{number}"))
+            question = parse(parse_json(line), f"{path.stem}-{number}")
+            if (first := known.setdefault(question.id, number)) < number:
+                raise ValueError(f"the id {question.id[:40]!r} again, as in line {first}")
+            questions.append(question)
         except ValueError as error:
             message = f"expected a question of {name}, found: {error}"
             advice = "get the file again, or mend the line"

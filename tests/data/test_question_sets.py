@@ -65,9 +65,11 @@ def test_both_published_forms_of_a_choice_are_read_alike(tmp_path, data):
     listed = [{"label": x, "text": y} for x, y in zip(labels, texts, strict=True)]
     nested = {"stem": stem, "choices": listed, "question_concept": "x"}
     flat = {"question": stem, "choices": {"label": labels, "text": texts}}
-    both = ({"id": name, "answerKey": gold} | form for form in ({"question": nested}, flat))
-    write(tmp_path, "commonsense_qa", lines(*both))
-    first, second = read_questions("commonsense_qa", "heldout", tmp_path)
+    found = []
+    for form in ({"question": nested}, flat):
+        write(tmp_path, "commonsense_qa", lines({"id": name, "answerKey": gold} | form))
+        found += read_questions("commonsense_qa", "heldout", tmp_path)
+    first, second = found
     assert first == second
     assert first == BenchmarkQuestion(
         name, stem, tuple(zip(labels, texts, strict=True)), gold, gold
@@ -123,6 +125,20 @@ def test_a_damaged_line_is_refused_in_one_line_that_names_it(tmp_path, name):
     with pytest.raises(ValueError, match=expected) as error:
         read_questions(task, "heldout", tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_an_id_that_comes_again_is_refused_with_both_lines(tmp_path):
+    one, other = choices(), choices("ABC", "C")
+    write(tmp_path, "commonsense_qa", lines(one, other | {"id": "r"}) + b"\n" + lines(other))
+    expected = r"validation.jsonl, line 4: .*found: the id 'q' again, as in line 1; get the file"
+    with pytest.raises(ValueError, match=expected) as error:
+        read_questions("commonsense_qa", "heldout", tmp_path)
+    assert "\n" not in str(error.value)
+    assert len(read_questions("commonsense_qa", "heldout", tmp_path, limit=2)) == 2
+    # a name of ours: that of the second line, which has none
+    write(tmp_path, "commonsense_qa", lines(one | {"id": "validation-2"}, one | {"id": None}))
+    with pytest.raises(ValueError, match="the id 'validation-2' again"):
+        read_questions("commonsense_qa", "heldout", tmp_path)
 
 
 @pytest.mark.parametrize(
