@@ -124,21 +124,22 @@ def tasks(args: argparse.Namespace) -> None:
     """
     if "temperature" in args and not getattr(args, "votes", 0):
         raise ValueError("--temperature is of chains of thought: give --votes, or leave it out")
-    questions = [read_questions(task, "heldout", args.questions, args.limit) for task in args.tasks]
+    asked = {x: read_questions(x, "heldout", args.questions, args.limit) for x in args.tasks}
     opened = open_by(args, reads=False)
     run, digest = opened.config.run, weights.digest(opened.folder)
     thinks = run.thinks or run.objective == "star" and "thoughts" in args  # STaR: only if asked to
     n = opened.config.thought.thoughts if thinks else 0
     own = {"model": str(opened.folder), "weights": digest, "thoughts": n, "seed": run.seed}
-    exams = [Exam(task, **chosen(args, Exam) | own) for task in args.tasks]
+    exams = [Exam(task, **chosen(args, Exam) | own) for task in asked]
     folder = args.against and Path(args.against)
-    others = [folder and exam_results.answers_of(exam.kind, folder) for exam in exams]
+    others = [folder and exam_results.answers_of(x.kind, folder, asked[x.task]) for x in exams]
     out, environment = begin_results(args, opened)
     tables: list[Table] = []
     with hold(out / ANSWERS_LOCK):
-        for exam, asked, other in zip(exams, questions, others, strict=True):
-            summary = question_sets.run(exam, opened.quiet, opened.tokenizer, asked, out)
-            facts, made = exam_results.exam_report(exam, summary, out, other)
+        for exam, other in zip(exams, others, strict=True):
+            questions = asked[exam.task]
+            summary = question_sets.run(exam, opened.quiet, opened.tokenizer, questions, out)
+            facts, made = exam_results.exam_report(exam, summary, other)
             facts["environment"] = environment
             files.add_results(out, {exam.file: facts}, "exams")
             print("\n" + terminal(*made))

@@ -290,6 +290,21 @@ def test_two_models_are_compared_and_a_comparison_with_nothing_is_refused_at_onc
     assert evaluate.main(["tasks", str(spoken), *flags, f"--against={tmp_path / 'new'}"]) == 2
     assert "expected answers of gsm8k-direct to compare with" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+    path = questions / "gsm8k" / "test.jsonl"  # other questions, by the same names
+    path.write_text(path.read_text().replace("plus", "times"))
+    assert evaluate.main(["tasks", str(spoken), *flags, f"--against={tmp_path / 'base'}"]) == 2
+    assert "found none with the same id, text, choices and answer" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_question_that_was_changed_has_a_new_answer(spoken, questions, tmp_path, capsys):
+    flags = ["gsm8k", f"--questions={questions}", f"--out={tmp_path / 'out'}", "--samples=1"]
+    path, shown = questions / "gsm8k" / "test.jsonl", []
+    for gold in ("#### 4", "#### 777", "#### 4"):
+        path.write_text(path.read_text().replace("#### 777", "#### 4").replace("#### 4", gold))
+        assert evaluate.main(["tasks", str(spoken), *flags]) == 0
+        shown.append([x for x in capsys.readouterr().out.splitlines() if "  gold answer" in x])
+    assert shown[0] == shown[2] != shown[1]
 
 
 def test_a_task_that_was_finished_is_kept_when_the_next_is_interrupted(

@@ -1,5 +1,6 @@
 """Benchmarks: GSM8K and CommonsenseQA from their published files, and held-out sums."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from qs.data.answers import parse_choice, parse_number, stated_number
 from qs.data.arithmetic import different_sums
 from qs.data.dataset import Split, check_split
 from qs.files import parse_json
-from qs.plain import read_plain
+from qs.plain import content_digest, read_plain
 
 QuestionSet = Literal["gsm8k", "commonsense_qa"]
 QUESTION_SETS: tuple[QuestionSet, ...] = get_args(QuestionSet)
@@ -43,6 +44,12 @@ class BenchmarkQuestion:
     gold: str  # the answer: a label, or a number in canonical form
     written: str  # the answer as published ("1,080"), which the official metric scores
     rationale: str = ""  # worked solution; a published one without its <<48/2=24>> annotations
+
+    @property
+    def digest(self) -> str:
+        """What tells it from any other: other words, choices, answer or id give another."""
+        told = (self.id, self.text, self.choices, self.gold, self.written)
+        return content_digest(json.dumps(told).encode())
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -3,14 +3,14 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from qs.data.question_sets import WITH_CHOICES
+from qs.data.question_sets import WITH_CHOICES, BenchmarkQuestion
 from qs.evaluation.statistics import Estimate, mean_estimate, paired, wilson
 from qs.files import JsonLines
 from qs.settings import check_limits, setting
@@ -71,11 +71,11 @@ class Exam:
         return {"base": "never"} | ({"mix": "always"} if self.thoughts else {})
 
 
-def answers_of(kind: str, folder: Path) -> Path:
+def answers_of(kind: str, folder: Path, questions: Sequence[BenchmarkQuestion]) -> Path:
     """The newest file with answers of one kind.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it answers none of the questions.
     """
     files = sorted(folder.glob(f"{kind}-*.jsonl"), key=lambda path: path.stat().st_mtime)
     if not files:
@@ -83,6 +83,7 @@ def answers_of(kind: str, folder: Path) -> Path:
             f"{folder}: expected answers of {kind} to compare with, found none; "
             "ask that model the same questions first"
         )
+    answers_to(files[-1], (question.digest for question in questions))
     return files[-1]
 
 
@@ -109,7 +110,8 @@ MEASURES = {  # in lines of answers and in results.json, in the order of the tab
     "single_mix": Measure(ONE_CHAIN, GREEDY, "single_base"),
 }
 TOTALS = ("tokens", "slots", "slots_everywhere")  # of the text, of greedy thoughts, at every token
-Line = dict[str, Any]  # of a file of answers: "id", MEASURES, TOTALS, and what was said
+# of a file of answers: "id", the digest of the "question", MEASURES, TOTALS, and what was said
+Line = dict[str, Any]
 
 
 def read_answers(path: Path) -> list[Line]:
@@ -122,13 +124,32 @@ def read_answers(path: Path) -> list[Line]:
     names = [name for name in (*MEASURES, *TOTALS) if any(name in line for line in lines)]
     for place, line in enumerate(lines, 1):
         wrong = [name for name in names if not _is_measured(name, line.get(name))]
-        if wrong or type(line.get("id")) is not str:
-            found = f"{wrong[0]}: {line.get(wrong[0])!r}" if wrong else f"id: {line.get('id')!r}"
+        told = {"question": ""} | line  # earlier versions did not write it
+        wrong += [name for name in ("id", "question") if type(told.get(name)) is not str]
+        if wrong:
+            found = f"{wrong[0]}: {line.get(wrong[0])!r}"
             raise ValueError(
                 f"{path}, line {place}: expected an answer, found {found[:80]}; remove the line "
                 "and its question is asked again"
             )
     return lines
+
+
+def answers_to(path: Path, digests: Iterable[str]) -> dict[str, Line]:
+    """The lines of a file of answers that are of some questions, by the questions' digests.
+
+    Raises:
+        ValueError: there is none, or a line is damaged.
+    """
+    answered = {line.get("question"): line for line in read_answers(path)}
+    found = {digest: answered[digest] for digest in digests if digest in answered}
+    if not found:
+        raise ValueError(
+            f"{path}: expected answers to some of these questions, found none with the same id, "
+            "text, choices and answer (earlier versions did not write what they had asked); ask "
+            "that model the same questions again"
+        )
+    return found
 
 
 def _is_measured(name: str, value: Any) -> bool:
@@ -162,6 +183,7 @@ class Summary(NamedTuple):
 
     facts: dict[str, Any]
     results: dict[str, Result]
+    lines: Sequence[Line] = ()  # that it is of
 
     def to_json(self) -> dict[str, Any]:
         """All of it side by side."""
@@ -185,11 +207,11 @@ def summary(lines: Sequence[Line], facts: dict[str, Any]) -> Summary:
             change = paired([line[measure.before] for line in lines], values)
         known = None if ends or measure.how == CHANCE else mean.interval
         results[name] = Result(mean.mean, known, ends, change)
-    return Summary(facts, results)
+    return Summary(facts, results, lines)
 
 
-def against(own: Path, other: Path) -> Summary:
-    """Differences of two files of answers, own - other, paired on the questions that both answered.
+def against(own: Sequence[Line], other: Path) -> Summary:
+    """Differences of answers from those in a file, own - other, paired on the questions of both.
 
     What the other model, having answered without thoughts, does not have is compared with its
     answers without.
@@ -197,17 +219,16 @@ def against(own: Path, other: Path) -> Summary:
     Raises:
         ValueError: they have no question in common.
     """
-    mine, theirs = ({x["id"]: x for x in read_answers(path)} for path in (own, other))
-    shared = [name for name in mine if name in theirs]
-    if not shared:
-        raise ValueError(f"{other}: expected some of the questions of {own}, found none")
-    results = {}
+    mine = {line["question"]: line for line in own}
+    theirs, results = answers_to(other, mine), {}
+    first = next(iter(theirs))
     for name, measure in MEASURES.items():
-        if name in mine[shared[0]] and measure.how != CHANCE:
-            before = name if name in theirs[shared[0]] else measure.before
-            change = paired([theirs[i][before] for i in shared], [mine[i][name] for i in shared])
+        if name in mine[first] and measure.how != CHANCE:
+            before = name if name in theirs[first] else measure.before
+            change = paired([x[before] for x in theirs.values()], [mine[i][name] for i in theirs])
             results[name] = Result(*change)
-    return Summary({"file": str(other), "questions": len(shared)}, results)
+    facts = {"file": str(other), "questions": len(theirs), "left_out": len(own) - len(theirs)}
+    return Summary(facts, results)
 
 
 def against_table(difference: Summary) -> Table:
@@ -217,7 +238,8 @@ def against_table(difference: Summary) -> Table:
         what, how, _ = MEASURES[name]
         rows.append((what, how, number(result.mean, "+"), between(*result.ends, "+")))
     title = f"minus {facts['file']}, {facts['questions']:,} questions, paired"
-    return Table(title, ("measure", "how", "difference", "95 % interval"), rows)
+    notes = [f"left out, as that model did not answer the same: {facts['left_out']:,}"]
+    return Table(title, ("measure", "how", "difference", "95 % interval"), rows, notes)
 
 
 def exam_table(exam: Exam, summary: Summary) -> Table:
@@ -252,11 +274,9 @@ def exam_table(exam: Exam, summary: Summary) -> Table:
 
 
 def exam_report(
-    exam: Exam, summary: Summary, out: Path, other: Path | None
+    exam: Exam, summary: Summary, other: Path | None
 ) -> tuple[dict[str, Any], list[Table]]:
-    """Facts to keep and tables to show.
-
-    `out` is the folder of the answers, `other` a file with those of a model to compare with.
+    """Facts to keep and tables to show; `other`: a file with a model's answers to compare with.
 
     Raises:
         ValueError: they have no question in common.
@@ -264,7 +284,7 @@ def exam_report(
     facts = {"exam": dataclasses.asdict(exam)} | summary.to_json()
     tables = [exam_table(exam, summary)]
     if other is not None:
-        difference = against(out / exam.file, other)
+        difference = against(summary.lines, other)
         facts["against"] = difference.to_json()
         tables.append(against_table(difference))
     return facts, tables

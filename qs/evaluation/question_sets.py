@@ -5,6 +5,7 @@ sampled ones, and the answers that are decoded go on from that reading. With vot
 thought are drawn instead, and the majority of their numbers is the answer.
 """
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,17 +49,17 @@ def run(
     fit = [x for x in items if len(x.text.ids) <= longest]
     # of similar length together, the longest first: the first batch needs most memory
     order = sorted(fit, key=lambda x: -len(x.text.ids))
-    done = {line["id"] for line in read_answers(answers.path)} & {x.question.id for x in fit}
+    done = _answered(answers.path, fit)
     answer = _chains if exam.votes else _direct
     began = time.perf_counter()
     with progress(None, exam.kind, len(fit), unit=" questions") as bar:
         for first in range(0, len(fit), exam.batch):
             batch = order[first : first + exam.batch]
-            left = {x.question.id for x in batch} - done
+            left = {x.question.digest for x in batch} - done
             bar.update(len(batch) - len(left))
             if left:  # the whole batch again: rounding does not depend on what was done
                 made = answer(exam, quiet, tokenizer, batch)
-                answers.append([line for line in made if line["id"] in left])
+                answers.append([line for line in made if line["question"] in left])
                 bar.update(len(left))
     facts = {
         "questions": len(questions),
@@ -67,8 +68,27 @@ def run(
         "answered": len(fit) - len(done),
         "seconds": time.perf_counter() - began,
     }
-    known = {line["id"]: line for line in read_answers(answers.path)}
-    return summary([known[x.question.id] for x in fit], facts)
+    known = {line.get("question"): line for line in read_answers(answers.path)}
+    return summary([known[x.question.digest] for x in fit], facts)
+
+
+def _answered(path: Path, items: Sequence[Item]) -> set[str]:
+    """Digests of the questions that a file has answers to; what is to be asked again is told."""
+    lines = read_answers(path)
+    done = {line.get("question") for line in lines} & {x.question.digest for x in items}
+    left = {x.question.id for x in items if x.question.digest not in done}
+    if again := len(left & {line["id"] for line in lines}):
+        print(
+            f"{path}: expected answers to these questions, found {again:,} to others with the same "
+            "id, or of an earlier version, which did not write what it had asked; asking again",
+            file=sys.stderr,
+        )
+    return done
+
+
+def _begun(x: Item) -> Line:
+    """What a line of answers begins with: which question it is of."""
+    return {"id": x.question.id, "question": x.question.digest}
 
 
 def _direct(
@@ -92,7 +112,7 @@ def _direct(
         said[way] = [cut(each.text, ["\n"]).removeprefix(" ") for each in written if each]
     lines = []
     for i, x in enumerate(items):
-        line: Line = {"id": x.question.id, "gold_chance": x.chance}
+        line: Line = _begun(x) | {"gold_chance": x.chance}
         line |= {f"gold_{way}": x.gold(scores[way][i]) for way in scores}
         if n:
             tokens, slots = len(x.text.ids), 2 * n + 2  # n slots are sampled, then n + 2 scored
@@ -112,7 +132,7 @@ def _chains(
     exam: Exam, quiet: QuietStar, tokenizer: Tokenizer, items: Sequence[Item]
 ) -> list[Line]:
     """Chains of thought and the number that each comes to; the majority is the answer."""
-    lines: list[Line] = [{"id": x.question.id} for x in items]
+    lines = [_begun(x) for x in items]
     prompts = [cot_prompt(x.question) for x in items for _ in range(exam.votes)]
     numbers = [seed_of(x.text.ids) + vote for x in items for vote in range(exam.votes)]
     later = [number + exam.votes for number in numbers]

@@ -20,8 +20,8 @@ from qs.files import JsonLines
 
 GOLD = [0.2, 0.4, 0.9]
 LINES = [
-    {"id": str(i), "gold_base": p, "gold_chance": 0.1, "gold_greedy": p + i / 32, "slots": 2}
-    | {"exact_base": p > 0.5, "exact_mix": True, "said_base": "4"}
+    {"id": str(i), "question": f"q{i}", "gold_chance": 0.1, "gold_base": p, "slots": 2}
+    | {"gold_greedy": p + i / 32, "exact_base": p > 0.5, "exact_mix": True, "said_base": "4"}
     for i, p in enumerate(GOLD)
 ]
 
@@ -56,10 +56,9 @@ def test_results_are_written_by_the_names_they_always_had():
 
 
 def test_a_table_of_differences_is_of_all_that_both_models_have(tmp_path):
-    for name, gold in (("own", 0.4), ("other", 0.1)):
-        line = {"id": "n1", "gold_chance": 0.2, "gold_base": gold, "said_base": "4"}
-        JsonLines(tmp_path / name).append([line])
-    found = against(tmp_path / "own", tmp_path / "other")
+    line = {"id": "n1", "question": "q1", "gold_chance": 0.2, "gold_base": 0.1, "said_base": "4"}
+    JsonLines(tmp_path / "other").append([line])
+    found = against([line | {"gold_base": 0.4}], tmp_path / "other")
     assert found.results["gold_base"].mean == pytest.approx(0.3)
     table = against_table(found)
     assert table.title == f"minus {tmp_path / 'other'}, 1 questions, paired"
@@ -68,22 +67,31 @@ def test_a_table_of_differences_is_of_all_that_both_models_have(tmp_path):
 
 
 def test_what_a_plain_model_lacks_is_compared_with_its_answers_without_thoughts(tmp_path):
-    JsonLines(tmp_path / "own").append(LINES)
-    names = ("id", "gold_base", "gold_chance", "exact_base")
+    names = ("id", "question", "gold_base", "gold_chance", "exact_base")
     plain = [{name: line[name] for name in names} for line in LINES[1:]]
     JsonLines(tmp_path / "other").append(plain)
-    found = against(tmp_path / "own", tmp_path / "other")
-    assert found.facts["questions"] == 2
+    found = against(LINES, tmp_path / "other")
+    assert found.facts == {"file": str(tmp_path / "other"), "questions": 2, "left_out": 1}
+    assert against_table(found).notes == ["left out, as that model did not answer the same: 1"]
     greedy = found.results["gold_greedy"]
     expected = paired(GOLD[1:], [0.4 + 1 / 32, 0.9 + 2 / 32])
     assert Estimate(greedy.mean, greedy.interval) == expected
-    JsonLines(tmp_path / "none").append([{"id": "else"}])
-    with pytest.raises(ValueError, match="expected some of the questions of .*own, found none"):
-        against(tmp_path / "own", tmp_path / "none")
+
+
+@pytest.mark.parametrize("question", [{"question": "another"}, {}])
+def test_answers_are_not_compared_with_those_to_other_questions_of_the_same_id(tmp_path, question):
+    old = [{k: v for k, v in x.items() if k != "question"} | question for x in LINES]
+    JsonLines(tmp_path / "other").append(old)
+    with pytest.raises(ValueError, match="other: expected answers to some of these questions, fo"):
+        against(LINES, tmp_path / "other")
+    JsonLines(tmp_path / "other").append(LINES[:1])
+    found = against(LINES, tmp_path / "other").facts
+    assert (found["questions"], found["left_out"]) == (1, 2)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"id": 7}, {"gold_base": None}, {"slots": 1.5}, {"gold_base": 2}]
+    "wrong",
+    [{"id": 7}, {"question": ["x"]}, {"gold_base": None}, {"slots": 1.5}, {"gold_base": 2}],
 )
 def test_a_line_that_is_no_answer_is_named(tmp_path, wrong):
     path = tmp_path / "own"

@@ -93,6 +93,48 @@ def test_an_interrupted_exam_goes_on_and_comes_to_the_same(opened, tmp_path, mon
     assert one == other
 
 
+@pytest.mark.parametrize("votes", [0, 2])
+def test_a_question_that_was_changed_is_asked_again_and_the_others_are_not(
+    opened, tmp_path, capsys, votes
+):
+    exam = dataclasses.replace(EXAM, votes=votes, max_tokens=4)
+    changed = [*NUMBERS[:4], dataclasses.replace(NUMBERS[4], gold="7", written="7")]
+    first = run(exam, *opened, NUMBERS, tmp_path / "out").to_json()
+    assert "asking again" not in capsys.readouterr().err
+    again = run(exam, *opened, changed, tmp_path / "out").to_json()
+    assert again["answered"] == 1
+    assert "found 1 to others with the same id" in capsys.readouterr().err
+    straight = run(exam, *opened, changed, tmp_path / "straight").to_json()
+    for found in (first, again, straight):
+        del found["seconds"], found["answered"]
+    assert again == straight
+    assert votes or again != first
+    back = run(exam, *opened, NUMBERS, tmp_path / "out").to_json()
+    assert back["answered"] == 0  # answers to the questions as they were are kept
+    assert first.items() <= back.items()
+
+
+def test_answers_of_an_earlier_version_are_asked_again_and_that_is_told(opened, tmp_path, capsys):
+    straight = run(EXAM, *opened, NUMBERS, tmp_path).to_json()
+    lines = JsonLines(tmp_path / EXAM.file)
+    lines.rewrite([{k: v for k, v in x.items() if k != "question"} for x in lines.records()])
+    capsys.readouterr()
+    again = run(EXAM, *opened, NUMBERS, tmp_path).to_json()
+    assert again["answered"] == 5
+    assert again["gold_greedy"] == straight["gold_greedy"]
+    told = "found 5 to others with the same id, or of an earlier version, which did not write what"
+    assert told in capsys.readouterr().err
+    assert run(EXAM, *opened, NUMBERS, tmp_path).facts["answered"] == 0
+
+
+def test_what_tells_a_question_from_any_other_is_all_that_its_answer_depends_on():
+    one = CHOICES[0]
+    changes = ({"id": "x"}, {"text": "Who?"}, {"choices": one.choices[::-1]}, {"written": "B"})
+    others = [dataclasses.replace(one, **x) for x in (*changes, {"gold": "B"})]
+    assert len({one.digest, *(x.digest for x in others)}) == 6
+    assert dataclasses.replace(one, rationale="because").digest == one.digest
+
+
 def test_what_changes_answers_has_another_file_and_what_does_not_has_the_same():
     changes = ({"weights": "x"}, {"thoughts": 3}, {"seed": 1}, {"votes": 8}, {"samples": 3})
     assert len({EXAM.file, *(dataclasses.replace(EXAM, **x).file for x in changes)}) == 6
@@ -201,16 +243,21 @@ def test_two_models_are_compared_on_the_questions_that_both_answered(opened, tmp
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     theirs = {x["id"]: x for x in JsonLines(tmp_path / "other" / EXAM.file).records()}
     shared = [x for x in lines if x["id"] in theirs]
-    found = against(path, answers_of(own.kind, tmp_path / "other"))
-    assert found.facts["questions"] == len(shared) == 3
+    answered = run(own, *opened, NUMBERS[1:], tmp_path / "own").lines
+    found = against(answered, answers_of(own.kind, tmp_path / "other", NUMBERS[1:]))
+    assert (found.facts["questions"], found.facts["left_out"]) == (len(shared), 1) == (3, 1)
     expected = np.mean([x["gold_greedy"] - theirs[x["id"]]["gold_greedy"] for x in shared])
     assert found.results["gold_greedy"].mean == pytest.approx(expected)
     assert found.results["exact_mix"].mean == 0
     with pytest.raises(ValueError, match="expected answers of gsm8k-direct to compare with"):
-        answers_of(own.kind, tmp_path)
+        answers_of(own.kind, tmp_path, NUMBERS)
     run(EXAM, *opened, NUMBERS[:1], tmp_path / "none")
-    with pytest.raises(ValueError, match="expected some of the questions"):
-        against(path, answers_of(own.kind, tmp_path / "none"))
+    with pytest.raises(ValueError, match="expected answers to some of these questions, found none"):
+        answers_of(own.kind, tmp_path / "none", NUMBERS[1:])
+    # of what is asked now alone, though the file holds more
+    answered = run(own, *opened, NUMBERS[3:], tmp_path / "own").lines
+    found = against(answered, answers_of(own.kind, tmp_path / "other", NUMBERS[3:]))
+    assert (found.facts["questions"], found.facts["left_out"]) == (1, 1)
 
 
 def test_a_model_that_does_not_think_is_asked_once_and_compared_with_by_its_only_answers(
@@ -222,9 +269,9 @@ def test_a_model_that_does_not_think_is_asked_once_and_compared_with_by_its_only
     with quiet.with_settings(thoughts=0, beta=0.0):
         summary = run(plain, quiet, tokenizer, CHOICES, tmp_path / "plain").to_json()
     assert not any(name.endswith(("greedy", "sampled", "mix", "slots")) for name in summary)
-    run(thinks, quiet, tokenizer, CHOICES, tmp_path)
+    answered = run(thinks, quiet, tokenizer, CHOICES, tmp_path).lines
     files = [x.file for x in (thinks, plain)]
-    found = against(tmp_path / files[0], tmp_path / "plain" / files[1]).results
+    found = against(answered, tmp_path / "plain" / files[1]).results
     mine, theirs = (
         [x[name] for x in JsonLines(folder / file).records()]
         for name, folder, file in zip(
