@@ -70,7 +70,7 @@ def generate_rationales(
     """
     for first in range(done, len(problems), size):
         batch = problems[first : first + size]
-        prompts = [problem.hinted if hint else problem.prompt for problem in batch]
+        prompts = [problem.asked(hint) for problem in batch]
         ids = [tokenizer.prompt(prompt) for prompt in prompts]
         numbers = range(first, first + len(batch))
         written = write(quiet, tokenizer, ids, decoding, seed, task.stops, numbers=numbers)

@@ -228,7 +228,8 @@ class StarRun:
         if len(made) < len(problems):
             # whole batches only: a batch is attempted as it was
             made = made[: len(made) // size * size]
-        if [a.id for a in made] != [p.id for p in problems[: len(made)]]:
+        asked = [(p.id, p.asked(hint), p.gold) for p in problems[: len(made)]]
+        if [(a.id, a.prompt, a.gold) for a in made] != asked:
             raise ValueError(
                 f"{path}: expected attempts at the problems of this run, found others; are the "
                 "question files the same? start a new run"

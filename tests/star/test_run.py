@@ -436,7 +436,10 @@ def test_a_round_that_keeps_nothing_ends_in_one_line_and_what_was_written_is_the
 
 def test_attempts_of_other_problems_or_versions_are_refused(straight, tmp_path, capsys):
     for change, message in (
-        (lambda x: x | {"id": "1+1"}, "expected attempts at the problems of this run"),
+        *(
+            (lambda x, name=name: x | {name: "1+1"}, "expected attempts at the problems of this ru")
+            for name in ("id", "prompt", "gold")  # another question may have the same id
+        ),
         (lambda x: x | {"new": 1}, r"generated.jsonl: 0 missing \(none\), 1 unexpected \(new\)"),
     ):
         copy = shutil.copytree(straight, tmp_path / "copy")
