@@ -45,8 +45,10 @@ def run(
     answers = JsonLines(out / exam.file)
     items = [item(question, tokenizer) for question in questions]
     longest = quiet.model.config.max_positions - exam.thoughts - 2
-    longest -= _asking(tokenizer) if exam.votes else 0
-    fit = [x for x in items if len(x.text.ids) <= longest]
+    longest -= 1 + _asking(tokenizer) if exam.votes else 0  # a chain has one token at least
+    texts = [tokenizer.prompt(cot_prompt(x.question)) if exam.votes else x.text.ids for x in items]
+    fits = [len(text) <= longest for text in texts]
+    fit = [x for x, fitting in zip(items, fits, strict=True) if fitting]
     # of similar length together, the longest first: the first batch needs most memory
     order = sorted(fit, key=lambda x: -len(x.text.ids))
     done = _answered(answers.path, fit)
@@ -63,7 +65,7 @@ def run(
                 bar.update(len(left))
     facts = {
         "questions": len(questions),
-        "too_long": [x.question.id for x in items if len(x.text.ids) > longest],
+        "too_long": [x.question.id for x, fitting in zip(items, fits, strict=True) if not fitting],
         "file": exam.file,
         "answered": len(fit) - len(done),
         "seconds": time.perf_counter() - began,

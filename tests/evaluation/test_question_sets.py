@@ -10,7 +10,7 @@ from tiny import init_weights
 
 import qs.evaluation.question_sets
 from qs.config import Config, RunConfig, ThoughtConfig
-from qs.data.prompts import cot_final_prompt, direct_answer, direct_prompt
+from qs.data.prompts import cot_final_prompt, cot_prompt, direct_answer, direct_prompt
 from qs.data.question_sets import BenchmarkQuestion
 from qs.evaluation.exam_results import Exam, against, answers_of, exam_table, summary
 from qs.evaluation.gold_probability import item
@@ -170,12 +170,15 @@ def test_a_question_is_answered_the_same_whatever_is_asked_beside_it(opened, tmp
 def test_a_question_that_does_not_fit_is_named_and_the_longest_come_first(opened, tmp_path, votes):
     quiet, tokenizer = opened
     exam = dataclasses.replace(EXAM, votes=votes)
-    final = len(tokenizer.encode(cot_final_prompt(""))) + NUMBER_TOKENS if votes else 0
-    positions = quiet.model.config.max_positions - exam.thoughts - 2 - final
+    final = len(tokenizer.encode(cot_final_prompt(""))) + NUMBER_TOKENS
+    positions = quiet.model.config.max_positions - exam.thoughts - 2
 
     def of_length(name: str, tokens: int) -> BenchmarkQuestion:
-        empty = len(item(BenchmarkQuestion(name, "", (), "1", "1"), tokenizer).text.ids)
-        return BenchmarkQuestion(name, "#" * (tokens - empty), (), "1", "1")
+        empty = BenchmarkQuestion(name, "", (), "1", "1")
+        used = len(item(empty, tokenizer).text.ids)
+        if votes:  # a chain has one token at least
+            used = len(tokenizer.prompt(cot_prompt(empty))) + 1 + final
+        return dataclasses.replace(empty, text="#" * (tokens - used))
 
     longest, long = of_length("longest", positions), of_length("long", positions + 1)
     found = run(exam, quiet, tokenizer, [*NUMBERS, longest, long], tmp_path)
