@@ -86,6 +86,6 @@ def number(value: float | None, sign: str = "", decimals: int = 4) -> str:
     return f"{value:{sign}.1e}" if small else f"{value:{sign}.{decimals}f}"
 
 
-def between(low: float, high: float, sign: str = "") -> str:
-    """Both ends of an interval."""
-    return f"{number(low, sign)} to {number(high, sign)}"
+def between(ends: tuple[float, float] | None, sign: str = "") -> str:
+    """Both ends of an interval; "-" for None."""
+    return " to ".join(number(end, sign) for end in ends) if ends else "-"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qs.data.question_sets import WITH_CHOICES, BenchmarkQuestion
-from qs.evaluation.statistics import Estimate, mean_estimate, paired, wilson
+from qs.evaluation.statistics import Estimate, mean_estimate, paired, rate_interval
 from qs.files import JsonLines
 from qs.settings import check_limits, setting
 from qs.tables import Table, between, number
@@ -168,8 +168,8 @@ class Result:
     change: Estimate | None = None  # from the same without thoughts, paired by question
 
     @property
-    def ends(self) -> tuple[float, float]:
-        """Both ends of the interval."""
+    def ends(self) -> tuple[float, float] | None:
+        """Both ends of the interval, where there is one."""
         return self.wilson or Estimate(self.mean, self.interval).ends
 
     def to_json(self) -> dict[str, Any]:
@@ -199,10 +199,9 @@ def summary(lines: Sequence[Line], facts: dict[str, Any]) -> Summary:
     for name, measure in MEASURES.items():
         if name not in first:
             continue
-        values = [line[name] for line in lines]
-        mean, ends, change = mean_estimate(np.array(values, float)), None, None
-        if isinstance(values[0], bool):
-            ends = wilson(sum(values), len(values))
+        values = np.array([line[name] for line in lines], float)
+        mean, change = mean_estimate(values), None
+        ends = None if measure.how == CHANCE else rate_interval(values)
         if measure.before:
             change = paired([line[measure.before] for line in lines], values)
         known = None if ends or measure.how == CHANCE else mean.interval
@@ -236,7 +235,7 @@ def against_table(difference: Summary) -> Table:
     facts, rows = difference.facts, []
     for name, result in difference.results.items():
         what, how, _ = MEASURES[name]
-        rows.append((what, how, number(result.mean, "+"), between(*result.ends, "+")))
+        rows.append((what, how, number(result.mean, "+"), between(result.ends, "+")))
     title = f"minus {facts['file']}, {facts['questions']:,} questions, paired"
     notes = [f"left out, as that model did not answer the same: {facts['left_out']:,}"]
     return Table(title, ("measure", "how", "difference", "95 % interval"), rows, notes)
@@ -248,9 +247,9 @@ def exam_table(exam: Exam, summary: Summary) -> Table:
     for name, result in summary.results.items():
         (what, how, _), change = MEASURES[name], ("", "")
         if result.change:
-            change = number(result.change.mean, "+"), between(*result.change.ends, "+")
-        low, high = result.ends  # of a share or a probability
-        interval = "" if how == CHANCE else between(max(0.0, low), min(1.0, high))
+            change = number(result.change.mean, "+"), between(result.change.ends, "+")
+        ends = result.ends and (max(0.0, result.ends[0]), min(1.0, result.ends[1]))
+        interval = "" if how == CHANCE else between(ends)  # of a share or a probability
         rows.append((what, how, number(result.mean), interval, *change))
     how = f"greedy and {exam.samples} sampled" if exam.thoughts else "none"
     if exam.votes:

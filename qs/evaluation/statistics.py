@@ -13,7 +13,7 @@ NORMAL_95 = 1.959964  # half-width of a 95 % interval in standard errors
 
 
 class Estimate(NamedTuple):
-    """A mean and the half-width of its 95 % interval (None: of fewer than two units).
+    """A mean and the half-width of its 95 % interval (None: its units do not tell).
 
     `f"{estimate:.3f}"` reads "0.917 ± 0.012"; a sign in the format is that of the mean.
     """
@@ -22,10 +22,11 @@ class Estimate(NamedTuple):
     interval: float | None = None
 
     @property
-    def ends(self) -> tuple[float, float]:
-        """Both ends of the interval; of one unit there is none, and both are the mean."""
-        half = self.interval or 0.0
-        return self.mean - half, self.mean + half
+    def ends(self) -> tuple[float, float] | None:
+        """Both ends of the interval, where there is one."""
+        if self.interval is None:
+            return None
+        return self.mean - self.interval, self.mean + self.interval
 
     def __format__(self, spec: str) -> str:
         half = "" if self.interval is None else f" ± {self.interval:{spec.lstrip('+')}}"
@@ -65,12 +66,16 @@ def ratio_estimate(sums: np.ndarray, counts: np.ndarray) -> Estimate:
 def paired(before: Sequence[float], after: Sequence[float]) -> Estimate:
     """The mean of after - before on the same units, in the same order.
 
+    Where rates differ by the same in all units, that says nothing of how much others would differ.
+
     Raises:
         ValueError: they differ in length.
     """
     one, two = np.array(before, float), np.array(after, float)
     _check_units(one, two)
-    return mean_estimate(two - one)
+    difference = mean_estimate(two - one)
+    rates = rate_interval(one) and rate_interval(two)
+    return Estimate(difference.mean) if rates and not difference.interval else difference
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:
@@ -87,6 +92,11 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
     middle = (hits + square / 2) / (count + square)
     half = NORMAL_95 * math.sqrt(hits * (count - hits) / count + square / 4) / (count + square)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def rate_interval(values: np.ndarray) -> tuple[float, float] | None:
+    """`wilson` of values that are all 0 or 1, such as right or wrong; None of any others."""
+    return wilson(int(values.sum()), len(values)) if np.isin(values, (0, 1)).all() else None
 
 
 def _check_units(*values: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from qs import files
 from qs.config import Config, StarConfig
 from qs.data.arithmetic import LONGEST
 from qs.evaluation.heldout import measure_heldout
-from qs.evaluation.statistics import mean_estimate
+from qs.evaluation.statistics import mean_estimate, rate_interval
 from qs.inference.decoding import Decoding
 from qs.output import progress
 from qs.presets import ANY_TEXT, PRESETS
@@ -79,7 +79,11 @@ class Answers(NamedTuple):
     tokens: float
 
     def __str__(self) -> str:
-        return f"{mean_estimate(100 * self.right):.1f} ({self.tokens:.0f})"
+        estimate, ends = mean_estimate(100 * self.right), rate_interval(self.right)
+        told = f"{estimate:.1f}"
+        if ends:
+            told = f"{estimate.mean:.1f}, {100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+        return f"{told} ({self.tokens:.0f})"
 
 
 def decoded_answers(
@@ -165,6 +169,7 @@ def compare_models(models: Sequence[str], task: Comparable, count: int, device: 
         notes.append(f"{drawn} sums drawn, {count} of each length; {again} came again, left out")
     else:
         notes.append("answer, with thoughts: all problems of the bundled held-out text")
+    notes.append("of rates: both ends of Wilson's 95 % interval")
     if len(tokenizers) > 1:
         notes.append("these models have different tokenizers: their tokens are not the same amount")
     return Table(

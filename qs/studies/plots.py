@@ -284,7 +284,8 @@ def _draw_lengths(figure: Figure, curves: Curves, fixed: bool) -> None:
     for (name, row), color in zip(curves.flat.items(), (GREY, PURPLE), strict=False):
         gold, dashes = Estimate(*row.gold), (0, (5, 3))
         ax.axhline(gold.mean, color=color, linewidth=1.2, linestyle=dashes, zorder=0, label=name)
-        ax.axhspan(*gold.ends, color=color, alpha=0.12, linewidth=0, zorder=0)
+        if gold.ends:
+            ax.axhspan(*gold.ends, color=color, alpha=0.12, linewidth=0, zorder=0)
     ax.set_ylim(0.0, min(1.05, ax.get_ylim()[1]))
     ax.set_xticks(lengths)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))

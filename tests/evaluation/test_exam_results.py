@@ -17,7 +17,10 @@ from qs.evaluation.exam_results import (
 )
 from qs.evaluation.statistics import Estimate, mean_estimate, paired, wilson
 from qs.files import JsonLines
+from qs.tables import between
 
+VOTING = Exam("gsm8k", "m", "w", 0, votes=2)
+FACTS = {"questions": 3, "too_long": [], "answered": 0}
 GOLD = [0.2, 0.4, 0.9]
 LINES = [
     {"id": str(i), "question": f"q{i}", "gold_chance": 0.1, "gold_base": p, "slots": 2}
@@ -62,7 +65,7 @@ def test_a_table_of_differences_is_of_all_that_both_models_have(tmp_path):
     assert found.results["gold_base"].mean == pytest.approx(0.3)
     table = against_table(found)
     assert table.title == f"minus {tmp_path / 'other'}, 1 questions, paired"
-    cells = ("gold answer probability", "without thoughts", "+0.3000", "+0.3000 to +0.3000")
+    cells = ("gold answer probability", "without thoughts", "+0.3000", "-")
     assert table.rows == [cells]
 
 
@@ -108,6 +111,32 @@ def test_no_interval_of_a_probability_leaves_zero_to_one():
     facts = {"questions": 4, "too_long": [], "answered": 0}
     (row,) = exam_table(Exam("gsm8k", "m", "w", 0), summary(lines, facts)).rows
     assert row[3].startswith("0.0000 to ")
+
+
+@pytest.mark.parametrize("singles", [[0.0, 0.0, 0.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
+def test_shares_of_chains_that_are_all_or_none_have_the_interval_of_a_rate(singles):
+    lines = [{"id": str(i), "exact_base": x == 1, "single_base": x} for i, x in enumerate(singles)]
+    exact, single = exam_table(VOTING, summary(lines, FACTS)).rows
+    assert exact[2:] == single[2:]
+    assert single[3] == between(wilson(int(sum(singles)), 3))
+
+
+def test_shares_of_several_chains_have_the_interval_of_a_mean():
+    singles = [0.5, 0.0, 1.0]
+    lines = [{"id": str(i), "single_base": x} for i, x in enumerate(singles)]
+    found = summary(lines, FACTS).results["single_base"]
+    assert found.ends == mean_estimate(np.array(singles)).ends
+
+
+def test_one_question_has_no_interval_but_that_of_a_rate():
+    line = {name: value for name, value in LINES[0].items() if name != "slots"}
+    rows = exam_table(Exam("gsm8k", "m", "w", 2), summary([line], FACTS)).rows
+    cells = {row[:2]: row[3:] for row in rows}
+    gold, exact = "gold answer probability", "exact match of the decoded answer"
+    assert cells[gold, "by chance"] == ("", "", "")
+    assert cells[gold, "without thoughts"] == ("-", "", "")
+    assert cells[gold, "greedy thoughts"] == ("-", "+0.0000", "-")
+    assert cells[exact, "greedy thoughts"] == ("0.2065 to 1.0000", "+1.0000", "-")
 
 
 def test_chains_of_another_length_have_another_file():

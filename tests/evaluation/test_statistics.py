@@ -9,6 +9,7 @@ from qs.evaluation.statistics import (
     Estimate,
     mean_estimate,
     paired,
+    rate_interval,
     ratio_estimate,
     wilson,
 )
@@ -30,11 +31,24 @@ def test_estimates_hold_the_mean_and_its_interval():
 
 def test_an_estimate_has_two_ends_unless_it_is_of_one_unit():
     assert Estimate(0.5, 0.2).ends == (0.3, 0.7)
-    assert Estimate(0.5).ends == (0.5, 0.5)
+    assert Estimate(0.5).ends is None
 
 
 def test_a_paired_difference_is_the_estimate_of_the_differences():
     assert paired([1.0, 2.0], [2.0, 5.0]) == mean_estimate(np.array([1.0, 3.0]))
+    assert paired([0.0, 1.0], [1.0, 1.0]) == mean_estimate(np.array([1.0, 0.0]))
+    assert paired([0.5, 0.25], [0.75, 0.5]) == Estimate(0.25, 0.0)
+
+
+def test_rates_that_differ_nowhere_have_a_difference_without_an_interval():
+    assert paired([0.0, 0.0, 1.0], [0.0, 0.0, 1.0]) == Estimate(0.0)
+    assert paired([False] * 5, [True] * 5) == Estimate(1.0)
+
+
+def test_values_that_are_all_right_or_wrong_have_the_interval_of_wilson():
+    assert rate_interval(np.array([1.0, 0.0, 1.0])) == wilson(2, 3)
+    assert rate_interval(np.zeros(5)) == wilson(0, 5)
+    assert rate_interval(np.array([0.0, 0.5, 1.0])) is None
 
 
 def test_rows_of_equal_length_have_the_interval_of_a_mean():

@@ -117,13 +117,20 @@ def test_a_table_says_what_was_asked_what_was_left_out_and_whether_tokenizers_di
     monkeypatch.setattr("qs.studies.compare.decoded_answers", decoded)
     same = compare_models(["sums", "sums"], "arithmetic", 8, "cpu").notes
     assert "40 sums drawn, 8 of each length; 3 came again, left out" in same
+    assert "of rates: both ends of Wilson's 95 % interval" in same
     assert not any("different tokenizers" in note for note in same)
     notes = compare_models(["sums", "tiny"], "arithmetic", 8, "cpu").notes
     assert notes[-1].startswith("these models have different tokenizers")
 
 
 def test_answers_read_as_their_mean_with_its_interval_and_the_tokens():
-    assert str(Answers(np.array([1.0, 0.0, 1.0, 0.0]), 7.6)) == "50.0 ± 56.6 (8)"
+    assert str(Answers(np.array([0.25, 0.75]), 7.6)) == "50.0 ± 49.0 (8)"
+
+
+def test_right_and_wrong_answers_read_as_a_rate_with_both_ends_of_its_interval():
+    assert str(Answers(np.array([1.0, 0.0, 1.0, 0.0]), 7.6)) == "50.0, 15.0 to 85.0 (8)"
+    assert str(Answers(np.zeros(10), 12)) == "0.0, 0.0 to 27.8 (12)"
+    assert str(Answers(np.ones(10), 12)) == "100.0, 72.2 to 100.0 (12)"
 
 
 def test_the_commands_print_and_write_their_tables(tmp_path, capsys):
