@@ -181,6 +181,19 @@ def test_thought_length_shows_both_series_their_intervals_and_the_flat_lines(tmp
     assert [line[0, 1] for line in flat] == [0.132, 0.14]
 
 
+def test_a_flat_line_without_an_interval_has_no_band(tmp_path, monkeypatch):
+    run = make(tmp_path / "run")
+    controls = json.loads((run / "controls.json").read_text())
+    bands = []
+    for interval in (0.01, None):
+        for each in controls["tables"][TRAINED]:
+            each["gold"][1] = interval if each["name"] == "plain training" else each["gold"][1]
+        (run / "controls.json").write_text(json.dumps(controls))
+        found = seen(run, lambda figure: len(figure.axes[0].patches), monkeypatch)
+        bands.append(found["thought-length"])
+    assert bands == [2, 1]
+
+
 def test_hard_tokens_shows_the_gain_and_interval_of_every_decile(tmp_path, monkeypatch):
     def heights(figure):
         return [patch.get_height() for patch in figure.axes[0].patches]
