@@ -122,8 +122,7 @@ def tasks(args: argparse.Namespace) -> None:
     With --votes, chains of thought and their majority. Written to results.json and, a line for each
     question, beside it: the same command after an interruption does the rest.
     """
-    if "temperature" in args and not getattr(args, "votes", 0):
-        raise ValueError("--temperature is of chains of thought: give --votes, or leave it out")
+    exam_results.check_effect(vars(args))
     asked = {x: read_questions(x, "heldout", args.questions, args.limit) for x in args.tasks}
     opened = open_by(args, reads=False)
     run, digest = opened.config.run, weights.digest(opened.folder)

@@ -216,7 +216,8 @@ def test_question_sets_are_scored_into_the_results_of_the_run(spoken, questions,
 
 def answers(model, questions, out, *more):
     """What a model answers to both sets: file -> lines."""
-    flags = ["gsm8k,commonsense_qa", f"--questions={questions}", "--samples=2"]
+    flags = ["gsm8k,commonsense_qa", f"--questions={questions}"]
+    flags += ["--samples=2"] * ("--thoughts=0" not in more)
     assert evaluate.main(["tasks", str(model), *flags, f"--out={out}", *more]) == 0
     lines = {}
     for path in out.glob("*.jsonl"):
@@ -374,10 +375,15 @@ def test_text_is_continued_with_and_without_showing_thoughts(spoken, tmp_path, c
         ("tasks", ["gsm8k", "--questions=nowhere"], "expected questions of gsm8k"),
         ("tasks", ["gsm8k", "--limit=0"], "--limit must be at least 1, got 0"),
         ("tasks", ["arithmetic", "--votes=-1"], "--votes must be at least 0, got -1"),
-        (
-            "tasks",
-            ["gsm8k", "--temperature=1"],
-            "--temperature is of chains of thought: give --vot",
+        *(
+            ("tasks", ["gsm8k", *flags.split()], f"{flags.partition('=')[0]} is of {message}")
+            for flags, message in (
+                ("--temperature=1", "chains of thought: give --votes, or leave it out"),
+                ("--max-tokens=8", "chains of thought: give --votes, or leave it out"),
+                ("--max-tokens=384 --votes=0", "chains of thought: give --votes, or leave it out"),
+                ("--samples=4 --votes=2", "direct answers: leave out --votes, or it"),
+                ("--samples=9 --thoughts=0", "thoughts: leave out --thoughts 0, or it"),
+            )
         ),
         ("generate", ["1", "--think-when=sometimes"], "expected always, never or entropy>X"),
     ],
