@@ -113,6 +113,8 @@ class StarRun:
         if records:
             print(f"\n{terminal(rounds_table(records))}", flush=True)
         begin = records[-1]["round"] + 1 if records else 0
+        if 0 < begin <= self.config.star.rounds:  # accuracy is to be of the same problems
+            self._made(begin - 1, HELDOUT, self.task.heldout)
         for number in range(begin, self.config.star.rounds + 1):
             if number == 0:
                 quiet, record = self._load(self.start), {"round": 0}
@@ -224,16 +226,10 @@ class StarRun:
         """Attempts at all problems: read those that a file of the round holds, append the rest."""
         star, path = self.config.star, self._texts(number) / name
         lines, size = JsonLines(path), star.rationale_batch
-        made = [read_attempt(line, str(path)) for line in lines.records()]
+        made = self._made(number, name, problems, hint)
         if len(made) < len(problems):
             # whole batches only: a batch is attempted as it was
             made = made[: len(made) // size * size]
-        asked = [(p.id, p.asked(hint), p.gold) for p in problems[: len(made)]]
-        if [(a.id, a.prompt, a.gold) for a in made] != asked:
-            raise ValueError(
-                f"{path}: expected attempts at the problems of this run, found others; are the "
-                "question files the same? start a new run"
-            )
         if path.is_file():
             lines.rewrite([dataclasses.asdict(a) for a in made])
         if len(made) == len(problems):
@@ -253,6 +249,24 @@ class StarRun:
                 bar.set_postfix_str(f"{right} right", refresh=False)
                 bar.update(len(batch))
                 self._raise_if_stopped()
+        return made
+
+    def _made(
+        self, number: int, name: str, problems: Sequence[Problem], hint: bool = False
+    ) -> list[Attempt]:
+        """Attempts that a file of a round holds, none where there is no file.
+
+        Raises:
+            ValueError: they are at other problems.
+        """
+        path = self._texts(number) / name
+        made = [read_attempt(line, str(path)) for line in JsonLines(path).records()]
+        asked = [(p.id, p.asked(hint), p.gold) for p in problems[: len(made)]]
+        if [(a.id, a.prompt, a.gold) for a in made] != asked:
+            raise ValueError(
+                f"{path}: expected attempts at the problems of this run, found others; are the "
+                "question files the same? start a new run"
+            )
         return made
 
     def _train(self, quiet: QuietStar, examples: Sequence[Example], number: int) -> dict[str, Any]:

@@ -453,6 +453,22 @@ def test_attempts_of_other_problems_or_versions_are_refused(straight, tmp_path, 
         shutil.rmtree(copy)
 
 
+def test_held_out_problems_that_are_not_those_of_the_rounds_before_are_refused(
+    straight, tmp_path, capsys
+):
+    copy = shutil.copytree(straight, tmp_path / "copy")
+    path = copy / "round_02" / "heldout.jsonl"
+    path.write_text(path.read_text().replace('"gold": "', '"gold": "1'))
+    assert train.main(["--resume", str(copy)]) == 0  # it is finished
+    log = (copy / "log.jsonl").read_text().splitlines(keepends=True)
+    (copy / "log.jsonl").write_text("".join(log[:2]))
+    path.rename(copy / "round_01" / "heldout.jsonl")
+    shutil.rmtree(copy / "round_02")
+    (copy / "step_000002").rename(copy / "step_000001")  # round 1 was the last
+    refused(capsys, ["--resume", copy], "round_01/heldout.jsonl: expected attempts at the problems")
+    assert not (copy / "round_02").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
