@@ -99,8 +99,7 @@ class QuietStar(nn.Module):
             ValueError: a batch that does not fit together (`checks.check_batch`).
         """
         check_batch(self.model.config.vocab_size, tokens, documents, counted, anchors, thoughts)
-        if documents is None:
-            documents = one_document(tokens)
+        documents = one_document(tokens) if documents is None else documents
         if thoughts is None:
             anchors, thoughts = self.think(tokens, documents, anchors, generator)
         elif anchors is None:
@@ -264,6 +263,7 @@ class QuietStar(nn.Module):
         later = self._later(anchors, base.shape[1])
         reference = nll_base if targets.reference is None else targets.reference
         nll_later = reference.gather(1, later).view_as(targets.valid)  # (B, A, m)
+        nll_later = nll_later.where(targets.valid, 0.0)
 
         true = targets.ahead[:, :, None].expand(mixed.score.shape)  # (B, A, K, m)
         nll_mix = mixed_nll(mixed, head, true, self.config.mix_space)
@@ -283,7 +283,7 @@ class QuietStar(nn.Module):
             nll_base=nll_base,
             nll_mix=nll_mix,
             log_p=log_p,
-            reward=reward.detach() - cost.where(targets.valid.all(-1)[:, :, None], 0.0),
+            reward=(reward.detach() - cost).where(targets.valid.all(-1)[:, :, None], 0.0),
             weight=mixed.weight.detach(),
             base_valid=targets.next_valid,
             valid=targets.valid,

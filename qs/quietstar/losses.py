@@ -129,7 +129,9 @@ def rewards(
 
 
 Reward = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""What each thought earns, of the first three arguments of `rewards`: (B, A, K)."""
+"""What each thought earns, of the first three arguments of `rewards`: (B, A, K).
+
+NLL is 0 where a target does not count; what is said of positions where one does not is not used."""
 
 Baseline = Callable[[Tensor], Tensor]
 """Rewards (..., K) of a position's own thoughts -> what each is compared with, (..., 1 or K)."""

@@ -165,6 +165,8 @@ def loss_terms(step: Step, config: ThoughtConfig, baseline: Baseline | None = No
         log_p, n = step.log_p, step.thoughts.shape[-1]
         if config.length_norm:  # a mean over its own tokens, times the n that it is divided by
             log_p = log_p * (n / actions(step.thoughts).clamp(min=1))
+        # a baseline of one's own may leave an advantage where nothing can be earned
+        log_p = log_p.where(step.valid.all(-1)[:, :, None], 0.0)
         policy = reinforce(log_p, step.reward, baseline, config.keep_negative)
     return Terms(step.nll_base.sum(), step.nll_mix.sum((0, 1, 2)), policy)
 

@@ -363,10 +363,10 @@ def test_the_length_norm_is_a_mean_over_what_a_thought_chose():
     ended = torch.tensor([[5, 5, 5], [5, ENDED, ENDED], [ENDED] * 3])  # 3, 2 and 1 choices
     config = ThoughtConfig(baseline="none", keep_negative=True, beta=1.0, end="drawn")
     log_p = torch.tensor([-6.0, -4.0, -1.0], dtype=torch.float64, requires_grad=True)
-    zero = torch.zeros(1, 1, dtype=torch.float64)
-    step = Step(
-        zero, zero[..., None, None], log_p, torch.ones(3), zero, zero, zero, zero, ended, zero
-    )
+    zero, counts = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.bool)
+    chosen, reward = log_p[None, None], torch.ones(1, 1, 3)
+    nll, thoughts = (zero, zero[..., None, None]), ended[None, None]
+    step = Step(*nll, chosen, reward, zero, zero, counts, zero, thoughts, zero)
     for norm, expected in ((False, [1.0, 1.0, 1.0]), (True, [1.0, 3 / 2, 3.0])):
         policy = loss_terms(step, dataclasses.replace(config, length_norm=norm)).policy
         (slope,) = torch.autograd.grad(-policy, log_p)

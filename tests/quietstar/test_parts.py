@@ -132,6 +132,40 @@ def test_a_visibility_shows_nothing_that_the_rule_hides(case: Case, seed: int):
     same(after.nll_base[:, 1:], alone.nll_base[:, 1:])
 
 
+@examples(0.4)
+@given(case=cases(config=configs(**dataclasses.asdict(K) | {"keep_negative": True})))
+def test_what_does_not_count_is_neither_told_to_parts_of_ones_own_nor_trained(case: Case):
+    told = []
+
+    def reward(nll_base: Tensor, nll_mix: Tensor, valid: Tensor) -> Tensor:
+        told.append((nll_base, nll_mix, valid))
+        return 1 + (nll_base[:, :, None] - nll_mix).sum(-1)
+
+    quiet = case.module()
+    quiet.reward, quiet.baseline = reward, lambda reward: torch.full_like(reward[..., :1], 0.3)
+    step = case.step(quiet)
+    [(nll_base, nll_mix, valid)] = told
+    assert not nll_base[~valid].any()
+    assert not nll_mix.mT[~valid].any()
+    earns = step.valid.all(-1)  # the others earn nothing, whatever a reward says of them
+    assert not step.reward[~earns].any()
+    policy = -((step.reward - 0.3) * step.log_p)[earns].sum() / step.counts.policy.clamp(min=1)
+    close(quiet.means(step).policy, policy)
+    same_gradients(gradients(quiet.means(step).policy, quiet), gradients(policy, quiet))
+
+
+def test_a_thought_that_could_not_be_drawn_does_no_harm_where_it_earns_nothing():
+    quiet, tokens = module(K), torch.tensor([[2, 3, 4]])
+    quiet.model.config = dataclasses.replace(quiet.model.config, bos_id=1)
+    thoughts = torch.full((1, 3, 3, 2), 5)
+    thoughts[:, 1:] = 1  # of probability 0, after positions without two tokens ahead
+    step = quiet(tokens, thoughts=thoughts)
+    assert step.log_p[:, 1:].isneginf().all()
+    loss = quiet.loss(quiet.means(step))
+    assert loss.isfinite()
+    assert all(g.isfinite().all() for g in gradients(loss, quiet).values())
+
+
 # In a run
 
 
