@@ -67,7 +67,7 @@ def result_of(part: str, function: Callable, *given: Tensor, seen: set[str]) -> 
     Args:
         part: reward, baseline or mixer.
         function, given: what is called, with what; a reward or baseline may write into it.
-        seen: parts whose first result was finite. Later ones are not looked at, as that waits for
+        seen: parts that gave numbers, all finite. Later ones are not looked at, as that waits for
             the device; a step of a run whose loss is not finite is skipped, and counted.
 
     Raises:
@@ -88,7 +88,8 @@ def result_of(part: str, function: Callable, *given: Tensor, seen: set[str]) -> 
                 f"Parts.{part}: expected finite numbers, found {wrong:,} of {result.numel():,} "
                 f"that are NaN or infinite{hint}"
             )
-        seen.add(part)
+        if result.numel() and not wrong:
+            seen.add(part)
     return result
 
 

@@ -13,7 +13,7 @@ from cases import thought_configs as configs
 from hypothesis import given
 from oracle import judge
 from safetensors import safe_open
-from tiny import Tiny, make, module, same_bits
+from tiny import Tiny, batch, make, module, same_bits
 from torch import Tensor, nn
 
 from qs import files
@@ -372,6 +372,19 @@ def test_numbers_of_a_part_are_looked_at_once_and_never_while_compiling():
         return result_of("reward", reward, given[0], nll_mix, given[2], seen=set())
 
     assert compiled(looked).isnan().all()
+
+
+def test_a_part_is_looked_at_until_it_gave_numbers_that_are_finite():
+    quiet = module(K)
+    tokens, documents = batch(0)
+    quiet.reward = lambda nll_base, nll_mix, valid: nll_mix.sum(-1) * NAN
+    quiet(tokens, documents, anchors=tokens[:, :0], thoughts=tokens.new_zeros(4, 0, 3, 2))
+    assert not quiet.seen  # of nobody who thinks, as when the base term's gradient is measured
+    given = torch.zeros(1, 2), torch.full((1, 2, 3, 2), torch.nan), torch.ones(1, 2, 2).bool()
+    result_of("reward", lambda *x: x[1].sum(-1), *given, seen=quiet.seen)
+    assert not quiet.seen  # nor is it known of one that was given NaN
+    with pytest.raises(ValueError, match="Parts.reward: expected finite numbers"):
+        quiet(tokens, documents, generator=torch.Generator().manual_seed(0))
 
 
 def test_parts_that_write_into_what_they_get_change_nothing_else():
