@@ -30,7 +30,7 @@ from qs.model.exact import Exact
 from qs.model.mistral import Mistral
 from qs.quietstar.anchors import choose_anchors, draw, uncertainty
 from qs.quietstar.attention import packed_attention
-from qs.quietstar.checks import check_batch, head_of, result_of
+from qs.quietstar.checks import check_batch, check_thoughts, head_of, result_of
 from qs.quietstar.ends import PAUSE, after_end, close_up, lengths, log_p_of, pauses
 from qs.quietstar.losses import linear_nll, rewards
 from qs.quietstar.masks import Layout, every_position, one_document
@@ -96,7 +96,7 @@ class QuietStar(nn.Module):
             targets: what `terms.targets_of` says of these, if it is known already.
 
         Raises:
-            ValueError: a batch that does not fit together (`checks.check_batch`).
+            ValueError: a batch or thoughts that cannot be (`checks.check_batch`, `check_thoughts`).
         """
         check_batch(self.model.config.vocab_size, tokens, documents, counted, anchors, thoughts)
         documents = one_document(tokens) if documents is None else documents
@@ -104,8 +104,7 @@ class QuietStar(nn.Module):
             anchors, thoughts = self.think(tokens, documents, anchors, generator)
         elif anchors is None:
             anchors = every_position(tokens)
-        if targets is None:
-            targets = targets_of(tokens, documents, anchors, self.config.ahead, counted)
+        targets = targets or targets_of(tokens, documents, anchors, self.config.ahead, counted)
         base, branch = self.score(tokens, documents, anchors, thoughts)
         mixed = self.mix(anchors, base, self.after(branch, thoughts), fixed_weight)
         return self.judge(targets, anchors, thoughts, base, branch, mixed)
@@ -201,6 +200,7 @@ class QuietStar(nn.Module):
     def embed_branches(self, tokens: Tensor, anchors: Tensor, thoughts: Tensor) -> Tensor:
         """(B, A, K, n + m + 1, D) embeddings of the branches; arguments as of `score`."""
         (B, A, K), T, m = thoughts.shape[:3], tokens.shape[1], self.config.ahead
+        check_thoughts(thoughts, self.model.config.vocab_size, self.config.end)
         inner = self.model.embed(thoughts.clamp(min=0))  # (B, A, K, n, D)
         start, end = (
             vector.to(inner.dtype).expand(B, A, K, 1, -1) for vector in self.vectors

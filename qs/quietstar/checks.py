@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from qs.quietstar.ends import ENDED, PAUSE
 from qs.settings import type_words
 
 TAKES = {"reward": 3, "baseline": 1, "mixer": 2, "visibility": 2}  # arguments, by the part
@@ -116,6 +117,39 @@ def named(found: object) -> str:
     return repr(found) if found is None else f"{type_words(type(found))} {found!r}"
 
 
+def check_thoughts(thoughts: Tensor, vocab_size: int, end: str) -> None:
+    """Refuse places (B, A, K, n) of thoughts that no model could have filled so.
+
+    Args:
+        thoughts: of any shape; as `check_batch` it looks at those on the CPU.
+        vocab_size: V.
+        end: as of `ThoughtConfig`.
+
+    Raises:
+        ValueError: an id is no token, PAUSE or ENDED; or ENDED where thoughts have n tokens, or
+            before a token.
+    """
+    if not readable(thoughts):
+        return
+    least, most = map(int, thoughts.aminmax())
+    if most >= vocab_size or least < (ENDED if end == "drawn" else PAUSE):
+        raise ValueError(
+            f"thoughts: expected ids from 0 to {vocab_size - 1}, {PAUSE} (PAUSE), or with the "
+            f"setting end='drawn' {ENDED} (ENDED), found {least} to {most} with end={end!r}"
+        )
+    over = thoughts == ENDED
+    if least == ENDED and (late := int((over[..., :-1] & ~over[..., 1:]).sum())):
+        raise ValueError(
+            f"thoughts: expected {ENDED} (ENDED) in every place after a thought's end, found "
+            f"{late} where something follows it"
+        )
+
+
+def readable(x: object) -> bool:
+    """Whether numbers can be looked at without waiting: a fake tensor has none, a GPU is busy."""
+    return type(x) is Tensor and x.is_cpu and x.numel() > 0
+
+
 def check_batch(
     vocab_size: int,
     tokens: Tensor,
@@ -139,7 +173,7 @@ def check_batch(
     if tokens.ndim != 2 or not tokens.shape[1]:
         raise ValueError(f"tokens: expected (B, T), rows of ids, got {tuple(tokens.shape)}")
     for name, x, end in (("tokens", tokens, vocab_size), ("anchors", anchors, tokens.shape[1])):
-        if type(x) is not Tensor or not x.is_cpu or not x.numel():  # a fake one has no numbers
+        if not readable(x):
             continue
         least, most = map(int, x.aminmax())
         if least < 0 or most >= end:

@@ -21,6 +21,7 @@ from qs.config import Config, ThoughtConfig
 from qs.model import __main__ as model_commands
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.checks import result_of
+from qs.quietstar.ends import ENDED, PAUSE
 from qs.quietstar.load import open_model
 from qs.quietstar.masks import Place
 from qs.quietstar.mixer import MixingHead
@@ -282,6 +283,29 @@ def test_numbers_are_ids_and_positions(wrong, said):
     batch |= {name: torch.tensor(value) for name, value in wrong.items()}
     with pytest.raises(ValueError, match=said):
         quiet(**batch)
+
+
+@pytest.mark.parametrize(
+    ("end", "thought", "said"),
+    [
+        ("fixed", [3, 11], r"from 0 to 10, -1 \(PAUSE\), .* found -1 to 11 with end='fixed'"),
+        ("drawn", [3, 11], r"from 0 to 10, .* found -1 to 11 with end='drawn'"),
+        ("fixed", [3, -7], r"-7 to 3 with end='fixed'"),
+        ("drawn", [3, -7], r"end='drawn' -2 \(ENDED\), found -7 to 3 with end='drawn'"),
+        ("fixed", [3, ENDED], r"end='drawn' -2 \(ENDED\), found -2 to 3 with end='fixed'"),
+        ("drawn", [ENDED, 3], r"-2 \(ENDED\) in every place after .*, found 1 where something"),
+        ("drawn", [ENDED, PAUSE], r"-2 \(ENDED\) in every place after .*, found 1 where someth"),
+    ],
+)
+def test_given_thoughts_are_ones_that_a_model_could_have_had(end, thought, said):
+    quiet, tokens = module(ThoughtConfig(thoughts=2, ahead=1, end=end)), torch.arange(3)[None]
+    thoughts, documents = torch.full((1, 3, 2, 2), PAUSE), torch.zeros_like(tokens)
+    quiet(tokens, thoughts=thoughts)
+    thoughts[0, 1, 1] = torch.tensor(thought)
+    with pytest.raises(ValueError, match=f"^thoughts: expected .*{said}"):
+        quiet(tokens, thoughts=thoughts)
+    with pytest.raises(ValueError, match=f"^thoughts: expected .*{said}"):
+        quiet.predict(tokens, documents, tokens, thoughts)
 
 
 class Text:
