@@ -109,7 +109,7 @@ def think(
     """Split a batch into micro-batches and let each think (plain training has no thoughts).
 
     With several ranks (B, T) is one rank's share; the numbers of the ranks before it are passed by.
-    Rewards are over the prediction of `average`, if there is one.
+    Rewards are over the prediction of `average` where the settings say so.
     """
     B, T = tokens.shape
     if config.run.thinks:
@@ -130,7 +130,7 @@ def think(
             thoughts = anchors.new_zeros((*anchors.shape, quiet.config.samples, 0))
         counting = None if counted is None else counted[rows]
         targets = targets_of(*text, anchors, quiet.config.ahead, counting)
-        if average and not config.run.distil:
+        if config.thinking.reference == "average":
             targets = average.judge(quiet, *text, targets)
         batch = Part(*text, anchors, thoughts, targets, True)
         parts += batch.split(*some)
@@ -267,8 +267,8 @@ def train_step(
         measure_terms: also measure the gradient norm of each loss term.
         ranks: who this is of how many; (B, T) is its share of the batch.
         counted: (B, T) True where a token counts as a target; None: everywhere.
-        average: of the weights, with `--reference average`, or the teacher of a step that is
-            distilled; it moves along.
+        average: of the weights, which moves along, in stages that do not need it too; or the
+            teacher of a step that is distilled.
 
     Returns:
         What goes into the log: losses and rewards in nats, mixing weight, gradient norms, lr.
@@ -278,7 +278,7 @@ def train_step(
         group["lr"] = group["peak_lr"] * share
     generator = step_generator(config.run.seed, step)
     distils = config.run.distil > 0
-    assert (average is not None) == (config.thinking.reference == "average" or distils)
+    assert average or not (config.thinking.reference == "average" or distils)
     with average.in_place(quiet) if average and distils else contextlib.nullcontext():
         parts = think(quiet, tokens, documents, config, generator, ranks, counted, average)
         if distils:

@@ -232,8 +232,6 @@ class Trainer:
         measure_terms = bool(every) and state.step % every == 0
         if state.step == self.config.distilled_from:  # the teacher: no stage needs an average now
             self.average = Average(self.quiet, 1.0, whole=True)
-        averages = config.thinking.reference == "average" or config.run.distil
-        average = self.average if averages else None
         with self.quiet.with_settings(**dataclasses.asdict(config.thinking)):
             record = train_step(
                 self.quiet,
@@ -245,7 +243,7 @@ class Trainer:
                 measure_terms,
                 self.ranks,
                 None,
-                average,
+                self.average,
             )
         state.step += 1
         state.epoch, state.index = position

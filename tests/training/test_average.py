@@ -9,6 +9,7 @@ import torch
 from tiny import batch, log, make, module, run, same_bits, same_checkpoint, tensors
 
 import train
+from qs.cli import Parser, parse
 from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
 from qs.quietstar.losses import linear_nll
 from qs.quietstar.sampler import step_generator
@@ -18,6 +19,7 @@ from qs.training.average import Average
 from qs.training.distributed import Ranks
 from qs.training.optimizer import make_optimizer
 from qs.training.step import train_step
+from qs.training.trainer import Trainer
 
 THOUGHT = ThoughtConfig(
     thoughts=2, ahead=2, samples=2, beta=30.0, reference="average", average_decay=0.75
@@ -36,6 +38,21 @@ def test_the_average_moves_by_its_decay_after_each_step():
     assert average.weights.keys() == {name for name in expected if name.startswith("model.")}
     for name, value in average.weights.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-12)
+
+
+def test_the_average_moves_in_stages_without_thoughts_too(tmp_path):
+    tiny = make(tmp_path / "tiny")
+    flags = tiny.flags(tmp_path, "--reference=average", "--average-decay=0.5")
+    config = parse([*flags, "--curriculum=2-2,0,2-2"], Parser("train.py"))
+    trainer = Trainer(config, tiny.weights, tmp_path / "run")
+    trainer.begin()
+    weights = dict(trainer.quiet.named_parameters())
+    expected = {name: weights[name].detach().clone() for name in trainer.average.weights}
+    for _ in range(config.run.steps):
+        trainer.step()
+        for name, value in expected.items():
+            value.lerp_(weights[name].detach(), 0.5)
+        same_bits(trainer.average.weights, expected)
 
 
 def test_targets_are_judged_by_the_average_and_the_model_keeps_its_bits():
