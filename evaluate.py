@@ -31,7 +31,7 @@ from typing import Literal
 
 from qs import cli, files, output
 from qs.cli import Parser, add_settings, chosen
-from qs.config import RunConfig, ThoughtConfig, thought_lengths
+from qs.config import RunConfig, ThoughtConfig
 from qs.data.prompts import prompts_of
 from qs.data.question_sets import SETS, read_questions, task_list
 from qs.environment import environment
@@ -105,7 +105,7 @@ def score(args: argparse.Namespace) -> None:
         rows = min(config.run.eval_rows, PAGE_ROWS)
         passages = read_thoughts(quiet, data, tokenizer, config, rows)
         about = {"model": str(folder), "text": str(data.folder)}
-        about["thoughts"] = thought_lengths(config.thinking)
+        about["thoughts"] = config.thinking.lengths
         print("\n" + passages.examples_text(args.show))
         if run:
             print(f"\nwhat it thought, as a page: {write_thoughts(run, about, passages, told)}")

@@ -33,7 +33,7 @@ from typing import Any
 from qs import cli, files, output
 from qs.bench.plan import plan_table
 from qs.cli import Parser, parse
-from qs.config import Config, thought_lengths
+from qs.config import Config
 from qs.data.dataset import DATA_DOWNLOADS, resolve_data
 from qs.evaluation.heldout import HeldoutScore, heldout_score, read_score, run_scores
 from qs.evaluation.page import PAGE, PAGE_ROWS, write_thoughts
@@ -268,7 +268,7 @@ def show(trainer: Trainer, count: int) -> None:
     about = {
         "model": f"{config.run.weights}, {trainer.state.step} steps of {config.run.title}",
         "text": f"{heldout.folder}, the first {rows} rows of the held-out split",
-        "thoughts": thought_lengths(config.thinking),
+        "thoughts": config.thinking.lengths,
     }
     if trainer.ranks.first:
         path = write_thoughts(trainer.folder, about, passages)

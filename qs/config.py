@@ -145,6 +145,11 @@ class RunConfig:
                 f"--curriculum {self.curriculum}: expected stages n-m or 0, such as "
                 f"16-8,12-4,8-4,0, found {wrong[0]!r}"
             )
+        if self.steps < len(stages):
+            raise ValueError(
+                f"--steps {self.steps} leaves out stages of --curriculum {self.curriculum}: "
+                f"expected a step for each at least, {len(stages)}"
+            )
         if stages and self.objective != "quiet":
             raise ValueError(f"--curriculum is of --objective quiet, got {self.objective}")
         if self.distil and not re.fullmatch(r"([1-9][\d-]*,)*0(,0)*", self.curriculum):
@@ -342,9 +347,3 @@ GROUPS = {"thought": ThoughtConfig, "optim": OptimConfig, "run": RunConfig, "sta
 
 
 PADDING = -1  # the document number of padding
-
-
-def thought_lengths(config: ThoughtConfig) -> str:
-    """n, m and K in words."""
-    most = " at most" if config.end == "drawn" else ""
-    return f"n {config.thoughts}{most}, m {config.ahead}, K {config.samples}"

@@ -94,6 +94,12 @@ class ThoughtConfig:
         """A: positions that think in a row of `seq` tokens."""
         return max(1, round(seq * self.anchor_share))
 
+    @property
+    def lengths(self) -> str:
+        """n, m and K in words."""
+        most = " at most" if self.end == "drawn" else ""
+        return f"n {self.thoughts}{most}, m {self.ahead}, K {self.samples}"
+
     def __post_init__(self) -> None:
         check_limits(self)
         if self.anchors == "all" and self.anchor_share != 1:

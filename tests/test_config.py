@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from settings import OUT_OF_RANGE, SETTINGS, configs
 
-from qs.config import GROUPS, Config, RunConfig, ThoughtConfig, thought_lengths
+from qs.config import GROUPS, Config, RunConfig, ThoughtConfig
 from qs.model.config import ModelConfig
 from qs.presets import PRESETS
 from qs.settings import check_names, typed
@@ -107,6 +107,10 @@ def test_stages_share_the_steps_and_stay_within_what_memory_is_counted_for():
     assert Config().stage(99) == ("", Config())
     with pytest.raises(ValueError, match="--curriculum 10-4 goes beyond --thoughts 9 and --ahead"):
         Config(run=RunConfig(curriculum="10-4,0"))
+    with pytest.raises(ValueError, match="--steps 2 leaves out stages of .* 8-4,4-2,0: .* 3$"):
+        RunConfig(curriculum="8-4,4-2,0", steps=2)
+    stages = Config(run=RunConfig(curriculum="8-4,4-2,0", steps=3))
+    assert [stages.stage(step)[0] for step in range(3)] == ["8-4", "4-2", "0"]
 
 
 def test_the_stages_of_0_at_the_end_are_distilled_with_the_thoughts_of_the_stage_before():
@@ -205,8 +209,8 @@ def test_forbidden_ids_are_bos_padding_and_the_thought_marks():
 
 
 def test_a_limit_of_tokens_is_called_one():
-    assert thought_lengths(ThoughtConfig(thoughts=8, ahead=1)) == "n 8, m 1, K 2"
-    assert thought_lengths(ThoughtConfig(thoughts=8, end="drawn")).startswith("n 8 at most, m 4")
+    assert ThoughtConfig(thoughts=8, ahead=1).lengths == "n 8, m 1, K 2"
+    assert ThoughtConfig(thoughts=8, end="drawn").lengths.startswith("n 8 at most, m 4")
 
 
 def test_a_record_takes_values_of_its_types_alone():

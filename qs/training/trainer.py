@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from qs import files
-from qs.config import Config, thought_lengths
+from qs.config import Config
 from qs.data.dataset import TokenDataset, Windows, resolve_data
 from qs.environment import environment
 from qs.model.config import read_model_config
@@ -112,7 +112,7 @@ class Trainer:
         self.stop: signal.Signals | None = None
         self.say(f"model   {start}: {own:,} parameters, {size - own:,} added for thinking")
         self.say(f"data    {data}: {self.train.tokens:,} tokens, {self.heldout.tokens:,} held out")
-        lengths = f", {thought_lengths(config.thinking)}" if run.thinks else ""
+        lengths = f", {config.thinking.lengths}" if run.thinks else ""
         size = f"{run.batch} x {run.seq} tokens"
         self.say(f"steps   {run.steps} of {size}, lr {config.optim.lr:g}{lengths}")
         self.say(f"device  {self.placement}, {self.ranks.count} process(es)")
