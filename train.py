@@ -77,7 +77,7 @@ def go(argv: list[str], held: contextlib.ExitStack) -> int:
         if folder:
             enter(folder, held)
             files.newest_step(folder)  # one that was stopped before it saved has nothing else
-            before = read_score(folder / BEFORE)
+            before = score_before(folder)
         trainer = load(config, folder)
         if folder is None:
             enter(trainer.folder, held)
@@ -195,6 +195,17 @@ def enter(run: Path, held: contextlib.ExitStack) -> None:
     if distributed.leads():
         held.enter_context(hold(run / LOCK))
         files.remove_leftovers(run)
+
+
+def score_before(run: Path) -> HeldoutScore | None:
+    """The score that a run began with; none where a loop of one's own began it."""
+    path = run / BEFORE
+    if path.exists():
+        return read_score(path)
+    if distributed.leads():
+        why = "no such file, as of a run that train.py did not begin; going on without that score"
+        print(f"{path}: {why}", file=sys.stderr)
+    return None
 
 
 def measure(trainer: Trainer, label: str) -> HeldoutScore | None:

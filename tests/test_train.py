@@ -454,7 +454,8 @@ def test_a_run_prints_its_choices_a_table_and_its_folder(tiny, tmp_path, capsys)
         assert line in printed
     assert results["after"]["text"]["nll_base"] < results["before"]["text"]["nll_base"]
     first, steps = files.made_by(found), log(found)
-    assert {"commit", "python", "torch", "device", "threads", "processes", "data"} == first.keys()
+    machine = {"commit", "python", "torch", "device", "threads", "processes"}
+    assert machine | {"data", "parts"} == first.keys()
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
     wanted = {"loss", "nll_base", "nll_talk", "policy", "reward", "weight_mean", "weight_std"}
     wanted |= {"thought_entropy", "thought_top", "thought_same"}

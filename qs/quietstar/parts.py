@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -44,6 +46,28 @@ class Parts:
             check_takes(name, getattr(self, name))
 
 
+def parts_of(quiet: nn.Module) -> dict[str, str]:
+    """Parts of a `QuietStar` that are one's own, by their names in `Parts`: what each is called."""
+    own = {field.name: getattr(quiet, field.name) for field in fields(Parts)}
+    own["mixer"] = None if type(quiet.mixer) is MixingHead else type(quiet.mixer)
+    defined = {name: _defined(part) for name, part in own.items() if part is not None}
+    return {name: f"{_module_of(x)}.{x.__qualname__}" for name, x in defined.items()}
+
+
+def _defined(part: Any) -> Any:
+    """What bears the name of a part: a function or class, of an object its class."""
+    return part if hasattr(part, "__qualname__") else type(part)
+
+
+def _module_of(defined: Any) -> str:
+    """Its module as another script imports it, if it is of the script that runs."""
+    main = sys.modules["__main__"]
+    if defined.__module__ != "__main__":
+        return defined.__module__
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", "__main__")
+    return spec.name if spec else Path(file).stem
+
+
 OWN = {OWN_HEAD: "mixer", "own_visibility": "visibility"}  # in checkpoints -> of `Parts`
 
 
@@ -53,8 +77,7 @@ def own_names(mixer: nn.Module, visibility: Visibility | None) -> dict[str, str]
     if type(mixer) is not MixingHead:
         names[OWN_HEAD] = type(mixer).__qualname__
     if visibility is not None:
-        kind = type(visibility).__qualname__
-        names["own_visibility"] = getattr(visibility, "__qualname__", kind)
+        names["own_visibility"] = _defined(visibility).__qualname__
     return names
 
 

@@ -20,11 +20,12 @@ from qs.data.dataset import TokenDataset, Windows, resolve_data
 from qs.environment import environment
 from qs.model.config import read_model_config
 from qs.quietstar.load import choose_placement, load
-from qs.quietstar.parts import Parts, own_names
+from qs.quietstar.parts import Parts, own_names, parts_of
 from qs.quietstar.terms import term_weights
 from qs.settings import check_names, checked
 from qs.training import checkpoint, distributed
 from qs.training.average import Average
+from qs.training.checks import check_begun_with
 from qs.training.optimizer import exact_parameters, make_optimizer, names_of_updated
 from qs.training.plan import settle
 from qs.training.scalars import find_writer, write_scalars
@@ -137,6 +138,7 @@ class Trainer:
             self.folder = files.new_run(self.folder.parent, self.folder.name, self.config)
             here = environment(str(self.placement))
             made_of = {"processes": self.ranks.count, "data": self.train.digest}
+            made_of["parts"] = parts_of(self.quiet)
             files.write_json(self.folder / files.MADE, here | made_of)
             self.log.append([])  # there from the beginning
             self._open_writer()
@@ -145,17 +147,12 @@ class Trainer:
         """Go on from the checkpoint whose weights are loaded already.
 
         Raises:
-            ValueError: its optimiser or its counters are missing or damaged, or its data changed.
+            ValueError: its optimiser or its counters are missing or damaged, or it was begun with
+                other data or parts of one's own.
         """
         records = files.read_log(self.folder) if self.ranks.first else []
         made = files.made_by(self.folder) if self.ranks.first else {}
-        before = made.get("data", self.train.digest)
-        if distributed.anywhere(before != self.train.digest):  # older runs do not say
-            raise ValueError(
-                f"{self.train.folder}: expected the data that {self.folder} was begun with, found "
-                "other data of that name; prepare it again from the same sources, or begin a new "
-                f"run from {self.start} with --weights"
-            )
+        check_begun_with(self.folder, made, self.train, self.quiet)
         path = self.start / files.TRAINER
         stored = files.read_json(path)
         if not isinstance(stored, dict) or any(

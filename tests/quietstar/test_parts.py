@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+import types
 from pathlib import Path
 
 import oracle
@@ -16,6 +18,7 @@ from safetensors import safe_open
 from tiny import Tiny, batch, make, module, same_bits
 from torch import Tensor, nn
 
+import train
 from qs import files
 from qs.config import Config, ThoughtConfig
 from qs.model import __main__ as model_commands
@@ -25,7 +28,7 @@ from qs.quietstar.ends import ENDED, PAUSE
 from qs.quietstar.load import open_model
 from qs.quietstar.masks import Place
 from qs.quietstar.mixer import MixingHead
-from qs.quietstar.parts import Parts
+from qs.quietstar.parts import Parts, parts_of
 from qs.training.trainer import Trainer
 
 K = ThoughtConfig(thoughts=2, ahead=2, samples=3, beta=2.0, policy_temperature=1.0)
@@ -56,6 +59,13 @@ class Bounded(MixingHead):
 
     def forward(self, base: Tensor, after: Tensor) -> Tensor:
         return super().forward(base, after).tanh()
+
+
+class Mean:
+    """A baseline that is an object."""
+
+    def __call__(self, reward: Tensor) -> Tensor:
+        return reward.mean(-1, keepdim=True)
 
 
 def near(query: Place, key: Place) -> Tensor:
@@ -175,14 +185,18 @@ def tiny(tmp_path_factory) -> Tiny:
     return make(tmp_path_factory.mktemp("tiny"))
 
 
-def trained(tiny: Tiny, out: Path, parts: Parts, steps: int = 2) -> Trainer:
+def trained(
+    tiny: Tiny, out: Path, parts: Parts, steps: int = 2, more: int = 0, **settings: object
+) -> Trainer:
+    """A run of one's own loop, as in examples/reward.py, that is saved with `more` steps to go."""
     thought = ThoughtConfig(thoughts=2, ahead=2, samples=2)
-    rows = {"seq": 16, "batch": 2, "steps": steps, "eval_rows": 0, "device": "cpu"}
+    rows = {"seq": 16, "batch": 2, "steps": steps + more, "eval_rows": 0, "device": "cpu"}
     places = {"data": str(tiny.data), "weights": str(tiny.weights)}
-    config = Config(thought).changed(**rows, **places, lr=1e-2, mixer_lr=1e-2, warmup=0)
+    rates = {"lr": 1e-2, "mixer_lr": 1e-2, "warmup": 0}
+    config = Config(thought).changed(**rows | places | rates | settings)
     trainer = Trainer(config, tiny.weights, out, parts)
     trainer.begin()
-    while not trainer.finished:
+    for _ in range(steps):
         trainer.step()
     trainer.save()
     return trainer
@@ -229,6 +243,52 @@ def test_a_run_with_a_visibility_of_its_own_asks_for_it(tiny, tmp_path):
         open_model(str(tmp_path / "run"), device="cpu")
     quiet = open_model(str(tmp_path / "run"), parts=Parts(visibility=near), device="cpu").quiet
     assert quiet.visibility is near
+
+
+def test_a_run_goes_on_with_the_parts_that_it_was_begun_with(tiny, tmp_path, capsys):
+    parts = Parts(reward=clipped, baseline=others, visibility=near)
+    before, run = trained(tiny, tmp_path / "run", parts, 1, more=1), tmp_path / "run"
+    told = files.made_by(run)["parts"]
+    assert told == {name: f"{__name__}.{told[name].split('.')[-1]}" for name in told}
+    assert [name.split(".")[-1] for name in told.values()] == ["clipped", "others", "near"]
+    for other in (
+        Parts(visibility=near),
+        Parts(lambda base, mix, valid: mix.sum(-1), others, visibility=near),
+    ):
+        with pytest.raises(ValueError, match=r"expected the parts .*clipped.*, found .*; go on fr"):
+            Trainer(before.config, None, run, other).resume()
+    again = Trainer(before.config, None, run, parts)
+    again.resume()
+    assert again.step()["step"] == 2
+    plain = trained(tiny, tmp_path / "plain", Parts(), 1, more=1)
+    with pytest.raises(ValueError, match=r"begun with, none, found reward=.*clipped; go on"):
+        Trainer(plain.config, None, plain.folder, Parts(reward=clipped)).resume()
+    made = files.made_by(run)
+    del made["parts"]
+    files.write_json(run / "run.json", made)  # as older runs wrote it
+    Trainer(before.config, None, run, Parts(visibility=near)).resume()
+
+
+def test_train_goes_on_with_a_run_of_ones_own_loop_if_its_parts_are_the_default(
+    tiny, tmp_path, capsys
+):
+    run = trained(tiny, tmp_path / "own", Parts(reward=clipped), 1, more=1).folder
+    assert train.main(["--resume", str(run)]) == 2
+    assert "begun with, reward=" in capsys.readouterr().err
+    run = trained(tiny, tmp_path / "plain", Parts(), 1, more=1, eval_rows=2).folder
+    assert train.main(["--resume", str(run)]) == 0
+    assert "before.json: no such file" in capsys.readouterr().err
+    assert files.read_results(run)["before"] is None
+
+
+def test_a_part_of_the_script_that_runs_is_called_as_another_script_imports_it(monkeypatch):
+    quiet = module(K)
+    assert parts_of(quiet) == {}
+    quiet.reward, quiet.baseline = types.FunctionType(clipped.__code__, {}), Mean()
+    main = types.SimpleNamespace(__spec__=None, __file__="somewhere/gains.py")
+    quiet.reward.__module__ = "__main__"
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert parts_of(quiet) == {"reward": "gains.clipped", "baseline": f"{__name__}.Mean"}
 
 
 # Refusals
