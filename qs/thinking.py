@@ -35,7 +35,8 @@ class ThoughtConfig:
     )
     likelihood_weight: float = setting(
         1.0,
-        "weight of the likelihood loss; 0: thoughts are trained by REINFORCE alone",
+        "weight of the likelihood loss; 0: thoughts are trained by REINFORCE alone, which needs a "
+        "head that mixes: --mix-weight one or sigmoid, or that of a run",
         least=0,
         later=True,
     )

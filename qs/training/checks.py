@@ -1,4 +1,4 @@
-"""Refused before anything is trained: a run that would go on as another one."""
+"""Refused before anything is trained: what would train nothing, or go on as another run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,59 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from qs.config import Config
 from qs.data.dataset import TokenDataset
 from qs.quietstar.algorithm import QuietStar
+from qs.quietstar.mixer import MixingHead
 from qs.quietstar.parts import parts_of
+from qs.quietstar.terms import term_weights
 from qs.training import distributed
+
+
+def check_trains(config: Config) -> None:
+    """Refuse settings by which nothing is trained, or no thinking where thoughts are.
+
+    Raises:
+        ValueError: what to change.
+    """
+    if not any(term_weights(config.thinking)):
+        raise ValueError("--likelihood-weight 0 without REINFORCE trains nothing: raise it")
+    for stage in _thinking_stages(config):
+        _, talk, policy = term_weights(stage.thinking)
+        if not talk and not policy:
+            raise ValueError(
+                f"--base-weight {stage.thinking.base_weight:g} without REINFORCE trains no "
+                "thinking: lower it, or train with --objective plain"
+            )
+
+
+def check_mixes(config: Config, mixer: nn.Module) -> None:
+    """Refuse a head whose mixing weight is 0 where no term of the loss trains it.
+
+    Every prediction is then the one without a thought, which earns nothing, for ever. A head of
+    one's own may begin otherwise, and is taken as it is.
+
+    Raises:
+        ValueError: what to change.
+    """
+    shut = config.thinking.mix_weight == "linear" and type(mixer) is MixingHead
+    untrained = [s for s in _thinking_stages(config) if not term_weights(s.thinking).talk]
+    if shut and untrained and not mixer[-1].weight.any():
+        thought = config.thinking
+        flag = f"--base-weight {thought.base_weight:g}" if thought.likelihood_weight else ""
+        raise ValueError(
+            f"{flag or '--likelihood-weight 0'} leaves a new mixing head untrained, whose weight "
+            "is 0, so that no thought earns anything: add --mix-weight one (or sigmoid), or begin "
+            "from a run"
+        )
+
+
+def _thinking_stages(config: Config) -> list[Config]:
+    """Settings of all stages, or the run's own, in which there are thoughts."""
+    stages = [stage for _, stage in config.stages] or [config]
+    return [stage for stage in stages if stage.run.thinks]
 
 
 def check_begun_with(

@@ -21,11 +21,10 @@ from qs.environment import environment
 from qs.model.config import read_model_config
 from qs.quietstar.load import choose_placement, load
 from qs.quietstar.parts import Parts, own_names, parts_of
-from qs.quietstar.terms import term_weights
 from qs.settings import check_names, checked
 from qs.training import checkpoint, distributed
 from qs.training.average import Average
-from qs.training.checks import check_begun_with
+from qs.training.checks import check_begun_with, check_mixes, check_trains
 from qs.training.optimizer import exact_parameters, make_optimizer, names_of_updated
 from qs.training.plan import settle
 from qs.training.scalars import find_writer, write_scalars
@@ -75,8 +74,7 @@ class Trainer:
         parts: Parts = Parts(),  # noqa: B008
     ):
         run = config.run
-        if not any(term_weights(config.thinking)):
-            raise ValueError("--likelihood-weight 0 without REINFORCE trains nothing: raise it")
+        check_trains(config)
         self.make_writer = find_writer() if run.tensorboard else None  # refused before any work
         self.writer = None
         placement = choose_placement(run)
@@ -94,6 +92,7 @@ class Trainer:
         data = resolve_data(run.data)
         self.train, self.heldout = TokenDataset(data), TokenDataset(data, "heldout")
         self.quiet, self.tokenizer = load(start, self.chosen, self.placement, parts)
+        check_mixes(self.chosen, self.quiet.mixer)
         for split in (self.train, self.heldout):
             split.check_tokenizer(self.tokenizer)
         self.windows = Windows(self.train, run.seq, run.seed)
