@@ -247,11 +247,12 @@ def load(
     folder: str | Path,
     *,
     thoughts: int | None = None,
-    samples: int = 4,
+    samples: int | None = None,
     start_text: str | None = None,
     end_text: str | None = None,
     fixed_weight: float | None = None,
     beta: float = 0.0,
+    objective: Literal["quiet"] | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 0,
     parts: Parts = Parts(),  # noqa: B008
@@ -260,22 +261,35 @@ def load(
 
     Args:
         folder: a run, a checkpoint, or a name in weights/ ("tiny" and "sums" are bundled).
-        thoughts: n, tokens of a thought; None: as it was trained (9 if it never thought).
-        samples: K, thoughts after a text.
+        thoughts: n, tokens of a thought; None: as its run or its checkpoint says, of any other
+            checkpoint 9.
+        samples: K, thoughts after a text; None: 4, but 1 of pauses, which are all equal.
         start_text, end_text: what the start and end vectors begin from, if it has none yet.
         fixed_weight: mixing weight to use instead of the head's: 1 is the prediction after the
             thought alone, 0 the one without it. A model that has not learned to mix has weight 0.
-        beta: weight of the policy loss in `model.quiet.loss`; needs 2 samples or more.
+        beta: weight of the policy loss in `model.quiet.loss`, where thoughts are judged on the next
+            token alone (m = 1); needs 2 samples or more.
+        objective: "quiet": by the weights of a run of another objective think as Quiet-STaR does;
+            None: its own.
         device: auto takes CUDA where there is one.
         seed: of thoughts, of what is generated, and of a mixing head if it has none.
         parts: of one's own; reward and baseline count in `model.quiet.loss`, with a beta above 0.
 
     Raises:
-        ValueError: there is no such model, it is damaged, it does not fit what was asked, or an
-            argument is of another type or out of range.
+        ValueError: there is no such model, it is damaged, it does not fit what was asked, its
+            objective takes no such beta or samples, or an argument is of another type or out of
+            range.
     """
     settings = dict(thoughts=thoughts, start_text=start_text, end_text=end_text)
-    settings |= ANY_TEXT | dict(samples=samples, beta=beta, device=device, seed=seed)
+    settings |= ANY_TEXT | dict(samples=4 if samples is None else samples, beta=beta)
+    settings |= dict(objective=objective, device=device, seed=seed)
     if beta:
         del settings["baseline"]  # the model's own
-    return Thinker(open_model(str(folder), parts=parts, **settings), fixed_weight, seed)
+    opened = open_model(str(folder), parts=parts, **settings)
+    for name, value in (("samples", samples), ("beta", beta)):
+        if value is not None and value != (kept := getattr(opened.quiet.config, name)):
+            raise ValueError(
+                f"{folder}: {name} is {kept} by its --objective {opened.config.run.objective}, got "
+                f"{value}; leave it out, or pass objective='quiet'"
+            )
+    return Thinker(opened, fixed_weight, seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -14,8 +15,10 @@ import torch
 from tiny import ROOT, Tiny, make
 
 import qs
+from qs.files import new_run
 from qs.inference.decoding import Decoding
 from qs.inference.generate import Stream
+from qs.presets import PRESETS
 from qs.quietstar.load import open_model
 from qs.quietstar.parts import Parts
 
@@ -215,3 +218,21 @@ def test_rewards_and_baselines_of_ones_own_count_with_a_beta():
     assert (means.baseline, means.beta) == ("mean", 1.0)
     with pytest.raises(ValueError, match="--samples 1"):
         qs.load("tiny", thoughts=2, samples=1, beta=1.0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "ignored"),
+    [("plain", {"beta": 1.0}), ("star", {"beta": 1.0}), ("pause", {"beta": 1.0, "samples": 3})],
+)
+def test_what_an_objective_would_ignore_is_refused(tiny, tmp_path, objective, ignored):
+    run = new_run(tmp_path, "run", PRESETS["tiny"].changed(objective=objective))
+    shutil.copytree(tiny.weights, run / "step_000001")
+    (run / "step_000001" / "trainer.json").write_text("{}")
+    for name, value in ignored.items():
+        said = rf"run: {name} is (0.0|1) by its --objective {objective}, got {value}; .*='quiet'$"
+        with pytest.raises(ValueError, match=said):
+            qs.load(run, device="cpu", **{name: value})
+    assert qs.load(run, device="cpu").quiet.config.samples == (1 if objective == "pause" else 4)
+    asked = {"beta": 1.0, "samples": 3}
+    quiet = qs.load(run, device="cpu", objective="quiet", **asked).quiet
+    assert (quiet.config.beta, quiet.config.samples, quiet.pause) == (1.0, 3, False)
