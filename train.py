@@ -33,7 +33,7 @@ from typing import Any
 from qs import cli, files, output
 from qs.bench.plan import plan_table
 from qs.cli import Parser, parse
-from qs.config import Config
+from qs.config import Config, ThoughtConfig
 from qs.data.dataset import DATA_DOWNLOADS, resolve_data
 from qs.evaluation.heldout import HeldoutScore, heldout_score, read_score, run_scores
 from qs.evaluation.page import PAGE, PAGE_ROWS, write_thoughts
@@ -142,7 +142,11 @@ def settings(argv: list[str]) -> tuple[Config, Path | None, str | None]:
 
 def longer(run: Path) -> str:
     """What to do where a run shall go on otherwise than it was set."""
-    begin = f"{cli.typed('train.py')} --weights {run} --data {files.read_config(run).run.data}"
+    config = files.read_config(run)
+    begin = f"{cli.typed('train.py')} --weights {run} --data {config.run.data}"
+    for name in ("mix_weight", "mix_space", "end"):  # without which its thoughts are others
+        if (value := getattr(config.thinking, name)) != getattr(ThoughtConfig(), name):
+            begin += f" --{name.replace('_', '-')} {value}"
     return f"to train its model on, longer or otherwise, begin a new run: {begin} --steps N ..."
 
 

@@ -952,6 +952,21 @@ def test_a_run_that_goes_on_elsewhere_says_what_that_costs(stopped, capsys):
     assert files.made_by(stopped)["threads"] == 99
 
 
+def test_training_on_keeps_how_thoughts_end_or_says_that_it_does_not(tiny, tmp_path, capsys):
+    learned = run(tmp_path / "a", tiny.flags(tmp_path / "a", "--end=drawn", "--steps=1"))
+    weights = f"--weights={learned}"
+    capsys.readouterr()
+    run(tmp_path / "b", tiny.flags(tmp_path / "b", weights, "--steps=1"))
+    warning = r"warning: .*/step_000001: its thoughts end themselves, .* add --end drawn to keep it"
+    assert re.search(warning, capsys.readouterr().err)
+    flags = train.longer(learned).split(" --steps N")[0].split(str(tiny.data))[1].split()
+    assert flags == ["--end", "drawn"]
+    run(tmp_path / "c", tiny.flags(tmp_path / "c", weights, "--steps=1", *flags))
+    run(tmp_path / "d", tiny.flags(tmp_path / "d", weights, "--steps=1", "--objective=plain"))
+    assert "warning: " not in capsys.readouterr().err
+    assert train.longer(only(tmp_path / "d")).endswith(f"--data {tiny.data} --steps N ...")
+
+
 def test_every_line_of_a_log_is_a_step(straight):
     lines = (straight["quiet"] / "log.jsonl").read_text().splitlines()
     records = list(map(json.loads, lines))

@@ -13,6 +13,17 @@ from qs.settings import check_types
 STORED = ("embedding_scale", "mix_weight", "mix_space", "end")  # settings that weights depend on
 
 
+def lost_end(folder: Path, config: Config) -> str:
+    """What training on would leave of how a checkpoint's thoughts end, in words; "" if nothing."""
+    drops = config.run.objective == "quiet" and config.thought.end == "fixed"
+    if not drops or stored_settings(folder).get("end") != "drawn":
+        return ""
+    return (
+        f"{folder}: its thoughts end themselves, while by --end fixed they have n tokens, and what "
+        "it learned of ending is left out: add --end drawn to keep it"
+    )
+
+
 def stored_settings(folder: Path) -> dict[str, Any]:
     """Of STORED, `thoughts` and `objective` those that a checkpoint has, by name.
 

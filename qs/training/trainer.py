@@ -21,6 +21,7 @@ from qs.environment import environment
 from qs.model.config import read_model_config
 from qs.quietstar.load import choose_placement, load
 from qs.quietstar.parts import Parts, own_names, parts_of
+from qs.quietstar.stored import lost_end
 from qs.settings import check_names, checked
 from qs.training import checkpoint, distributed
 from qs.training.average import Average
@@ -120,6 +121,8 @@ class Trainer:
             self.say(f"memory  {plan}")
         if changes := self.tokenizer.changes():
             self.say(f"warning: {changes}")
+        if self.ranks.first and (lost := lost_end(start, config)):
+            print(f"warning: {lost}", file=sys.stderr)
 
     def say(self, text: str) -> None:
         """Print, once for all processes."""
