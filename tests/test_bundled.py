@@ -19,8 +19,8 @@ from qs.model.config import read_model_config
 from qs.model.tokenizer import Tokenizer
 from qs.presets import PRESETS
 from qs.quietstar.load import choose_placement, load
-from qs.quietstar.shape import check_fits
 from qs.quietstar.sampler import prefill
+from qs.quietstar.shape import check_fits
 
 WEIGHTS, DATA = ROOT / "weights" / "tiny", ROOT / "data" / "tiny"
 
