@@ -457,7 +457,8 @@ def test_a_run_prints_its_choices_a_table_and_its_folder(tiny, tmp_path, capsys)
     machine = {"commit", "python", "torch", "device", "threads", "processes"}
     assert machine | {"data", "parts"} == first.keys()
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
-    wanted = {"loss", "nll_base", "nll_talk", "policy", "reward", "weight_mean", "weight_std"}
+    wanted = {"loss", "nll_base", "nll_talk", "policy", "gain", "reward"}
+    wanted |= {"weight_mean", "weight_std"}
     wanted |= {"thought_entropy", "thought_top", "thought_same"}
     wanted |= {"grad_norm", "grad_norm_base", "grad_norm_talk", "grad_norm_policy", "lr"}
     raw = json.loads((found / "log.jsonl").read_text().splitlines()[0])
@@ -480,7 +481,8 @@ def test_at_the_first_step_thinking_changes_no_prediction(straight):
     before = json.loads((straight["quiet"] / "before.json").read_text())["text"]
     assert before["nll_mix"] == before["nll_base"]
     assert before["gain"] == before["gain_interval"] == before["weight"] == 0
-    assert log(straight["quiet"])[0]["weight_mean"] == 0
+    first = log(straight["quiet"])[0]
+    assert first["weight_mean"] == first["gain"] == 0
 
 
 def test_gradients_of_terms_are_measured_as_often_as_asked(tiny, tmp_path):
@@ -549,9 +551,9 @@ def test_bfloat16_arithmetic_moves_float32_weights_by_a_millionth(tiny, tmp_path
 def test_the_progress_bar_shows_what_a_record_has():
     record = {"loss": 1.23456, "nll_base": 2.0, "grad_norm_policy": 12345.0}
     assert bar_text(record) == "NLL 2.000"
-    record |= {"nll_talk": 11.25, "reward": -0.0625, "weight_mean": -0.125, "thought_top": 1.0}
+    record |= {"gain": -11.25, "reward": -0.0625, "weight_mean": -0.125, "thought_top": 1.0}
     shown = bar_text(record)
-    assert shown == "COLLAPSED, NLL 2.000, thinking 11.250, reward -0.062, w -0.12"
+    assert shown == "COLLAPSED, NLL 2.000, gain -11.250, reward -0.062, w -0.12"
     del record["thought_top"]
     place = {"n": 120, "total": 240, "elapsed": 3600}
     for text in (shown, bar_text(record)):  # in the width of an old terminal

@@ -16,6 +16,7 @@ from string import Template
 
 from qs.atomic import write_text
 from qs.evaluation.thoughts import (
+    EARNED,
     EMPTY,
     FEW,
     LEVELS,
@@ -37,15 +38,21 @@ HEADS = ("token", "gain", "NLL", "thought", "reward", "weight")
 
 def write_thoughts(run: Path, about: Mapping[str, str], passages: Passages, told: str = "") -> Path:
     """Write a page of a run; `about` as of `thoughts_page`, `told` goes into its name."""
-    path = run / PAGE.replace(".", f"{told}.")
-    write_text(path, thoughts_page("What the model thought", about, passages.passages))
+    path, title = run / PAGE.replace(".", f"{told}."), "What the model thought"
+    write_text(path, thoughts_page(title, about, passages.passages, passages.earned))
     return path
 
 
-def thoughts_page(title: str, about: Mapping[str, str], passages: Sequence[Passage]) -> str:
+def thoughts_page(
+    title: str,
+    about: Mapping[str, str],
+    passages: Sequence[Passage],
+    earned: str = EARNED["information-gain"],
+) -> str:
     """A whole HTML document that shows passages in their order, each token shaded by its gain.
 
-    `about` has names and values for its top: model, data, settings, counts.
+    `about` has names and values for its top: model, data, settings, counts; `earned` says what a
+    reward is.
     """
     style, script = _part("page.css"), _part("page.js")
     facts = (_tagged("dt", _text(k)) + _tagged("dd", _text(v)) for k, v in about.items())
@@ -61,6 +68,7 @@ def thoughts_page(title: str, about: Mapping[str, str], passages: Sequence[Passa
         heading=_text(title),
         facts=_tagged("div", *facts),
         scale=scale,
+        earned=_text(earned),
         sections="".join(_section(i, passage) for i, passage in enumerate(passages)),
         script=script,
     )

@@ -34,13 +34,19 @@ NARROWEST = 48  # columns of a terminal
 EMPTY = "∅"
 WORKS = "✓"  # beside a thought that holds the working
 
+EARNED = {  # what each kind of reward is
+    "information-gain": "how many nats likelier one thought made the true tokens that follow",
+    "exact": "1 if with one thought each true token that follows is the likeliest, else 0",
+    "probability": "mean probability of the true tokens that follow, with one thought",
+}
+
 
 @dataclass(frozen=True)
 class Thought:
     """One thought."""
 
     text: str  # its tokens, decoded
-    reward: float  # nats, how much likelier it made the true tokens that follow
+    reward: float  # of the true tokens that follow, by default in nats: see `EARNED`
     weight: float  # mixing weight of the next token's prediction
     works: bool = False  # it begins with all steps to the answer that follows, where it is known
 
@@ -82,6 +88,7 @@ class Passages:
     # indices: the first question of each kind, where they are known, then the second ones, and so
     # on; else the first passages
     examples: list[int]
+    earned: str = EARNED["information-gain"]  # what a reward is, in words
 
     def examples_text(self, count: int) -> str:
         """At most `count` examples for this terminal."""
@@ -119,7 +126,15 @@ def read_thoughts(
             passages.append(Passage(title, shown))
             kinds.append(kind)
     ranks = [(kinds[:i].count(kind), i) for i, kind in enumerate(kinds) if kind]
-    return Passages(passages, [i for _, i in sorted(ranks)] or list(range(len(passages))))
+    examples = [i for _, i in sorted(ranks)] or list(range(len(passages)))
+    return Passages(passages, examples, _earned(quiet))
+
+
+def _earned(quiet: QuietStar) -> str:
+    if quiet.reward:
+        return "what one thought earned, by a rule of one's own"
+    less = ", less the cost of its tokens" * (quiet.config.thought_cost > 0)
+    return EARNED[quiet.config.reward] + less
 
 
 def _tokens(

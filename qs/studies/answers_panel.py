@@ -28,13 +28,17 @@ def read_answers(run: Path) -> dict[str, AnswerScore]:
 
 
 def draw_answers(
-    axes: Sequence[Axes], answers: Mapping[str, AnswerScore], colors: tuple[str, str]
+    axes: Sequence[Axes],
+    answers: Mapping[str, AnswerScore],
+    colors: tuple[str, str],
+    thinking: str,
 ) -> None:
     """Gold answer probability, a group of bars for each of `answers`, in a panel beside `axes`.
 
-    The first color is that without thoughts, the second with them, if they were measured.
+    The first color is that without thinking, the second with it, if it was measured; `thinking` is
+    what that is called.
     """
-    ax = _beside(axes)
+    ax, names = _beside(axes), (f"without {thinking}", "with")
     sides = [(colors[0], [(a.gold_base, a.gold_base_interval) for a in answers.values()])]
     if all(a.gold_mix is not None for a in answers.values()):
         sides.append((colors[1], [(a.gold_mix, a.gold_mix_interval) for a in answers.values()]))
@@ -42,11 +46,14 @@ def draw_answers(
     for i, (color, measured) in enumerate(sides):
         x = np.arange(len(answers)) + (i - (len(sides) - 1) / 2) * width
         gold, intervals = np.array(measured, float).T
-        drawn = ax.bar(x, gold, width, color=color, yerr=np.nan_to_num(intervals), capsize=2)
+        style = {"color": color, "yerr": np.nan_to_num(intervals), "capsize": 2}
+        drawn = ax.bar(x, gold, width, label=names[i], **style)
         ax.bar_label(drawn, fmt="%.2f", padding=3, fontsize=SMALL)
     ax.set_title("gold answer\nprobability, 95 %")
     ax.set_xticks(range(len(answers)), list(answers))
-    ax.set_ylim(0, 1.05)
+    ax.set_ylim(0, 1.3)
+    ax.set_yticks(np.linspace(0, 1, 6))
+    ax.legend(loc="upper center", fontsize=SMALL)
 
 
 def _beside(axes: Sequence[Axes]) -> Axes:

@@ -44,12 +44,13 @@ MATPLOTLIB = {
     "savefig.dpi": 150,
     "svg.hashsalt": "qs",
 }
-PANELS = {  # of training: keys of the log by title and height in inches
-    ("NLL, nats a token", 2.0): ("nll_base", "nll_talk"),
-    ("mean reward, nats", 1.2): ("reward",),
-    ("mean mixing weight", 1.2): ("weight_mean",),
+PANELS = {  # of training: title and height in inches of each key of the log
+    "nll_base": ("NLL without {thinking}, nats a token", 1.4),
+    "gain": ("gain by {thinking}, nats a token", 1.4),
+    "reward": ("mean reward, {unit}", 1.2),
+    "weight_mean": ("mean mixing weight", 1.2),
 }
-LINE_COLORS = {"nll_base": GREY, "nll_talk": BLUE, "reward": GREEN, "weight_mean": PURPLE}
+LINE_COLORS = {"nll_base": GREY, "gain": BLUE, "reward": GREEN, "weight_mean": PURPLE}
 
 
 def draw_run(run: Path, deciles: Sequence[Decile], out: Path | None = None) -> list[Path]:
@@ -67,8 +68,10 @@ def draw_run(run: Path, deciles: Sequence[Decile], out: Path | None = None) -> l
         raise ValueError(f"{run} is a run of STaR: draw it with python evaluate.py rounds {run}")
     steps, answers = read_steps(run), read_answers(run)
     thinking = "pause tokens" if config.run.objective == "pause" else "thoughts"
+    unit = "nats" if config.thought.reward == "information-gain" else "a share"
+    words = {"thinking": thinking, "unit": unit}
     pictures: dict[str, Callable[[Figure], None]] = {
-        "training": lambda figure: _draw_training(figure, steps, answers, thinking)
+        "training": lambda figure: _draw_training(figure, steps, answers, words)
     }
     if (run / CONTROLS).is_file():
         curves, fixed = read_curves(run, config.thought.thoughts), config.thought.end == "fixed"
@@ -230,30 +233,25 @@ def _draw_training(
     figure: Figure,
     steps: Mapping[str, np.ndarray],
     answers: Mapping[str, AnswerScore],
-    thinking: str,
+    words: Mapping[str, str],
 ) -> None:
-    """NLL, reward and mixing weight by step; beside them the answers before and after."""
+    """What there is of `PANELS` by step, titled in `words`; beside it answers before and after."""
     x = steps["step"]
     half = len(x) // 40
-    labels = {"nll_base": f"without {thinking}", "nll_talk": f"with {thinking}"}
-    lines = {panel: [key for key in keys if key in steps] for panel, keys in PANELS.items()}
-    panels = [panel for panel in PANELS if lines[panel]]
+    keys = [key for key in PANELS if key in steps]
+    panels = [(title.format(**words), height) for title, height in map(PANELS.get, keys)]
     remark = f"thick: mean over {2 * half + 1} steps" if half else ""
     axes = _panels(figure, panels, "step", remark)
     if answers:
-        colors = LINE_COLORS["nll_base"], LINE_COLORS["nll_talk"]
-        draw_answers(axes, answers, colors)
-    for ax, panel in zip(axes, panels, strict=True):
-        for key in lines[panel]:
-            color, means = LINE_COLORS[key], smooth(steps[key], half)
-            if half:
-                ax.plot(x, steps[key], color=color, linewidth=0.6, alpha=0.35, zorder=1)
-            marker = "" if len(x) > 1 else "o"
-            ax.plot(x, means, color=color, linewidth=1.8, marker=marker, label=labels.get(key))
-        if "reward" in lines[panel]:
+        colors = LINE_COLORS["nll_base"], LINE_COLORS["gain"]
+        draw_answers(axes, answers, colors, words["thinking"])
+    for ax, key in zip(axes, keys, strict=True):
+        color, means = LINE_COLORS[key], smooth(steps[key], half)
+        if half:
+            ax.plot(x, steps[key], color=color, linewidth=0.6, alpha=0.35, zorder=1)
+        ax.plot(x, means, color=color, linewidth=1.8, marker="" if len(x) > 1 else "o")
+        if key in ("gain", "reward"):
             ax.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
-        if "nll_talk" in lines[panel]:
-            ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
         ax.margins(x=0.01)
 
 

@@ -40,11 +40,12 @@ def collapse_warning(records: Sequence[dict[str, Any]]) -> str:
 def bar_text(record: dict[str, Any]) -> str:
     """The progress bar's numbers in the width of an old terminal; the log has them all.
 
-    NLL is of the text without thoughts, nats a token; w is the mixing weight.
+    NLL is of the text without thoughts and gain that of the next token by one, nats a token; w is
+    the mixing weight.
     """
     numbers = (
         ("nll_base", "NLL {:.3f}"),
-        ("nll_talk", "thinking {:.3f}"),
+        ("gain", "gain {:+.3f}"),
         ("reward", "reward {:+.3f}"),
         ("weight_mean", "w {:.2f}"),
     )

@@ -143,6 +143,8 @@ class Sums(NamedTuple):
     base: Tensor
     talk: Tensor
     policy: Tensor
+    gain: Tensor
+    gained: Tensor
     reward: Tensor
     rewarded: Tensor
     weight: Tensor
@@ -155,8 +157,11 @@ class Sums(NamedTuple):
         """Those of a micro-batch, whose terms are divided by the counts of the whole batch."""
         counts = step.valid[:, :, None].expand_as(step.weight)
         weight = step.weight.where(counts, 0.0)
+        gain = step.nll_base.gather(1, step.anchors)[..., None] - step.nll_mix[..., 0]
         return Sums(
             *(mean.detach() for mean in means),
+            gain=gain.sum(),  # both are 0 where there is no target
+            gained=counts[..., 0].sum(),
             reward=step.reward.sum(),
             rewarded=step.valid.all(-1).sum() * step.reward.shape[2],
             weight=weight.sum(),
@@ -317,6 +322,7 @@ def _record(loss: float, sums: Sums, norms: dict[str, float], distils: bool) -> 
         record |= {
             "nll_talk": sums.talk,
             "policy": sums.policy,
+            "gain": sums.gain / max(1, sums.gained),
             "reward": sums.reward / max(1, sums.rewarded),
             "weight_mean": mean,
             "weight_std": math.sqrt(max(0.0, variance)) if math.isfinite(variance) else math.nan,

@@ -317,7 +317,8 @@ def test_a_usual_page_is_well_under_a_megabyte():
 
 def test_the_page_of_a_run_is_written_into_its_folder(tmp_path):
     passage = example_passage(None, 1.0)
-    path = write_thoughts(tmp_path, {"model": "m"}, Passages([passage], [0]))
-    expected = thoughts_page("What the model thought", {"model": "m"}, [passage])
+    path = write_thoughts(tmp_path, {"model": "m"}, Passages([passage], [0], "a share <1"))
+    expected = thoughts_page("What the model thought", {"model": "m"}, [passage], "a share <1")
+    assert "<dd>a share &lt;1</dd>" in expected
     assert path == tmp_path / PAGE
     assert path.read_text(encoding="utf-8") == expected

@@ -113,6 +113,22 @@ def test_numbers_are_those_of_the_step(world):
         assert all(math.isfinite(t.reward) for t in rest[0].thoughts)
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "how many nats likelier one thought made the true tokens that follow"),
+        ({"reward": "exact", "thought_cost": 0.1, "end": "drawn"}, "1 if .*, less the cost of its"),
+        ({"reward": "probability"}, "mean probability of the true tokens"),
+    ],
+)
+def test_what_a_reward_is_is_said(world, changes, expected):
+    settings = replace(SETTINGS, thought=replace(SETTINGS.thought, **changes))
+    quiet, data, tokenizer = opened(world, settings)
+    assert re.match(expected, read_thoughts(quiet, data, tokenizer, settings, rows=1).earned)
+    quiet.reward = lambda base, mix, valid: base.sum(-1)[:, :, None] - mix.sum(-1)
+    assert "own" in read_thoughts(quiet, data, tokenizer, settings, rows=1).earned
+
+
 def test_gain_is_the_mean_reward_where_one_token_ahead_is_judged(world):
     thought = ThoughtConfig(thoughts=3, ahead=1, samples=2, start_text="1", end_text="2")
     settings = Config(thought, run=SETTINGS.run)

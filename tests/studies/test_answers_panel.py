@@ -25,9 +25,11 @@ def write(run, before, after):
 def heights(answers):
     """Heights of all bars without thoughts, then of those with, in a panel beside two others."""
     figure = pytest.importorskip("matplotlib.figure").Figure()
-    draw_answers(figure.subplots(2, 1), answers, ("grey", "blue"))
+    draw_answers(figure.subplots(2, 1), answers, ("grey", "blue"), "pauses")
     figure.draw_without_rendering()
     assert len(figure.axes) == 3
+    named = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
+    assert named == ["without pauses", "with"][: len(named)]
     assert [tick.get_text() for tick in figure.axes[2].get_xticklabels()] == list(answers)
     return [bar.get_height() for bar in figure.axes[2].patches]
 

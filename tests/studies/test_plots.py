@@ -67,7 +67,12 @@ def make(run, objective="quiet", steps=90):
     logged = [{"step": s, "loss": 1.0, "nll_base": 1.3 + 0.05 * np.sin(s)} for s in range(1, steps)]
     if objective != "plain":
         for record in logged:
-            record |= {"nll_talk": 1.2, "reward": record["step"] / 200, "weight_mean": 0.3}
+            record |= {
+                "nll_talk": 1.2,
+                "gain": 0.1,
+                "reward": record["step"] / 200,
+                "weight_mean": 0.3,
+            }
     write_log(run, logged)
     if objective == "quiet":
         trained = [row(OWN, GOLD[5]), row("plain training", 0.132), row("pause tokens", 0.14)]
@@ -152,20 +157,18 @@ def test_what_was_not_measured_is_not_drawn(tmp_path, monkeypatch, objective, de
     run = make(tmp_path / "run", objective)
     found = seen(run, lambda figure: len(figure.axes), monkeypatch, deciles)
     assert list(found) == expected
-    assert found["training"] == (1 if objective == "plain" else 3)
+    assert found["training"] == (1 if objective == "plain" else 4)
 
 
 def test_training_shows_every_step_and_its_mean_over_neighbours(tmp_path, monkeypatch):
     run = make(tmp_path / "run", steps=120)
     panels = seen(run, lines, monkeypatch)["training"]
     steps = read_steps(run)
-    shown = [["nll_base", "nll_talk"], ["reward"], ["weight_mean"]]
-    for panel, keys in zip(panels, shown, strict=True):
-        for i, key in enumerate(keys):
-            raw, smoothed = panel[2 * i : 2 * i + 2]
-            assert raw[:, 0].tolist() == smoothed[:, 0].tolist() == list(range(1, 120))
-            np.testing.assert_array_equal(raw[:, 1], steps[key])
-            np.testing.assert_array_equal(smoothed[:, 1], smooth(steps[key], 2))
+    for panel, key in zip(panels, ["nll_base", "gain", "reward", "weight_mean"], strict=True):
+        raw, smoothed = panel[:2]
+        assert raw[:, 0].tolist() == smoothed[:, 0].tolist() == list(range(1, 120))
+        np.testing.assert_array_equal(raw[:, 1], steps[key])
+        np.testing.assert_array_equal(smoothed[:, 1], smooth(steps[key], 2))
 
 
 def test_thought_length_shows_both_series_their_intervals_and_the_flat_lines(tmp_path, monkeypatch):
@@ -214,7 +217,7 @@ def test_all_text_is_inside_the_picture_and_none_covers_another(
     for record in records:
         if objective != "plain":
             record |= {"reward": record["reward"] * scale, "weight_mean": 0.3 * scale}
-            record["nll_talk"] = record["nll_base"] - scale / 10
+            record["gain"] = scale / 10
     write_log(run, records)
     if objective == "quiet" and scale < 1:
         same = [row(name, 0.5) for name in (OWN, "n = 1", "plain training", "pause tokens")]
@@ -253,7 +256,6 @@ def test_thought_length_says_why_longer_thoughts_gain_less(tmp_path, monkeypatch
 
 def test_a_legend_names_the_lines(tmp_path, monkeypatch):
     found = seen(make(tmp_path / "run"), legends, monkeypatch)
-    assert [label for label, _ in found["training"]] == ["without thoughts", "with thoughts"]
     assert [label for label, _ in found["thought-length"]] == [
         "trained with n",
         "trained with n = 5,\nevaluated with n",
@@ -261,9 +263,24 @@ def test_a_legend_names_the_lines(tmp_path, monkeypatch):
         "pause tokens",
     ]
     assert len({color for _, color in found["thought-length"]}) == 4
-    pause = seen(make(tmp_path / "pause", "pause"), legends, monkeypatch)["training"]
-    assert [label for label, _ in pause] == ["without pause tokens", "with pause tokens"]
-    assert not seen(make(tmp_path / "plain", "plain"), legends, monkeypatch, [])["training"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "reward", "by", "unit"),
+    [
+        ("quiet", "information-gain", "thoughts", "nats"),
+        ("pause", "information-gain", "pause tokens", "nats"),
+        ("quiet", "exact", "thoughts", "a share"),
+    ],
+)
+def test_titles_of_training_say_what_is_drawn(tmp_path, monkeypatch, objective, reward, by, unit):
+    run = make(tmp_path / "run", objective)
+    config = json.loads((run / "config.json").read_text())
+    config["thought"]["reward"] = reward
+    (run / "config.json").write_text(json.dumps(config))
+    found = seen(run, lambda f: [ax.get_title("left") for ax in f.axes], monkeypatch)["training"]
+    nll, gain = f"NLL without {by}, nats a token", f"gain by {by}, nats a token"
+    assert found == [nll, gain, f"mean reward, {unit}", "mean mixing weight"]
 
 
 def test_the_steps_stand_below_the_last_panel_only(tmp_path, monkeypatch):

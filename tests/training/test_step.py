@@ -256,7 +256,7 @@ def test_plain_training_has_the_gradient_of_the_base_nll_alone(seed, rows):
     assert all((found[name] == 0).all() for name in untrained & found.keys())
     assert expected.keys() - found.keys() <= untrained
     assert record["loss"] == record["nll_base"] == pytest.approx(number(terms["base"]), rel=1e-9)
-    assert not {"nll_talk", "reward", "weight_mean"} & record.keys()
+    assert not {"nll_talk", "gain", "reward", "weight_mean"} & record.keys()
 
 
 def test_the_record_holds_the_means_of_what_the_step_computed():
@@ -271,6 +271,22 @@ def test_the_record_holds_the_means_of_what_the_step_computed():
     )
     assert record["lr"] == OptimConfig().lr
     assert record["skipped"] == 0
+
+
+@few
+@given(seeds, st.sampled_from([0, 1, 2]), st.sampled_from([1, 3]), st.sampled_from([1.0, 0.5]))
+def test_the_gain_is_that_of_the_next_token_on_the_same_tokens(seed, rows, ahead, share):
+    config = settings_of(("all" if share == 1 else "random", share), rows, ahead=ahead)
+    _, record = gradients(config, seed)
+    _, step, _ = naive_terms(config, seed)
+    gains = [
+        number(step.nll_base[b, t] - step.nll_mix[b, i, k, 0])
+        for b, row in enumerate(step.anchors.tolist())
+        for i, t in enumerate(row)
+        for k in range(step.nll_mix.shape[2])
+        if step.valid[b, i, 0]
+    ]
+    assert record["gain"] == pytest.approx(sum(gains) / len(gains), rel=1e-9)
 
 
 def test_the_gradient_is_clipped_to_the_largest_norm():
