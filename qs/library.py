@@ -25,6 +25,7 @@ from qs.inference.write import write
 from qs.presets import ANY_TEXT
 from qs.quietstar.load import Opened, open_model
 from qs.quietstar.masks import Place, one_document
+from qs.quietstar.mixer import check_fixed
 from qs.quietstar.parts import Parts
 from qs.settings import checked
 
@@ -266,7 +267,8 @@ def load(
         samples: K, thoughts after a text; None: 4, but 1 of pauses, which are all equal.
         start_text, end_text: what the start and end vectors begin from, if it has none yet.
         fixed_weight: mixing weight to use instead of the head's: 1 is the prediction after the
-            thought alone, 0 the one without it. A model that has not learned to mix has weight 0.
+            thought alone, 0 the one without it; where probabilities are mixed it is from 0 to 1. A
+            model that has not learned to mix has weight 0.
         beta: weight of the policy loss in `model.quiet.loss`, where thoughts are judged on the next
             token alone (m = 1); needs 2 samples or more.
         objective: "quiet": by the weights of a run of another objective think as Quiet-STaR does;
@@ -286,6 +288,7 @@ def load(
     if beta:
         del settings["baseline"]  # the model's own
     opened = open_model(str(folder), parts=parts, **settings)
+    check_fixed(fixed_weight, opened.quiet.config)
     for name, value in (("samples", samples), ("beta", beta)):
         if value is not None and value != (kept := getattr(opened.quiet.config, name)):
             raise ValueError(

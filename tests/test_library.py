@@ -236,3 +236,19 @@ def test_what_an_objective_would_ignore_is_refused(tiny, tmp_path, objective, ig
     asked = {"beta": 1.0, "samples": 3}
     quiet = qs.load(run, device="cpu", objective="quiet", **asked).quiet
     assert (quiet.config.beta, quiet.config.samples, quiet.pause) == (1.0, 3, False)
+
+
+def test_a_weight_that_probabilities_are_not_mixed_by_is_refused_at_once(tiny, tmp_path):
+    mixing = {"mix_weight": "sigmoid", "mix_space": "probability"}
+    run = new_run(tmp_path, "run", PRESETS["tiny"].changed(**mixing))
+    shutil.copytree(tiny.weights, run / "step_000001")
+    (run / "step_000001" / "trainer.json").write_text("{}")
+    for weight in (0.0, 1.0):
+        (p,) = {each.p for each in qs.load(run, fixed_weight=weight).predict("1")[0].mixed[:1]}
+        assert 0 < p <= 1
+    said = "--fixed-weight: expected 0 to 1, as --mix-space probability needs, got 1.5"
+    with pytest.raises(ValueError, match=said):
+        qs.load(run, fixed_weight=1.5)
+    model = qs.load(run)
+    with pytest.raises(ValueError, match=said):
+        Stream(model.quiet, [[1]], Decoding(fixed_weight=1.5))

@@ -38,7 +38,7 @@ from qs.inference.decoding import (
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.ends import ENDED, after_end, lengths, pauses
 from qs.quietstar.losses import entropy
-from qs.quietstar.mixer import mixed_log_p
+from qs.quietstar.mixer import check_fixed, mixed_log_p
 from qs.quietstar.sampler import allowed_ids, choose, thought_logits
 
 Stop = Callable[[int, list[int]], bool]
@@ -79,7 +79,7 @@ class Stream:
 
     Raises:
         ValueError: a prompt is empty, too long or holds an id that is none; `numbers` has another
-            length.
+            length; the model cannot mix by the weight.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class Stream:
         numbers: Sequence[int] | None = None,
         reading: Reading | None = None,
     ):
+        check_fixed(decoding.fixed_weight, quiet.config)
         shape, device = quiet.model.config, quiet.start.device
         self.quiet, self.prompts, self.decoding, self.stop = quiet, prompts, decoding, stop
         self.n = quiet.config.thoughts

@@ -238,7 +238,7 @@ class QuietStar(nn.Module):
         base = base.gather(1, later).view(B, A, 1, m, D).expand(-1, -1, K, -1, -1).to(wide)
         after = after.to(wide)
         score = result_of("mixer", self.mixer, base, after, seen=self.seen)  # (B, A, K, m)
-        return Mixed.by(base, after, score, self.config.mix_weight, fixed_weight)
+        return Mixed.by(base, after, score, self.config, fixed_weight)
 
     def _later(self, anchors: Tensor, T: int) -> Tensor:
         """(B, A * m) text positions that predict x[t+1] .. x[t+m] (the last one past the end)."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from qs.model.products import product
 from qs.quietstar.losses import LOGITS_AT_ONCE, linear_cross_entropy, linear_nll
+from qs.thinking import ThoughtConfig
 
 
 class MixingHead(nn.Sequential):
@@ -72,6 +73,18 @@ def mix_nll(nll_base: Tensor, nll_thought: Tensor, score: Tensor) -> Tensor:
     return -torch.logaddexp(F.logsigmoid(-score) - nll_base, F.logsigmoid(score) - nll_thought)
 
 
+def check_fixed(weight: float | None, config: ThoughtConfig) -> None:
+    """Refuse a weight to use instead of the head's that probabilities cannot be mixed by.
+
+    Raises:
+        ValueError: a mixture would have probabilities below 0.
+    """
+    if config.mix_space == "probability" and weight is not None and not 0 <= weight <= 1:
+        raise ValueError(
+            f"--fixed-weight: expected 0 to 1, as --mix-space probability needs, got {weight}"
+        )
+
+
 class Mixed(NamedTuple):
     """Two predictions of the same tokens, without and after each thought, and how they are mixed.
 
@@ -89,11 +102,20 @@ class Mixed(NamedTuple):
 
     @staticmethod
     def by(
-        base: Tensor, after: Tensor, score: Tensor, kind: str, fixed_weight: float | None = None
+        base: Tensor,
+        after: Tensor,
+        score: Tensor,
+        config: ThoughtConfig,
+        fixed_weight: float | None = None,
     ) -> Mixed:
-        """Mixed by weights of a kind made of the scores, or by one weight instead."""
-        weight = mixing_weight(score, kind)
+        """Mixed by weights made of the scores as `config` says, or by one weight instead.
+
+        Raises:
+            ValueError: as `check_fixed` does.
+        """
+        weight = mixing_weight(score, config.mix_weight)
         if fixed_weight is not None:
+            check_fixed(fixed_weight, config)
             weight = torch.full_like(weight, fixed_weight)
             score = torch.special.logit(weight)
         return Mixed(base, after, score, weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from cases import normal, same, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qs.config import ThoughtConfig
 from qs.quietstar.mixer import (
     Mixed,
     MixingHead,
@@ -115,10 +117,25 @@ def test_nll_of_a_mixture_is_that_of_its_mixed_probability(
 def test_cross_entropy_is_with_the_mixture_that_is_predicted(kind: str, space: str, seed: int):
     base, after, outputs = (normal(2, 3, 4, seed=seed + i) for i in range(3))
     teacher_head, head = normal(5, 4, seed=seed + 3), normal(5, 4, seed=seed + 4)
-    mixed = Mixed.by(base, after, normal(2, 3, seed=seed + 5), kind)
+    config = ThoughtConfig(mix_weight=kind, mix_space=space)
+    mixed = Mixed.by(base, after, normal(2, 3, seed=seed + 5), config)
     _, log_p = mixed_log_p(mixed, teacher_head, space)
     expected = -(log_p.exp() * (outputs @ head.T).log_softmax(-1)).sum(-1)
     same(mixed_cross_entropy(mixed, teacher_head, outputs, head, space), expected)
+
+
+@pytest.mark.parametrize("weight", [-1e-9, 0.0, 0.5, 1.0, 1.0 + 1e-9, 1.5])
+@pytest.mark.parametrize("space", ["output", "probability"])
+def test_probabilities_are_mixed_by_weights_from_0_to_1_alone(space: str, weight: float):
+    config = ThoughtConfig(mix_weight="sigmoid", mix_space=space)
+    shapes = (2, 4), (2, 4), (2,), (5, 4)
+    base, after, score, head = (normal(*shape, seed=i) for i, shape in enumerate(shapes))
+    fits = space == "output" or 0 <= weight <= 1
+    said = f"--fixed-weight: expected 0 to 1, .* got {weight}$"
+    with nullcontext() if fits else pytest.raises(ValueError, match=said):
+        mixed = Mixed.by(base, after, score, config, weight)
+        for log_p in mixed_log_p(mixed, head, space):
+            same(log_p.exp().sum(-1), torch.ones(2).double())
 
 
 @pytest.mark.parametrize(("score", "expected"), [(-math.inf, 2.0), (math.inf, 700.0)])
