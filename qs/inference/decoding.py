@@ -76,6 +76,11 @@ class OutputToken(NamedTuple):
     entropy: float  # of the base prediction, in nats
     log_p: float  # of the token in nats, in the mixed prediction (all ids, temperature 1)
 
+    @property
+    def generated(self) -> int:
+        """Tokens that were drawn: this one, and those of the thought, pauses not among them."""
+        return 1 + sum(i != PAUSE for i in self.thought or ())
+
 
 @dataclass(frozen=True)
 class Generated:

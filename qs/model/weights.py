@@ -95,6 +95,11 @@ def stored_extras(stored: Collection[str], own: bool) -> dict[str, str]:
     return extra_names({*VECTORS, *head, *drawn}, own)
 
 
+def holds_thoughts(stored: Collection[str]) -> bool:
+    """Whether there are Quiet-STaR extras among some names in files."""
+    return not set(QUIET_NAMES.values()).isdisjoint(stored)
+
+
 Shapes = Mapping[str, Sequence[int] | None]  # by the name of a tensor; None: any
 
 
@@ -196,7 +201,7 @@ def _matched(
 ) -> tuple[str, dict[str, str], dict[str, shards.Stored], bool]:
     """Layout, names (in the files -> ours), what is stored, and whether extras are among it."""
     layout, stored = layout_of(folder), stored_tensors(folder)
-    quiet = not stored.keys().isdisjoint(QUIET_NAMES.values())
+    quiet = holds_thoughts(stored)
     ours = {**parameters, **(extras or {})} if quiet else parameters
     names = {stored_name(name, layout): name for name in parameters}  # in the files -> ours
     own = quiet and has_own_head(read_settings(folder))

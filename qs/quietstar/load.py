@@ -21,7 +21,7 @@ from qs.model.config import ModelConfig
 from qs.model.exact import Exact
 from qs.model.mistral import Mistral
 from qs.model.tokenizer import Tokenizer
-from qs.model.weights import check_shapes, load_into
+from qs.model.weights import check_shapes, holds_thoughts, load_into, stored_tensors
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.attention import check_flex
 from qs.quietstar.parts import Parts, check_own
@@ -284,6 +284,11 @@ class Opened(NamedTuple):
     placement: Placement
     quiet: QuietStar
     tokenizer: Tokenizer
+
+    @property
+    def thinks(self) -> bool:
+        """Whether it thinks by itself: that is what it was trained to do."""
+        return self.config.run.thinks and holds_thoughts(stored_tensors(self.folder))
 
 
 def open_model(

@@ -38,7 +38,7 @@ class Attempt:
     rationale: str | None  # what was written, answer included, up to a stop; None: no room for it
     answer: str | None  # what it comes to
     kept: bool  # whether that is right, and no hint is quoted
-    tokens: int  # generated
+    tokens: int  # generated, those of thoughts among them
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def judge(
         rationale=text,
         answer=answer,
         kept=answer == problem.gold and not leaked,
-        tokens=len(written.tokens) if written else 0,
+        tokens=sum(token.generated for token in written.tokens) if written else 0,
     )
 
 

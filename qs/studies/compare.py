@@ -107,15 +107,13 @@ def decoded_answers(
         opened.quiet, opened.tokenizer, source, source.heldout, decoding, 0, size=100
     )
     made = [attempt for batch in batches for attempt in batch]
-    tokens = np.mean([attempt.tokens for attempt in made])
-    thought_tokens = opened.config.thought.thoughts if think else 0
     right = np.array([float(attempt.answer == attempt.gold) for attempt in made])
-    return Answers(right, float(tokens * (1 + thought_tokens)))
+    return Answers(right, float(np.mean([attempt.tokens for attempt in made])))
 
 
-def _known_answers(opened: Opened, thinks: bool) -> tuple[Answers, Answers]:
+def _known_answers(opened: Opened) -> tuple[Answers, Answers]:
     """Probability of the answers in text of the bundled kind, without and with a thought."""
-    config = opened.config if thinks else opened.config.changed(objective="plain")
+    config = opened.config if opened.thinks else opened.config.changed(objective="plain")
     try:
         text = text_with_answers(config.run, opened.tokenizer)
     except ValueError as error:
@@ -124,8 +122,8 @@ def _known_answers(opened: Opened, thinks: bool) -> tuple[Answers, Answers]:
             "about, found another one; leave this model out, or give --on arithmetic"
         ) from error
     answers = measure_heldout(opened.quiet, text, config).answers
-    thought = Answers(answers.gold_mix, 1 + float(answers.length.mean()))
-    return Answers(answers.gold_base, 1), thought
+    drawn = float(answers.length.mean()) if config.sampled else 0.0  # pauses are not
+    return Answers(answers.gold_base, 1), Answers(answers.gold_mix, 1 + drawn)
 
 
 def compare_models(models: Sequence[str], task: Comparable, count: int, device: str) -> Table:
@@ -140,28 +138,29 @@ def compare_models(models: Sequence[str], task: Comparable, count: int, device: 
     for model in progress(models, task, unit=" models"):
         opened = open_model(model, **ANY_TEXT | text, device=device)
         tokenizers.add(opened.tokenizer.hash)
-        thinks = opened.run is not None and opened.config.run.thinks
         if task == "world":
-            alone, thought = _known_answers(opened, thinks)
+            alone, thought = _known_answers(opened)
         else:
             alone = thought = decoded_answers(opened, task, count, written=False, think=False)
-            if thinks:
+            if opened.thinks:
                 thought = decoded_answers(opened, task, count, written=False, think=True)
         written = decoded_answers(opened, task, count, written=True, think=False)
-        name, cost = f"{opened.folder.name} (untrained)", ("-", "-")
+        name, cost = f"{opened.folder.name} (no run)", ("-", "-")
         if opened.run is not None:
             own, kept = files.read_config(opened.run).run, opened.run.name
             if opened.folder != files.newest_step(opened.run):
                 kept += f"/{opened.folder.name}"
             name = f"{own.objective}, seed {own.seed} ({kept})"
             cost = tuple(f"{tokens:,}" for tokens in training_cost(opened.folder))
-        rows.append((name, *cost, str(alone), str(thought) if thinks else "-", str(written)))
+        thinking = str(thought) if opened.thinks else "-"
+        rows.append((name, *cost, str(alone), thinking, str(written)))
     metric = "% probability of the answer among the possible ones" if task == "world" else "% right"
     notes = [
         f"answer, with thoughts: {metric}, {len(alone.right)} problems; written: % right "
         "after a working sampled at temperature 1; ±: half of a 95 % interval over problems; "
         "in brackets tokens generated for an answer, thoughts included",
-        "tokens trained, tokens generated: in training until then, all rounds together",
+        "tokens trained, tokens generated: in training until then, all rounds together; of "
+        "thoughts n tokens each, where they end themselves too; -: no run, which would say",
     ]
     if task == "arithmetic":
         drawn = count * LONGEST

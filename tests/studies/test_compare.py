@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import tiny
+import torch
 from tiny import ROOT
 
 import evaluate
 from qs import files
 from qs.config import Config, OptimConfig, RunConfig, StarConfig, ThoughtConfig
+from qs.inference.write import write
+from qs.model import __main__ as main
 from qs.presets import ONE_THOUGHT
 from qs.quietstar.load import open_model
 from qs.studies.compare import Answers, Cost, compare_models, decoded_answers, training_cost
@@ -88,7 +91,7 @@ def test_a_table_has_a_row_for_each_model_and_says_what_was_measured():
     table = compare_models(["tiny"], "world", 4, "cpu")
     assert table.title == "world: 4 problems answered in writing"
     assert len(table.rows) == 1
-    assert table.rows[0][:3] == ("tiny (untrained)", "-", "-")
+    assert table.rows[0][:3] == ("tiny (no run)", "-", "-")
     assert table.rows[0][4] == "-"  # it does not think
     assert table.rows[0][3].startswith("15.")
     with pytest.raises(ValueError, match="sums: .*--on world asks about, found another one; leave"):
@@ -108,6 +111,51 @@ def test_a_checkpoint_that_is_not_the_newest_is_named_and_costs_what_was_done_un
     name = f"quiet, seed 0 ({run.name}"
     assert half[:3] == (f"{name}/step_000003)", f"{rows}", f"{rows * 2 * 2}")
     assert whole[:3] == same[:3] == (f"{name})", f"{rows * 2}", f"{2 * rows * 2 * 2:,}")
+
+
+def test_an_exported_model_is_asked_with_its_thoughts_as_the_run_that_it_holds(tmp_path):
+    made = tiny.make(tmp_path / "made", positions=128)
+    run = tiny.run(tmp_path / "runs", made.flags(tmp_path / "runs", "--steps=2"))
+    out = str(tmp_path / "released")
+    assert main.main(["export", str(run), "--layout=quietstar", f"--out={out}"]) == 0
+    whole, released = compare_models([str(run), out], "arithmetic", 2, "cpu").rows
+    assert released[:3] == ("released (no run)", "-", "-")
+    assert released[3:] == whole[3:]
+    assert released[4] != "-"
+
+
+@pytest.mark.parametrize("flag", ["--end=drawn", "--objective=pause"])
+def test_tokens_are_those_that_were_drawn_before_a_thoughts_end_and_no_pauses(
+    tmp_path, monkeypatch, flag
+):
+    made, counts = tiny.make(tmp_path / "made", positions=128), []
+    run = tiny.run(tmp_path / "runs", made.flags(tmp_path / "runs", "--steps=2", flag))
+    opened = open_model(str(run), **ONE_THOUGHT, device="cpu", seq=2)
+    if flag == "--end=drawn":
+        with torch.no_grad():  # thoughts end before n tokens
+            opened.quiet.end_output.copy_(3 * opened.quiet.model.head[:9].sum(0))
+
+    def counted(*arguments, **options):
+        results = write(*arguments, **options)
+        for result in results:
+            thoughts = [i for token in result.tokens for i in token.thought]
+            drawn = 0 if opened.quiet.pause else len(thoughts)
+            counts.append((len(result.tokens), drawn, len(thoughts)))
+        return results
+
+    monkeypatch.setattr("qs.star.round.write", counted)
+    found = decoded_answers(opened, "arithmetic", 2, written=False, think=True)
+    tokens, drawn, places = map(sum, zip(*counts, strict=True))
+    assert found.tokens == pytest.approx((tokens + drawn) / len(found.right))
+    assert places == 2 * tokens if opened.quiet.pause else places < 2 * tokens
+
+
+def test_known_answers_after_pauses_cost_one_token(tmp_path):
+    flags = ["--objective=pause", "--steps=1", "--batch=2", "--eval-rows=1", "--device=cpu"]
+    run = tiny.run(tmp_path, [*flags, f"--out={tmp_path}"])
+    (row,) = compare_models([str(run)], "world", 2, "cpu").rows
+    assert row[3].endswith("(1)")
+    assert row[4].endswith("(1)")
 
 
 def test_a_table_says_what_was_asked_what_was_left_out_and_whether_tokenizers_differ(monkeypatch):
@@ -137,7 +185,7 @@ def test_the_commands_print_and_write_their_tables(tmp_path, capsys):
     page = tmp_path / "page.md"
     flags = ["compare", "tiny", "--problems", "2", "--markdown", str(page), "--device", "cpu"]
     assert evaluate.main(flags) == 0
-    assert "tiny (untrained)" in capsys.readouterr().out
-    assert "| tiny (untrained) |" in page.read_text()
+    assert "tiny (no run)" in capsys.readouterr().out
+    assert "| tiny (no run) |" in page.read_text()
     assert evaluate.main(["rounds", str(tmp_path)]) == 2
     assert f"{tmp_path}: expected the folder of a run, found" in capsys.readouterr().err
