@@ -38,7 +38,7 @@ from qs.environment import environment
 from qs.evaluation import exam_results, question_sets
 from qs.evaluation.exam_results import Exam
 from qs.evaluation.hard_tokens import by_decile, measure_hard_tokens, token_table
-from qs.evaluation.heldout import heldout_data, heldout_score, settings_told
+from qs.evaluation.heldout import heldout_data, heldout_score, settings_told, thinking_told
 from qs.evaluation.page import PAGE_ROWS, write_thoughts
 from qs.evaluation.score_tables import score_tables
 from qs.evaluation.thoughts import read_thoughts
@@ -95,11 +95,11 @@ def score(args: argparse.Namespace) -> None:
     opened = open_by(args)
     folder, run, config, placement, quiet, tokenizer = opened
     data = heldout_data(config.run, tokenizer)
-    print(f"thought {config.thought.thoughts} tokens, in rows of {config.run.seq}")
+    print(f"thought {thinking_told(config)}")
     print(f"model   {folder}\ndata    {data.folder}: {data.tokens:,} held-out tokens")
     print(f"device  {placement}")
     result = heldout_score(quiet, data, tokenizer, config, "held-out text")
-    told = settings_told(config, files.read_config(run), folder) if run else ""
+    told = settings_told(config, run, folder)
     print("\n" + terminal(*score_tables(result)))
     if args.show and config.run.thinks:
         rows = min(config.run.eval_rows, PAGE_ROWS)
@@ -151,7 +151,7 @@ def tasks(args: argparse.Namespace) -> None:
 def text(args: argparse.Namespace) -> None:
     """Sort the tokens of held-out text by difficulty: where thinking helps, hurts, and pays.
 
-    Written to results.json.
+    Written to results.json; of a run measured otherwise than it is, by a name that tells how.
     """
     opened = open_by(args)
     if not opened.config.run.thinks:
@@ -161,7 +161,8 @@ def text(args: argparse.Namespace) -> None:
         )
     out, environment = begin_results(args, opened)
     facts, tables = measure_hard_tokens(opened)
-    files.add_results(out, {"text": facts | {"environment": environment}})
+    name = f"text{settings_told(opened.config, opened.run, opened.folder)}"
+    files.add_results(out, {name: facts | {"environment": environment}})
     print(f"\n{terminal(*tables)}\n\nwritten to {out / files.RESULTS}")
     made = escaped(f"Made with {words(environment)}.") + "\n"
     write_page(args, results_page(f"{opened.folder} on text", args.line, made, tables))

@@ -23,7 +23,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    return run(out, tiny.flags(out, "--start-text", "plus", "--sample-temperature", "1"))
+    return run(out, tiny.flags(out, "--start-text", "plus", "--sample-temperature", "0.7"))
 
 
 def test_a_run_scores_what_it_scored_at_its_end(trained, capsys):
@@ -74,9 +74,10 @@ def test_an_exported_run_scores_as_the_run(tiny, trained, tmp_path, capsys):
     for model in (trained, out):
         assert evaluate.main([str(model), *flags]) == 0
         printed = capsys.readouterr().out.splitlines()
-        lines.append([x for x in printed if x.startswith("  ")])
+        lines.append([x for x in printed if x.startswith(("  ", "thought"))])
     assert lines[0] == lines[1]
-    assert len(lines[0]) == 8
+    assert len(lines[0]) == 9
+    assert lines[0][0] == "thought 2 tokens, in rows of 16; temperature 0.7, seed 0"
 
 
 def test_an_exported_run_of_pauses_pauses(tiny, tmp_path, capsys):
@@ -409,6 +410,17 @@ def test_hard_tokens_are_told_with_what_sparing_thoughts_costs(tiny, trained, ca
     assert all(d["documents"] <= found["text"]["documents"] for d in found["text"]["deciles"])
     assert f"{found['text']['documents']:,} documents" in printed
     assert found["after"]["text"]["tokens"] == sum(d["tokens"] for d in found["text"]["deciles"])
+    more = ["--sample-temperature=2", "--rows=2", "--seed=3"]
+    for flags in (more, [f"--out={trained}"]):
+        assert evaluate.main(["text", str(trained), *flags]) == 0
+        later = json.loads((trained / "results.json").read_text())
+        assert later["text"] == found["text"]
+    other = later["text-sample-temperature-2.0-seed-3-eval-rows-2"]
+    assert other["settings"]["thought"] == found["text"]["settings"]["thought"] | {
+        "sample_temperature": 2.0
+    }
+    assert other["settings"]["run"]["eval_rows"] == 2
+    assert other["checkpoint"] == "step_000006"
 
 
 NEEDS = {  # each command: what stands beside it

@@ -83,6 +83,7 @@ def measure_hard_tokens(opened: Opened) -> tuple[dict[str, Any], list[Table]]:
     named = {"deciles": deciles, "frontier": points, "helped": best, "hurt": worst}
     facts: dict[str, Any] = {name: [asdict(x) for x in lines] for name, lines in named.items()}
     facts |= {"data": str(data.folder), "tokens": int(table.scored.sum()), "seed": run.seed}
+    facts |= {"checkpoint": opened.folder.name, "settings": opened.config.to_json()}
     facts["documents"] = len(table.documents[table.scored].unique())
     about = (
         f"{data.folder}: {facts['tokens']:,} tokens of {facts['documents']:,} documents, rows of "

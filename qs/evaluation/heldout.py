@@ -248,9 +248,24 @@ def heldout_data(run: RunConfig, tokenizer: Tokenizer) -> TokenDataset:
 HOW = ("thoughts", "sample_temperature", "seed", "data", "seq", "eval_rows")  # to measure
 
 
-def settings_told(used: Config, own: Config, checkpoint: Path) -> str:
-    """What names of files say of how a run's checkpoint was measured; "" as at the run's end."""
-    told = [] if checkpoint == files.newest_step(checkpoint.parent) else [checkpoint.name]
+def thinking_told(config: Config) -> str:
+    """What is thought before tokens of held-out text, and by which numbers, in words."""
+    n, rows = config.thought.thoughts, f"in rows of {config.run.seq}"
+    if not config.run.thinks:
+        return f"none, {rows}"
+    if config.run.pauses:
+        return f"{n} pauses, {rows}"
+    most = " at most" if config.thought.end == "drawn" else ""
+    how = f"temperature {config.thought.sample_temperature}, seed {config.run.seed}"
+    return f"{n} tokens{most}, {rows}; {how}"
+
+
+def settings_told(used: Config, run: Path | None, checkpoint: Path) -> str:
+    """What names say of how a run's checkpoint was measured; "" as at its end, or of no run."""
+    if run is None:
+        return ""
+    own = files.read_config(run)
+    told = [] if checkpoint == files.newest_step(run) else [checkpoint.name]
     for name in HOW:
         group = "thought" if hasattr(used.thought, name) else "run"
         value = getattr(getattr(used, group), name)

@@ -10,7 +10,8 @@ from qs.config import Config, RunConfig, ThoughtConfig
 from qs.model.config import read_settings
 from qs.settings import check_types
 
-STORED = ("embedding_scale", "mix_weight", "mix_space", "end")  # settings that weights depend on
+# settings that weights depend on, and the temperature that they were measured at
+STORED = ("embedding_scale", "mix_weight", "mix_space", "end", "sample_temperature")
 
 
 def lost_end(folder: Path, config: Config) -> str:

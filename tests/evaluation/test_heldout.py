@@ -22,6 +22,7 @@ from qs.evaluation.heldout import (
 from qs.evaluation.statistics import ratio_estimate
 from qs.evaluation.synthetic import heldout_text
 from qs.evaluation.tokens import NllScore
+from qs.files import new_run
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.load import choose_placement, load
 
@@ -134,14 +135,14 @@ SCORE = HeldoutScore(NllScore(1234, 3.25, 3.125, 0.125, 0.01, 0.2))
 
 
 def test_names_of_files_tell_folders_of_data_apart(tmp_path):
-    (tmp_path / "step_000001").mkdir()
+    run = new_run(tmp_path, "run", SETTINGS)
+    (run / "step_000001").mkdir()
     names = [
-        settings_told(SETTINGS.changed(data=data), SETTINGS, tmp_path / "step_000001")
+        settings_told(SETTINGS.changed(data=data), run, run / "step_000001")
         for data in ("a/b", "a-b", "a--b", "a_b", "a-seq-9", "a")
     ]
-    names.append(
-        settings_told(SETTINGS.changed(data="a", seq=9), SETTINGS, tmp_path / "step_000001")
-    )
+    names.append(settings_told(SETTINGS.changed(data="a", seq=9), run, run / "step_000001"))
+    assert settings_told(SETTINGS.changed(data="a"), None, run / "step_000001") == ""
     assert len({*names}) == len(names)
     assert names[-2:] == ["-data-a", "-data-a-seq-9"]
     assert all(re.fullmatch(r"-data-a[a-z0-9-]*", name) for name in names)

@@ -18,7 +18,7 @@ from qs.model import config as model_config
 from qs.model import weights
 from qs.model.config import ModelConfig
 from qs.model.tokenizer import Tokenizer
-from qs.quietstar.load import allocate, choose_placement, first_tokens, load
+from qs.quietstar.load import allocate, choose_placement, first_tokens, load, open_model
 from qs.quietstar.shape import check_fits, read
 
 CPU = choose_placement(RunConfig(device="cpu"))
@@ -63,6 +63,17 @@ def test_stored_vectors_and_mixing_head_come_back_bit_for_bit(tiny, tmp_path, ex
     assert tokenizer.hash == Tokenizer(tiny.tokenizer).hash
     parameters = main.random_parameters(model_config.read_model_config(folder), seed=3)
     same_bits({n: p.detach() for n, p in quiet.model.named_parameters()}, parameters)
+
+
+def test_a_stored_temperature_is_measured_at_and_not_trained_at(tiny, tmp_path, extras):
+    folder = store(tiny, tmp_path / "w", extras, {"sample_temperature": 0.3})
+    for own, expected in (({}, 0.3), ({"sample_temperature": 2.0}, 2.0)):
+        opened = open_model(str(folder), seq=16, device="cpu", **own)
+        assert opened.quiet.config.sample_temperature == expected
+    quiet, _ = load(folder, Config(run=RunConfig(seq=16)), CPU)
+    assert quiet.config.sample_temperature == 1.0
+    old = store(tiny, tmp_path / "old", extras, {"thoughts": 2})
+    assert open_model(str(old), seq=16, device="cpu").config.thought.sample_temperature == 1.0
 
 
 @pytest.mark.parametrize(("stored", "wanted"), [(100.0, 10.0), (4.0, 64.0)])
