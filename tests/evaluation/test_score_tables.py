@@ -104,7 +104,7 @@ def test_the_table_has_the_change_of_other_tokens_with_its_paired_interval():
 
     lines = cells_of(closing_tables(score((4, 2.0), (4, 2.0)), score((4, 2.4), (4, 2.8))))
     place = lines.index(["change", "by", "training", "-", "0.1500"])
-    assert lines[place + 1] == ["95", "%", "+-", "-", "0.0980"]
+    assert lines[place + 1] == ["95", "%", "+-", "-", "0.6353"]
     tables = closing_tables(score((4, 2.0)), score((5, 2.0)))
     assert "change" not in terminal(*tables)
 

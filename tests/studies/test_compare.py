@@ -172,7 +172,7 @@ def test_a_table_says_what_was_asked_what_was_left_out_and_whether_tokenizers_di
 
 
 def test_answers_read_as_their_mean_with_its_interval_and_the_tokens():
-    assert str(Answers(np.array([0.25, 0.75]), 7.6)) == "50.0 ± 49.0 (8)"
+    assert str(Answers(np.array([0.25, 0.75]), 7.6)) == "50.0 ± 317.7 (8)"
 
 
 def test_right_and_wrong_answers_read_as_a_rate_with_both_ends_of_its_interval():
