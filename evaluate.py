@@ -35,18 +35,18 @@ from qs.config import RunConfig, ThoughtConfig
 from qs.data.prompts import prompts_of
 from qs.data.question_sets import SETS, read_questions, task_list
 from qs.environment import environment
-from qs.evaluation import exam_results, question_sets
+from qs.evaluation import effects, exam_results, question_sets
 from qs.evaluation.exam_results import Exam
 from qs.evaluation.hard_tokens import by_decile, measure_hard_tokens, token_table
 from qs.evaluation.heldout import heldout_data, heldout_score, settings_told, thinking_told
 from qs.evaluation.page import PAGE_ROWS, write_thoughts
 from qs.evaluation.score_tables import score_tables
 from qs.evaluation.thoughts import read_thoughts
-from qs.inference.decoding import Decoding, token_line
+from qs.inference.decoding import Decoding, check_effect
 from qs.inference.generate import Stream
+from qs.inference.shown import show
 from qs.locks import hold, make_folder
 from qs.model import folders, weights
-from qs.model.tokenizer import settled
 from qs.presets import ANY_TEXT
 from qs.quietstar.load import Opened, open_model
 from qs.settings import check_limits, setting
@@ -122,13 +122,13 @@ def tasks(args: argparse.Namespace) -> None:
     With --votes, chains of thought and their majority. Written to results.json and, a line for each
     question, beside it: the same command after an interruption does the rest.
     """
-    exam_results.check_effect(vars(args))
+    effects.check_exam(vars(args))
     asked = {x: read_questions(x, "heldout", args.questions, args.limit) for x in args.tasks}
     opened = open_by(args, reads=False)
-    run, digest = opened.config.run, weights.digest(opened.folder)
-    thinks = run.thinks or run.objective == "star" and "thoughts" in args  # STaR: only if asked to
-    n = opened.config.thought.thoughts if thinks else 0
-    own = {"model": str(opened.folder), "weights": digest, "thoughts": n, "seed": run.seed}
+    thinks = effects.asked_to_think(vars(args), opened, "samples")
+    n, seed = opened.config.thought.thoughts if thinks else 0, opened.config.run.seed
+    own = {"model": str(opened.folder), "weights": weights.digest(opened.folder)}
+    own |= {"thoughts": n, "seed": seed}
     exams = [Exam(task, **chosen(args, Exam) | own) for task in asked]
     folder = args.against and Path(args.against)
     others = [folder and exam_results.answers_of(x.kind, folder, asked[x.task]) for x in exams]
@@ -169,29 +169,21 @@ def text(args: argparse.Namespace) -> None:
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Go on from prompts, token by token, with a thought before each."""
+    """Go on from prompts, token by token, with a thought before each.
+
+    A model that was not trained to think does where --thoughts or --think-when says so.
+    """
     decoding = Decoding(**chosen(args, Decoding))
+    check_effect(decoding)
     opened, stream = open_by(args, reads=False), None
+    if "think_when" not in args:
+        of_thoughts = "think_temperature", "fixed_weight"
+        thinks = effects.asked_to_think(vars(args), opened, *of_thoughts)
+        decoding = dataclasses.replace(decoding, think_when="always" if thinks else "never")
     for prompt in prompts_of(args.prompt):
-        tokenizer = opened.tokenizer
-        ids = tokenizer.prompt(prompt)
+        ids = opened.tokenizer.prompt(prompt)
         stream = Stream(opened.quiet, [ids], decoding, opened.config.run.seed)
-        print(output.harmless(prompt), end="\n" if args.show_thoughts else "", flush=True)
-        shown = said = ""
-        for ((_, token),) in stream:
-            if args.show_thoughts:
-                before = [*ids, *(each.id for each in stream.tokens[0][:-1])]
-                print(token_line(token, tokenizer, before), flush=True)
-                continue
-            said = tokenizer.continuation(ids, stream.results()[0].text_ids)
-            print(output.harmless(settled(said)[len(shown) :]), end="", flush=True)
-            shown = settled(said)
-        print(output.harmless(said[len(shown) :]), end="")
-        counts = stream.counts
-        print(
-            f"\n[{counts.tokens} tokens, {counts.thoughts} thoughts, "
-            f"{counts.slots} slots in {counts.passes} passes]"
-        )
+        show(stream, opened.tokenizer, prompt, args.show_thoughts)
     if stream is None:
         raise ValueError(f"{args.prompt}: expected a prompt in each line, found no line")
 
@@ -250,7 +242,10 @@ def open_by(args: argparse.Namespace, reads: bool = True) -> Opened:
     names = ("thoughts", "sample_temperature", "seed", "data", "seq", "compile")
     own = {name: getattr(args, name) for name in names if name in args}
     settings = own if reads else ANY_TEXT | own
-    return open_model(args.model, reads, device=args.device, eval_rows=args.rows, **settings)
+    opened = open_model(args.model, reads, device=args.device, eval_rows=args.rows, **settings)
+    if reads:
+        effects.check_reading(vars(args), opened)
+    return opened
 
 
 def begin_results(args: argparse.Namespace, opened: Opened) -> tuple[Path, dict[str, object]]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from qs.config import RunConfig, ThoughtConfig
-from qs.inference.decoding import Decoding, OutputToken, thought_text
+from qs.inference.decoding import Decoding, OutputToken, check_effect, thought_text
 from qs.inference.write import write
 from qs.presets import ANY_TEXT
 from qs.quietstar.load import Opened, open_model
@@ -191,11 +191,12 @@ class Thinker:
             seed: of what is drawn; None: the model's.
 
         Raises:
-            ValueError: an argument is of another type or out of range, or the text leaves no room.
+            ValueError: an argument is of another type or out of range, others leave it nothing to
+                change, or the text leaves no room.
         """
-        decoding = Decoding(
-            max_tokens, temperature, top_p, think_temperature, think_when, self.fixed_weight
-        )
+        weight = None if think_when == "never" else self.fixed_weight
+        decoding = Decoding(max_tokens, temperature, top_p, think_temperature, think_when, weight)
+        check_effect(decoding)
         ids, seed = self._ids(text), self.seed if seed is None else seed
         (written,) = write(self.quiet, self.tokenizer, [ids], decoding, seed, stops)
         assert written is not None  # a text that leaves no room is refused

@@ -95,14 +95,90 @@ def test_an_exported_run_of_pauses_pauses(tiny, tmp_path, capsys):
     assert lines[0] == lines[1] == lines[2] == lines[3]
 
 
-def test_hard_tokens_of_a_model_that_does_not_think_are_refused(tiny, tmp_path, capsys):
-    flags = tiny.flags(tmp_path / "out", "--objective=plain", "--steps=1")
-    plain = run(tmp_path / "out", flags)
-    capsys.readouterr()
+@pytest.fixture(scope="module")
+def plain(tiny, tmp_path_factory):
+    out = tmp_path_factory.mktemp("plain")
+    return run(out, tiny.flags(out, "--objective=plain", "--steps=1", "--thoughts=1"))
+
+
+def test_hard_tokens_of_a_model_that_does_not_think_are_refused(plain, capsys):
     assert evaluate.main(["text", str(plain)]) == 2
     error = capsys.readouterr().err.strip()
     assert "text expects a model that thinks" in error
     assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        *(
+            (
+                f"{command} {flag}",
+                f"{flag.split('=')[0]} is of sampled thoughts, and {{step}} has "
+                "none by its --objective plain: leave it out",
+            )
+            for command, flag in (
+                ("score {run}", "--thoughts=2"),
+                ("score {run}", "--sample-temperature=0"),
+                ("score {run}", "--show=2"),
+                ("plot {run}", "--thoughts=2"),
+            )
+        ),
+        *(
+            (
+                f"{command} {flag}",
+                f"{flag.split('=')[0]} is of thoughts, and {{step}} has none "
+                "unasked: give --thoughts N, or leave it out",
+            )
+            for command, flag in (
+                ("tasks {run} arithmetic", "--samples=2"),
+                ("generate {run} 1", "--think-temperature=1"),
+                ("generate {run} 1", "--fixed-weight=0.5"),
+            )
+        ),
+        ("generate {run} 1 --top-p=0.2", "--top-p 0.2 changes nothing at --temperature 0,"),
+        *(
+            (
+                f"generate {{run}} 1 --think-when=never {flag}",
+                f"{flag.split('=')[0]} is of thoughts"
+                ", and by --think-when never there are none: leave one out",
+            )
+            for flag in ("--think-temperature=1", "--fixed-weight=0.5")
+        ),
+    ],
+)
+def test_a_flag_that_would_change_nothing_is_refused_in_one_line(plain, capsys, words, message):
+    before = sorted(plain.iterdir())
+    step = plain / "step_000001"
+    assert evaluate.main(words.format(run=plain).split()) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"error: {message.format(step=step)}")
+    assert "\n" not in error
+    assert sorted(plain.iterdir()) == before
+
+
+def test_no_temperature_is_asked_of_what_is_not_sampled(trained, capsys):
+    flags = ["--thoughts=0", "--rows=2"]
+    assert evaluate.main([str(trained), *flags, "--sample-temperature=1"]) == 2
+    assert "has none by its --thoughts 0: leave it out" in capsys.readouterr().err
+
+
+def test_a_model_that_was_not_trained_to_think_does_where_it_is_asked_to(
+    tiny, plain, tmp_path, capsys
+):
+    assert evaluate.main(["score", str(plain)]) == 0
+    assert "thought none, in rows of 16\n" in capsys.readouterr().out
+    for model in (plain, tiny.weights):
+        for flags, thoughts in ([], 0), (["--thoughts=2"], 2), (["--think-when=always"], 2):
+            assert evaluate.main(["generate", str(model), "1", "--max-tokens=2", *flags]) == 0
+            assert f"[2 tokens, {thoughts} thoughts" in capsys.readouterr().out
+        for flags, n in ([], 0), (["--thoughts=2", "--samples=1"], 2):
+            out = tmp_path / f"{model.name}{n}"
+            asked = ["tasks", str(model), "arithmetic", "--limit=1", f"--out={out}"]
+            status = evaluate.main([*asked, *flags])
+            printed = capsys.readouterr()
+            assert status == 0, printed.err
+            assert f"thoughts of n {n}" in printed.out
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 Read tokens (every token, measured once), statistics, heldout (the score of a run), synthetic,
 hard_tokens, thoughts and page; then gold_probability, question_sets, exam_results
-and harness.
+and harness; effects refuses settings that would change nothing.
 """
 
 from qs.evaluation.exam_results import Exam

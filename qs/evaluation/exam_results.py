@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,25 +69,6 @@ class Exam:
     def ways(self) -> dict[str, str]:
         """When each way of answering thinks."""
         return {"base": "never"} | ({"mix": "always"} if self.thoughts else {})
-
-
-def check_effect(given: Mapping[str, Any]) -> None:
-    """Refuse a setting that would change nothing, of those that are given by name.
-
-    Raises:
-        ValueError: naming its flag, and the other that it needs or cannot stand beside.
-    """
-    idle = {}
-    if given.get("thoughts") == 0:
-        idle["samples"] = "thoughts: leave out --thoughts 0, or it"
-    if given.get("votes"):
-        idle["samples"] = "direct answers: leave out --votes, or it"
-    else:
-        for name in ("temperature", "max_tokens"):
-            idle[name] = "chains of thought: give --votes, or leave it out"
-    for name, told in idle.items():
-        if name in given:
-            raise ValueError(f"--{name.replace('_', '-')} is of {told}")
 
 
 def answers_of(kind: str, folder: Path, questions: Sequence[BenchmarkQuestion]) -> Path:

@@ -67,6 +67,25 @@ class Decoding:
         think_above(self.think_when)
 
 
+def check_effect(decoding: Decoding) -> None:
+    """Refuse settings that others leave nothing to change, as a person gives them.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if decoding.temperature == 0 and decoding.top_p != 1:
+        raise ValueError(
+            f"--top-p {decoding.top_p} changes nothing at --temperature 0, where the likeliest "
+            "token is taken: give a temperature, or leave it out"
+        )
+    for name in ("think_temperature", "fixed_weight") if decoding.think_when == "never" else ():
+        if getattr(decoding, name) != getattr(Decoding, name):  # the default
+            raise ValueError(
+                f"--{name.replace('_', '-')} is of thoughts, and by --think-when never there are "
+                "none: leave one out"
+            )
+
+
 class OutputToken(NamedTuple):
     """One output token, and the thought before it (None: nothing was thought)."""
 

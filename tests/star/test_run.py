@@ -218,7 +218,7 @@ def test_a_run_is_evaluated_and_is_the_weights_of_another(model, straight, tmp_p
     copy = shutil.copytree(straight, tmp_path / "copy")
     sums = ["arithmetic", "--limit=1", "--samples=1", "--thoughts=1", "--device=cpu"]
     assert evaluate.main(["tasks", str(copy), *sums]) == 0
-    assert evaluate.main(["tasks", str(copy), *(x for x in sums if "thoughts" not in x)]) == 0
+    assert evaluate.main(["tasks", str(copy), *sums[:2], "--device=cpu"]) == 0
     results = json.loads((copy / "results.json").read_text())  # asked to think, and left to itself
     assert [x["exam"]["thoughts"] for x in results["exams"].values()] == [1, 0]
     assert train.main(["--resume", str(copy)]) == 0

@@ -1,0 +1,65 @@
+"""Settings that would change nothing are refused, in one line that says why."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from qs.quietstar.load import Opened
+
+
+def refuse(given: Mapping[str, Any], idle: Mapping[str, str]) -> None:
+    """Refuse the first of the `idle` settings that is among those given by name.
+
+    Raises:
+        ValueError: naming its flag, and what `idle` says that it is of.
+    """
+    for name, told in idle.items():
+        if name in given:
+            raise ValueError(f"--{name.replace('_', '-')} is of {told}")
+
+
+def check_exam(given: Mapping[str, Any]) -> None:
+    """Refuse settings of question sets that others leave idle.
+
+    Raises:
+        ValueError: as `refuse` does.
+    """
+    idle = {}
+    if given.get("thoughts") == 0:
+        idle["samples"] = "thoughts: leave out --thoughts 0, or it"
+    if given.get("votes"):
+        idle["samples"] = "direct answers: leave out --votes, or it"
+    else:
+        for name in ("temperature", "max_tokens"):
+            idle[name] = "chains of thought: give --votes, or leave it out"
+    refuse(given, idle)
+
+
+def check_reading(given: Mapping[str, Any], opened: Opened) -> None:
+    """Refuse settings of thoughts about held-out text where there are none, or none is drawn.
+
+    Raises:
+        ValueError: as `refuse` does.
+    """
+    config, idle = opened.config, ()
+    why = f"--objective {config.run.objective}"
+    if not config.run.thinks:
+        idle = ("thoughts", "show", "sample_temperature")
+    elif not config.sampled:
+        idle = ("sample_temperature",)
+        why = why if config.run.pauses else "--thoughts 0"
+    shown = {name for name in given if name != "show" or given[name]}
+    told = f"sampled thoughts, and {opened.folder} has none by its {why}: leave it out"
+    refuse(dict.fromkeys(shown), dict.fromkeys(idle, told))
+
+
+def asked_to_think(given: Mapping[str, Any], opened: Opened, *of_thoughts: str) -> bool:
+    """Whether it thinks: as it was trained to, or as --thoughts asks; else no settings of thoughts.
+
+    Raises:
+        ValueError: one of the settings `of_thoughts` is given, and it does not.
+    """
+    if opened.config.thought.thoughts and (opened.thinks or "thoughts" in given):
+        return True
+    told = f"thoughts, and {opened.folder} has none unasked: give --thoughts N, or leave it out"
+    refuse(given, dict.fromkeys(of_thoughts, told))
+    return False
