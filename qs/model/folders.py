@@ -48,8 +48,8 @@ def resolve(name: str | Path, root: str | Path = "weights") -> Path:
     Of a Hugging Face cache it is the one folder in `snapshots/`.
 
     Raises:
-        ValueError: if there is none (see `find`), no step of a run is whole, or there are several
-            snapshots.
+        ValueError: if there is none (see `find`), no step of a run is whole, there are several
+            snapshots, or it only holds runs.
     """
     folder = find(name, root)
     steps = saved_steps(folder)
@@ -61,6 +61,13 @@ def resolve(name: str | Path, root: str | Path = "weights") -> Path:
         raise ValueError(
             f"{folder}: expected one snapshot in this folder of a Hugging Face cache, found "
             f"{len(snapshots)}; give one of {', '.join(map(str, snapshots))}"
+        )
+    described = any((folder / name).is_file() for name in ("config.json", "params.json"))
+    runs = [str(path) for path in sorted(folder.iterdir()) if saved_steps(path)]
+    if runs and not described:
+        raise ValueError(
+            f"{folder}: expected a run or a checkpoint, found a folder of runs; give one of them "
+            f"{there('', runs)}"
         )
     return snapshots[0] if snapshots else folder
 

@@ -58,6 +58,16 @@ def test_the_one_snapshot_of_a_hugging_face_cache_is_followed_and_several_are_na
         resolve(cache)
 
 
+def test_a_folder_that_only_holds_runs_is_refused_with_their_names(tmp_path):
+    run = run_folder(tmp_path / "demo")
+    with pytest.raises(ValueError, match=f"demo: .* found a folder of runs; give .* \\({run}\\)$"):
+        resolve(tmp_path / "demo")
+    (run / "inner" / "step_000001").mkdir(parents=True)
+    assert resolve(run) == run / "step_000100"
+    (tmp_path / "demo" / "config.json").touch()  # a checkpoint, whatever lies beside it
+    assert resolve(tmp_path / "demo") == tmp_path / "demo"
+
+
 def test_shards_without_their_index_are_refused(folder):
     shard(folder, 1000)
     (folder / INDEX).unlink()
