@@ -162,8 +162,7 @@ class ModelConfig:
             token = getattr(self, name)
             row = token is None or self._is_row(token)
             self._require(row, name, f"to be null or an id {below}")
-        if not all(map(self._is_row, self.other_ends)):
-            raise ValueError(f"expected {FIELDS['eos_id'].hf} {below}, got {self.ends}")
+        self._require(all(map(self._is_row, self.other_ends)), "ends", f"to be ids {below}")
         self._require(self.heads % self.kv_heads == 0, "kv_heads", f"to divide {self.heads} heads")
         self._require(self.head_dim % 2 == 0, "head_dim", "to be even")
         if len(self.thought_ids) not in (0, 2) or not all(map(self._is_row, self.thought_ids)):
@@ -173,8 +172,8 @@ class ModelConfig:
 
     def _require(self, good: bool, name: str, what: str) -> None:
         if not good:
-            value = getattr(self, name)
-            raise ValueError(f"expected {name} ({FIELDS[name].hf}) {what}, got {value!r}")
+            value, key = getattr(self, name), FIELDS["eos_id" if name == "ends" else name]
+            raise ValueError(f"expected {name} ({key.hf}) {what}, got {value!r}")
 
     def _is_row(self, token: Any) -> bool:
         return type(token) is int and 0 <= token < self.vocab_size
@@ -243,7 +242,7 @@ def _named(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any
 
 
 def _mistral_fields(values: dict[str, Any]) -> dict[str, Any]:
-    # newer files call the window so
+    # newer files say _sliding_window
     values = {key.removeprefix("_"): value for key, value in values.items() if value is not None}
     # mistral-inference's rule: v0.1, which has a window, does not state its rotary base
     theta = 1e4 if "sliding_window" in values else 1e6

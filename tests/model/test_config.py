@@ -128,7 +128,7 @@ def test_ids_that_no_tokenizer_has_are_forbidden():
         ({"rope_theta": 0}, "rope_theta.* got 0"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings.* true or false, got 1"),
         ({"bos_token_id": 11}, "bos_token_id.* below vocab_size 11, got 11"),
-        ({"eos_token_id": [2, 11]}, r"expected eos_token_id below vocab_size 11, got \(2, 11\)"),
+        ({"eos_token_id": [2, 11]}, r"ends \(eos_token_id\) .* 11, got \(2, 11\)"),
         (
             {"rope_scaling": {"type": "linear", "factor": 2}},
             "expected no rope_scaling or one of type",
