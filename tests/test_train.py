@@ -1023,6 +1023,10 @@ UNSOUND = {
         lambda r: (r / "step_000004/trainer.json").write_text(json.dumps(COUNTERS | {"step": -1})),
         "trainer.json: expected counters by name",
     ),
+    "a step that was not skipped": (
+        lambda r: files.write_json(r / "step_000004/trainer.json", COUNTERS | {"skipped": 1}),
+        r"expected 3 steps at most, as in trainer\.json, found 4 in step/",
+    ),
     "fewer counters": (
         lambda r: (r / "step_000004/trainer.json").write_text('{"step": 4}'),
         r"trainer.json: 4 missing \(epoch, index, skipped, skipped_in_a_row\), 0 unexpected",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import batch, log, make, module, run, same_bits, same_checkpoint, tensors
 
+import qs.training.step
 import train
 from qs.cli import Parser, parse
 from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
@@ -68,8 +69,11 @@ def test_targets_are_judged_by_the_average_and_the_model_keeps_its_bits():
     assert not targets.reference.requires_grad
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 0])
-def test_however_a_batch_is_split_rewards_are_over_the_average(micro_batch: int):
+@pytest.mark.parametrize(
+    ("micro_batch", "part"), [(1, (1, 7)), (2, (2, 7)), (0, (4, 7)), (0, (1, 3)), (2, (1, 7))]
+)
+def test_however_a_batch_is_split_rewards_are_over_the_average(micro_batch, part, monkeypatch):
+    monkeypatch.setattr(qs.training.step, "split", lambda *_: part)
     config = CONFIG.changed(micro_batch=micro_batch)
     quiet, average, text = module(THOUGHT, 1), Average(module(THOUGHT, 2), 0.9), batch(3)
     record = train_step(
@@ -82,6 +86,15 @@ def test_however_a_batch_is_split_rewards_are_over_the_average(micro_batch: int)
     step = quiet(*text, generator=step_generator(5, 0), targets=targets)
     expected = step.reward[step.valid.all(-1)].mean().item()
     assert record["reward"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_step_that_is_not_finite_leaves_the_average_as_it_is():
+    quiet, average = module(THOUGHT, 1), Average(module(THOUGHT, 2), 0.9)
+    before = {name: x.clone() for name, x in average.weights.items()}
+    quiet.model.norm.weight.register_hook(lambda gradient: gradient * torch.inf)
+    optimizer = make_optimizer(quiet, CONFIG.optim)
+    assert train_step(quiet, optimizer, *batch(3), CONFIG, 0, average=average)["skipped"]
+    same_bits(average.weights, before)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_with_its_average(tmp_path):

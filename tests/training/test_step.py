@@ -362,6 +362,13 @@ def test_each_parameter_has_its_learning_rate_and_only_matrices_decay():
         assert found[parameter] == (lr, lr, 0.4 if parameter.ndim == 2 else 0.0), name
 
 
+@pytest.mark.parametrize("eight_bits", [False, True])
+def test_the_second_moment_has_the_decay_that_was_asked_for(eight_bits):
+    config = OptimConfig(beta2=0.5)
+    groups = make_optimizer(module(ThoughtConfig()), config, eight_bits=eight_bits).param_groups
+    assert {group["betas"] for group in groups} == {(0.9, 0.5)}
+
+
 def test_a_step_takes_its_share_of_every_groups_peak():
     config = settings_of()
     optim = OptimConfig(lr=0.1, mixer_lr=0.2, thought_lr=0.3, warmup=3)
