@@ -58,6 +58,16 @@ def test_every_number_takes_the_nearest_value(seed, signed):
     )
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_of_two_values_as_near_the_upper_one_is_taken(signed):
+    values = code_values(signed)
+    middle = (values[1:] + values[:-1]) / 2
+    blocks = torch.ones(len(middle), BLOCK)  # of scale 1
+    blocks[:, 0] = middle
+    codes, _ = quantize(blocks.view(-1), signed)
+    assert codes.view(-1, BLOCK)[:, 0].tolist() == list(range(1, 256))
+
+
 def test_a_block_of_zeros_stays_one():
     codes, scale = quantize(torch.zeros(BLOCK), True)
     assert not dequantize(codes, scale, True).any()
@@ -117,6 +127,18 @@ def test_updates_go_adamws_way_although_gradients_in_a_block_differ_by_eight_dec
     moved, off = (x.flatten() for x in (expected - start, found - expected))
     assert off.norm() < 0.5 * moved.norm()
     assert off.abs().max() < 3 * moved.abs().max()  # none divided by a moment that became 0
+
+
+def test_a_number_whose_gradients_are_next_to_nothing_in_its_block_moves_no_further_than_others():
+    parameter = nn.Parameter(torch.zeros(2, BLOCK))
+    optimizer = LowBitAdamW([{"params": [parameter], "lr": 1e-3, "weight_decay": 0.0}], {})
+    for step in range(20):
+        gradient = torch.full((2, BLOCK), (-1.0) ** step)
+        gradient[:, 0] = 1.5e-7  # of the largest root of a second moment: nearer to 0 than to any
+        parameter.grad = gradient
+        optimizer.step()
+    assert (parameter[:, 0] < 0).all()
+    assert parameter.abs().max() <= 20 * 1e-3
 
 
 def test_a_tensor_that_is_updated_in_parts_is_as_if_at_once(monkeypatch):
