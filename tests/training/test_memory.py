@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +17,7 @@ from qs.model.mistral import Mistral
 from qs.model.products import by_blocks
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import Placement, allocate, make_masters
-from qs.training.memory import MIB, activation_bytes, split
+from qs.training.memory import MIB, activation_bytes, logit_bytes, split
 from qs.training.optimizer import make_optimizer
 from qs.training.plan import plan
 from qs.training.step import sum_over_ranks, think, train_step
@@ -46,6 +48,21 @@ def test_parts_take_no_more_than_the_bound(
     assert part == (1, 1) or kept(*part) <= mebibytes * MIB
     if part != (rows, 64):  # no smaller than it must be
         assert kept(rows, 64) > mebibytes * MIB
+
+
+def test_rows_that_no_smaller_part_divides_are_as_many_as_fit():
+    config = Config().changed(batch=7, seq=64)
+    bound = math.ceil(activation_bytes(config, SMALL, 4, False, 4, 64) / MIB)
+    assert activation_bytes(config, SMALL, 4, False, 7, 64) > bound * MIB
+    assert split(config, SMALL, 4, False, bound, 7) == (4, 64)
+
+
+def test_logits_are_as_many_as_a_thought_has_tokens_or_what_it_is_judged_on():
+    def needed(n: int, m: int) -> int:
+        config = Config().changed(thoughts=n, ahead=m, seq=64)
+        return logit_bytes(config, TINY, CPU, rows=1, anchors=64)
+
+    assert needed(2, 6) == needed(6, 2) > needed(2, 2)
 
 
 def random_text(shape: ModelConfig, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
