@@ -40,6 +40,19 @@ def test_each_token_is_drawn_from_its_share_of_the_numbers(
     assert (choose(logits[None], grid[:1], ids, 0.0, top_p) == max(p, key=p.get)).all()
 
 
+def test_those_that_have_exactly_the_share_are_kept_and_no_more():
+    numbers = torch.arange(8, dtype=torch.float64) / 8
+    even = torch.zeros(8, 4, dtype=torch.float64)  # a quarter each, exactly
+    assert choose(even, numbers, torch.arange(4), 1.0, 0.5).tolist() == [0] * 4 + [1] * 4
+
+
+def test_a_number_that_rounds_to_one_draws_no_token_without_probability():
+    number = torch.tensor([math.nextafter(1, 0)], dtype=torch.float64)
+    for logits in ([0.0, 0.0, -1e4], [-1e4, 0.0, 1.0, -1e30, -1e30]):
+        drawn = choose(torch.tensor([logits]), number, torch.arange(len(logits)), 1.0)
+        assert drawn.item() == max(i for i, logit in enumerate(logits) if logit >= 0)
+
+
 temperatures = st.sampled_from([0.0, 0.5, 1.0, 3.0])
 edges = [0.0, math.nextafter(1, 0)]
 logit = st.floats(-50, 50) | st.sampled_from([-1e30, -1e4, 1e4, 1e30])

@@ -186,6 +186,19 @@ def test_those_who_think_draw_by_their_own_numbers():
         same_tokens(found.tokens, slowly(case, row))
 
 
+@torch.no_grad()
+def test_a_token_is_thought_about_above_the_entropy_and_not_at_it():
+    config, decoding = ThoughtConfig(thoughts=2), Decoding(max_tokens=1)
+    case = Asked(SHAPE, config, decoding, [[2, 3], [4]], False, 0)
+    for prompt in case.prompts:
+        one = case.but(prompts=[prompt])
+        (row,) = one.but(think_when="never").generate()
+        nats = row.tokens[0].entropy
+        for above, thinks in ((nats, False), (math.nextafter(nats, 0), True)):
+            (row,) = one.but(think_when=f"entropy>{above}").generate()
+            assert (row.tokens[0].thought is not None) == thinks
+
+
 @given(case=asked())
 @examples(0.5)
 @torch.no_grad()

@@ -149,3 +149,38 @@ def test_a_position_is_thought_about_once_and_only_where_it_may_pay(monkeypatch)
         (scores,) = score(QUIET, texts, [Thinking(when)])
         assert sum(columns) == max(found.thoughts for found in scores)
         assert len(columns) > 1 or when != "always"
+
+
+def saying(*shares: dict[int, float]):
+    """Instead of `predict_next`: after thoughts 0, 1, .. ids have these shares, others nearly 0."""
+    log_p = torch.full((len(shares), 11), -20.0, dtype=torch.float64)
+    for row, ids in zip(log_p, shares, strict=True):
+        for token, share in ids.items():
+            row[token] = torch.tensor(share).log()
+    return lambda quiet, before, after: (None, log_p.repeat(len(after) // len(shares), 1), None)
+
+
+def test_the_likeliest_id_is_that_of_the_mean_probability(monkeypatch):
+    shares = {2: 0.9, 3: 0.1}, {3: 0.3, 4: 0.7}  # means 0.45, 0.2, 0.35; of logarithms 3 has most
+    monkeypatch.setattr(loglikelihood, "predict_next", saying(*shares))
+    texts = [ScoredText((1, 5, 6), (0, 1))]
+    (((_, likeliest, _),),) = score(QUIET, texts, [Thinking("always", 2)])
+    assert likeliest.tolist() == [2, 2]
+
+
+def test_where_nothing_is_thought_the_likeliest_id_is_the_plain_one(monkeypatch):
+    texts = [ScoredText((1, 5, 6, 7), (0, 1, 2), tuple(range(11))) for _ in range(2)]
+    texts[1] = texts[1]._replace(ids=(4, 4, 8, 9))
+    (plain,) = score(QUIET, texts, [Thinking("never")])
+    nats = torch.stack([-(found.log_p.exp() * found.log_p).sum(-1)[0] for found in plain])
+    said = {i for found in plain for i in found.likeliest.tolist()}
+    other = next(i for i in range(2, 11) if i not in said)
+    monkeypatch.setattr(loglikelihood, "predict_next", saying({other: 1.0}))
+    counts = set()
+    for above in nats.flatten().tolist():
+        thinks = nats > above + 1e-9
+        counts |= {tuple(thinks.sum(1).tolist())}
+        (scores,) = score(QUIET, texts, [Thinking(f"entropy>{above + 1e-9}")])
+        for found, before, where in zip(scores, plain, thinks, strict=True):
+            assert found.likeliest.tolist() == before.likeliest.where(~where, other).tolist()
+    assert any(one != two for one, two in counts)  # a row waits while the other thinks

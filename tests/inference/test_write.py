@@ -1,13 +1,14 @@
 """write: the text is what decoding says, up to the token that completes a stop, space and all."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import TEXTS, init_weights
 
 from qs.config import Config, RunConfig, ThoughtConfig
-from qs.inference.decoding import Decoding
+from qs.inference.decoding import Decoding, Generated, OutputToken
 from qs.inference.generate import Stream
 from qs.inference.write import write
 from qs.model.tokenizer import train_tokenizer
@@ -66,6 +67,24 @@ def test_a_text_ends_with_the_token_that_completes_a_stop(model, prompts):
                 assert stop in found.text
                 assert found.whole
                 assert stop not in tokenizer.continuation(ids, said[:-1])
+
+
+def test_a_stop_may_have_as_many_tokens_as_bytes(model, monkeypatch):
+    quiet, tokenizer = model
+    spelt = tokenizer.encode("3€€4", bos=True)
+    assert len(spelt) > 8  # the vocabulary has no euro, but its three bytes
+
+    def saying(quiet, rows, decoding, seed, ended, numbers, reading):
+        said = []
+        for token in spelt[1:]:
+            said.append(OutputToken(token, None, None, 0.0, 0.0))
+            if ended(0, [each.id for each in said]):
+                break
+        return SimpleNamespace(finish=lambda: [Generated(tuple(said), "stop")])
+
+    monkeypatch.setattr("qs.inference.write.Stream", saying)
+    (found,) = write(quiet, tokenizer, [[tokenizer.bos_id]], DECODING, stops=["€€"])
+    assert found.text.endswith("3€€")
 
 
 def test_a_text_is_whole_if_the_end_of_text_was_said(model, prompts, monkeypatch):

@@ -13,6 +13,7 @@ from cases import (
     documents_of,
     examples,
     gradients,
+    normal,
     same_gradients,
     seeded,
     seeds,
@@ -20,9 +21,11 @@ from cases import (
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import judge
+from tiny import module
 from torch import Tensor
 
-from qs.quietstar.anchors import Numbers, choose_anchors
+from qs.config import ThoughtConfig
+from qs.quietstar.anchors import Numbers, choose_anchors, uncertainty
 from qs.quietstar.masks import every_position
 from qs.quietstar.terms import loss_terms
 
@@ -128,6 +131,12 @@ def test_uncertain_anchors_are_those_of_most_entropy_and_of_equal_ones_the_earli
         assert row == sorted(row)
         assert set(ranked[: min(A, real)]) <= set(row)
         assert len(set(row)) == A
+
+
+def test_outputs_that_differ_by_rounding_are_as_uncertain_as_each_other():
+    model = module(ThoughtConfig()).requires_grad_(False).model
+    output, nudges = normal(1, 1, model.config.dim, seed=0), 1 + 1e-9 * normal(2, 5, 1, seed=1)
+    assert len(uncertainty(model, output * nudges).unique()) == 1
 
 
 @given(documents=documents_of(rows=2, length=5))

@@ -122,6 +122,9 @@ def test_cross_entropy_is_with_the_mixture_that_is_predicted(kind: str, space: s
     _, log_p = mixed_log_p(mixed, teacher_head, space)
     expected = -(log_p.exp() * (outputs @ head.T).log_softmax(-1)).sum(-1)
     same(mixed_cross_entropy(mixed, teacher_head, outputs, head, space), expected)
+    for x in (*mixed, teacher_head):
+        x.requires_grad_()
+    assert not mixed_cross_entropy(mixed, teacher_head, outputs, head, space).requires_grad
 
 
 @pytest.mark.parametrize("weight", [-1e-9, 0.0, 0.5, 1.0, 1.0 + 1e-9, 1.5])
