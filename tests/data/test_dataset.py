@@ -138,6 +138,16 @@ def test_epochs_and_seeds_have_different_orders_and_moving_borders(dataset):
     assert len(firsts) > 3
 
 
+def test_borders_move_to_every_place_also_where_windows_would_fill_the_split(tmp_path):
+    windows = Windows(TokenDataset(make(tmp_path, [10] * 4)), 8, 0)  # 5 of 8 tokens
+    assert {min(windows.starts(epoch)) for epoch in range(200)} == set(range(8))
+
+
+def test_a_shard_holds_as_many_whole_documents_as_fit(tmp_path):
+    shards = TokenDataset(make(tmp_path, [3, 3, 3, 4, 2], shard_tokens=6)).meta["splits"]["train"]
+    assert [shard["tokens"] for shard in shards["shards"]] == [6, 3, 6]
+
+
 def test_sequential_stops_at_its_rows(dataset):
     assert [len(sequential(dataset, 8, rows).tokens) for rows in (1, 4, 10)] == [1, 4, 10]
 
@@ -224,6 +234,8 @@ def test_the_digest_tells_other_content_of_the_same_size(tmp_path):
     same, other = make(tmp_path / "b", [3, 4]), make(tmp_path / "c", [4, 3])
     assert TokenDataset(out).digest == TokenDataset(same, "heldout").digest
     assert TokenDataset(out).digest != TokenDataset(other).digest
+    edit(same, lambda meta, *shards: meta.update(tokenizer_hash="6hb"))  # ids of other texts
+    assert TokenDataset(out).digest != TokenDataset(same).digest
     edit(same, without_digests)
     assert len(TokenDataset(same).digest) == 16
 

@@ -81,6 +81,15 @@ def test_rows_hold_whole_documents_and_a_question_for_each_left_out_working(worl
         assert len(q.working) == d.needed
 
 
+@pytest.mark.parametrize("seq", [2, *range(30, 60)])
+def test_a_row_ends_where_the_next_document_does_not_fit(world, seq):
+    text = text_of(world.data, Tokenizer(world.tokenizer), seq=seq)
+    used = (text.documents >= 0).sum(1)
+    first = (text.documents == text.documents[:, :1]).sum(1)
+    assert (used > 0).all()
+    assert (used[:-1] + first[1:] > text.tokens.shape[1]).all()
+
+
 def test_fewer_rows_are_the_first_ones_and_long_documents_make_rows_longer(world, text):
     tokenizer = Tokenizer(world.tokenizer)
     some = text_of(world.data, tokenizer, rows=3)
