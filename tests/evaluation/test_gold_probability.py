@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,24 @@ def test_marks_in_the_question_are_not_its_answer(tokenizer):
     assert [tokenizer.decode([x.text.ids[t + 1]]) for t in x.text.positions] == ["0", "\n"]
 
 
+class Spaced:
+    """A token for each character, and for each digit another one with the space before it."""
+
+    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
+        pieces = re.findall(r" [0-9]|.", text, re.DOTALL)
+        return [1] * bos + [int.from_bytes(piece.encode()) for piece in pieces] + [2] * eos
+
+    def piece(self, token: int) -> str:
+        return token.to_bytes(2).decode().lstrip("\0")
+
+
+def test_a_first_digit_may_be_another_token_than_the_same_one_later():
+    x = item(NUMBER, Spaced())
+    pieces = [Spaced().piece(x.text.ids[t + 1]) for t in x.text.positions]
+    assert pieces == [" 1", "0", "4", "2", "\n"]
+    assert len(set(x.allowed)) == len(x.allowed) == 21
+
+
 def some(tokenizer):
     """A random module in float64 with the tokenizer's vocabulary."""
     config = ThoughtConfig(thoughts=2, ahead=2, samples=2, beta=0.0)
@@ -143,9 +162,9 @@ def test_the_option_that_is_likeliest_on_average_over_thoughts_is_chosen(tokeniz
     x = item(CHOICE, tokenizer)
     columns = [x.allowed.index(option) for option in x.options]
     p = torch.full((2, 2, len(x.allowed)), 0.01, dtype=torch.float64)
-    p[:, 0, columns] = torch.tensor([[0.8, 0.3, 0.1], [0.1, 0.7, 0.2]], dtype=torch.float64)
+    p[:, 0, columns] = torch.tensor([[0.6, 0.01, 0.1], [0.05, 0.9, 0.02]], dtype=torch.float64)
     score = TextScore(p.log(), torch.zeros(2), 0)
-    assert x.chosen(score)
+    assert x.chosen(score)  # its mean probability is larger, that of logarithms smaller
     assert not x.chosen(score._replace(log_p=score.log_p[:1]))
 
 
