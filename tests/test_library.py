@@ -16,8 +16,9 @@ from tiny import ROOT, Tiny, make
 
 import qs
 from qs.files import new_run
-from qs.inference.decoding import Decoding
+from qs.inference.decoding import Decoding, OutputToken
 from qs.inference.generate import Stream
+from qs.inference.write import Written
 from qs.presets import PRESETS
 from qs.quietstar.load import open_model
 from qs.quietstar.parts import Parts
@@ -181,6 +182,21 @@ def test_a_seed_gives_the_same_thoughts_and_another_one_others(model):
     assert len({model.think(TEXT, seed=seed) for seed in range(4)}) > 1
 
 
+def test_the_seed_0_is_a_seed(model):
+    one = model.think(TEXT, seed=0)
+    assert one == qs.load("tiny", **BUNDLED, fixed_weight=1.0).think(TEXT) != model.think(TEXT)
+    said = [model.generate(TEXT, 9, 2.0, seed=seed).text for seed in (0, None)]
+    other = qs.load("tiny", **BUNDLED, fixed_weight=1.0).generate(TEXT, 9, 2.0).text
+    assert said[0] == other != said[1]
+
+
+def test_a_thought_is_read_after_what_was_said_before_it(model, monkeypatch):
+    first, second = model.tokenizer.encode("é")[-2:]  # a byte each
+    said = OutputToken(first, None, None, 1.0, 0.0), OutputToken(second, (second,), 1.0, 1.0, 0.0)
+    monkeypatch.setattr("qs.library.write", lambda *_: [Written("é", said, False)])
+    assert model.generate(TEXT).tokens[1].thought.text == "é"
+
+
 def test_a_model_of_its_own_head_and_visibility_is_asked_with_them(tiny):
     def alone(query, key):
         return query.anchor == key.anchor
@@ -201,6 +217,9 @@ def test_a_text_that_leaves_no_room_is_refused(tiny):
     for ask in (model.think, model.predict, model.generate):
         with pytest.raises(ValueError, match="expected a text of at most 44 tokens, .*shorten it"):
             ask("7 " * 60)
+    (full,) = {"7 " * n for n in range(60) if len(model.tokenizer.prompt("7 " * n)) == 44}
+    assert len(model.think(full)) == 4
+    assert model.generate(full).tokens
 
 
 def test_ids_that_are_no_text_are_shown_by_their_number(model):
