@@ -22,5 +22,7 @@ torch.set_num_threads(1)  # tensors of tests are too small to share
 
 @pytest.fixture(autouse=True, scope="session")
 def interrupts():
-    """Ctrl-C reaches every process, as if tests did not run in the background."""
+    """Ctrl-C and a lost terminal reach every process, as if tests did not run in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):  # nohup ignores it
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
