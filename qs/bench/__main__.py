@@ -89,12 +89,10 @@ def report(work: Work, mode: str, stages: dict[str, Measured], rate: float) -> T
 def sweep(work: Work, letter: str) -> Table:
     """How seconds and operations of a step grow with one size: exponents over four doublings."""
     name, points = SWEPT[letter], []
-    for factor in (0.25, 0.5, 1, 2):
-        value = getattr(work, name) * factor
-        value = value if name == "anchor_share" else max(2, round(value))
-        if name == "anchor_share" and value > 1:
-            continue
-        changes = {name: value} | ({"anchors": "random"} if name == "anchor_share" else {})
+    value, shares = getattr(work, name), name == "anchor_share"
+    first = value / 8 if shares else max(2, round(value / 4))
+    for value in (first * 2**doubled for doubled in range(4)):
+        changes = {name: value} | ({"anchors": "random"} if shares else {})
         one = dataclasses.replace(work, **changes)
         seconds = median(dict(measure_step(one))["step"].seconds["total"])
         points.append((value, seconds, sum(operations(one.config, one.shape).values())))
@@ -165,6 +163,9 @@ def bench(argv: list[str]) -> int:
             raise ValueError(f"--{flag}: expected the mode step, found {args.mode}")
     if args.compare and placement.compile:
         raise ValueError("--compare: expected --no-compile, since compiled layers are not counted")
+    for flag in ("json", "compare", "against") if args.sweep else ():
+        if getattr(args, flag):
+            raise ValueError(f"--{flag} is of one step: leave out --sweep, or it")
     plain = work.batch == 1 and work.anchors == "all" and placement.device.type == "cpu"
     if args.against and not plain:
         raise ValueError("--against naive: expected a step of --batch 1 and all anchors on a CPU")

@@ -16,7 +16,6 @@ from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import Terms
 from qs.training.optimizer import make_optimizer
 from qs.training.step import think
-from qs.training.work import operations
 
 
 def measure_step(work: Work) -> Iterator[tuple[str, Measured]]:
@@ -68,7 +67,7 @@ def measure_step(work: Work) -> Iterator[tuple[str, Measured]]:
     thought = config.thought.anchor_count(work.seq) * work.samples * work.thoughts
     result.facts = {
         "planned_bytes": plan.device.total,
-        "operations": sum(operations(config, work.shape, plan.recompute).values()),
+        "operations": sum(plan.flops.values()),
         "tokens_per_second": work.batch * work.seq / seconds,
         "thought_tokens_per_second": work.batch * thought / seconds,
     }

@@ -94,7 +94,7 @@ def ratio_estimate(sums: np.ndarray, counts: np.ndarray) -> Estimate:
 def paired(before: Sequence[float], after: Sequence[float]) -> Estimate:
     """The mean of after - before on the same units, in the same order.
 
-    Where rates differ by the same in all units, that says nothing of how much others would differ.
+    Where all units differ by the same, that says nothing of how much others would differ.
 
     Raises:
         ValueError: they differ in length.
@@ -102,8 +102,7 @@ def paired(before: Sequence[float], after: Sequence[float]) -> Estimate:
     one, two = np.array(before, float), np.array(after, float)
     _check_units(one, two)
     difference = mean_estimate(two - one)
-    rates = rate_interval(one) and rate_interval(two)
-    return Estimate(difference.mean) if rates and not difference.interval else difference
+    return difference if difference.interval else Estimate(difference.mean)
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:

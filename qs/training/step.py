@@ -239,6 +239,8 @@ def term_norms(
     for name in Terms._fields:
         for part in parts:
             if name == "base":
+                if not part.first:  # FSDP2 loses gradients by a pass that none follows back
+                    continue
                 part = part.text_only()
             _, means = part.scored(quiet, counts)
             term = getattr(quiet.weighted(means), name)

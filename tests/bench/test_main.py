@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -35,6 +36,10 @@ def test_a_step_is_told_phase_by_phase_with_operations_rate_and_memory(tmp_path,
     assert phases[1:] == ["think", "score", "losses", "backward", "clip", "optimiser"]
     assert total == pytest.approx([sum(lap[0] for lap in laps)])
     printed = capsys.readouterr().out
+    parts = json.loads(measured(tmp_path, "--seq", "48", "--activations", "1").read_text())
+    assert parts["stages"]["step"]["facts"]["operations"] > 1.2 * sum(
+        operations((work := bench.Work(**parts["work"])).config, work.shape).values()
+    )
     for words in ("GFLOP by the formula", "of a matrix product's", "peak MiB", "thought tokens"):
         assert words in printed
 
@@ -75,9 +80,17 @@ def test_other_work_is_not_compared(tmp_path, capsys):
     assert "expected figures of the same work, found others" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--json", "--compare"])
+def test_a_sweep_writes_and_compares_nothing(tmp_path, capsys, flag):
+    assert bench.main(["step", *FLAGS, "--sweep", "K", flag, str(tmp_path / "x")]) == 2
+    assert f"{flag} is of one step: leave out --sweep" in capsys.readouterr().err
+
+
 def test_exponents_are_fitted_and_branches_can_be_read_one_by_one(tmp_path, capsys):
     assert bench.main(["step", *FLAGS, "--sweep", "K"]) == 0
-    assert "exponents: seconds" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "exponents: seconds" in out
+    assert re.findall(r"K (\d+):", err) == ["2", "4", "8", "16"]
     measured(tmp_path, "--against", "naive")
     assert "times as long" in capsys.readouterr().out
 

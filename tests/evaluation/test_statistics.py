@@ -38,7 +38,8 @@ def test_an_estimate_has_two_ends_unless_it_is_of_one_unit():
 def test_a_paired_difference_is_the_estimate_of_the_differences():
     assert paired([1.0, 2.0], [2.0, 5.0]) == mean_estimate(np.array([1.0, 3.0]))
     assert paired([0.0, 1.0], [1.0, 1.0]) == mean_estimate(np.array([1.0, 0.0]))
-    assert paired([0.5, 0.25], [0.75, 0.5]) == Estimate(0.25, 0.0)
+    assert paired([0.5, 0.25], [0.75, 0.5]) == Estimate(0.25)
+    assert paired([1 / 3, 0.0, 1.0], [1 / 3, 0.0, 1.0]) == Estimate(0.0)
 
 
 def test_rates_that_differ_nowhere_have_a_difference_without_an_interval():

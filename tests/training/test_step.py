@@ -20,7 +20,7 @@ from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import loss_terms
 from qs.training.average import Average
 from qs.training.optimizer import make_optimizer
-from qs.training.step import schedule, think, train_step
+from qs.training.step import Part, schedule, think, train_step
 
 seeds = st.integers(0, 2**32 - 1)
 few = settings(max_examples=8)
@@ -134,6 +134,17 @@ def test_scoring_a_few_anchors_at_a_time_changes_neither_gradients_nor_record(
             pieces, other = gradients(config, seed, measure)
         close(pieces, whole)
         assert other == pytest.approx(record, rel=1e-9, abs=1e-12)
+
+
+def test_every_pass_that_measures_a_term_is_followed_back(monkeypatch):
+    # else FSDP2, which learns of a pass by both ways, loses gradients of the passes beside it
+    passes, ways = [], []
+    scored, backward = Part.scored, torch.Tensor.backward
+    monkeypatch.setattr(qs.training.step, "split", lambda *_: (2, 3))
+    monkeypatch.setattr(Part, "scored", lambda *args: passes.append(1) or scored(*args))
+    monkeypatch.setattr(torch.Tensor, "backward", lambda x: ways.append(1) or backward(x))
+    gradients(settings_of(), 1, measure=True)
+    assert len(passes) == len(ways) > 2 * 3
 
 
 def distilling(share, anchors=("all", 1.0), micro_batch=0, **thought):
