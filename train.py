@@ -159,6 +159,8 @@ def closing(config: Config, folder: Path) -> list[Table]:
         return [rounds_table(rounds)] if done else []
     if "after" not in results or not files.finished(folder):
         return []
+    if folders.damage_of_step(files.newest_step(folder)):  # its steps are trained again
+        return []
     return closing_tables(*run_scores(folder))
 
 

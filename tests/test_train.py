@@ -1108,6 +1108,16 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_newest_that_is_whole(
     same_checkpoint(newest, straight["quiet"] / "step_000004")
 
 
+def test_a_finished_run_whose_last_checkpoint_is_damaged_is_trained_again(
+    straight, tmp_path, capsys
+):
+    copy = shutil.copytree(straight["quiet"], tmp_path / "copy")
+    damaged(copy / "step_000006", "model.safetensors")
+    assert train.main(["--resume", str(copy)]) == 0
+    assert "step_000006: now step_000006.damaged" in capsys.readouterr().err
+    same_run(copy, straight["quiet"])
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "trainer.json", "tokenizer.model"])
 def test_what_is_read_of_a_run_is_its_newest_whole_checkpoint(stopped, tmp_path, capsys, name):
     damaged(stopped / "step_000004", name)
