@@ -71,7 +71,7 @@ class Flags:
     show: int = setting(0, "passages to show with their thoughts", least=0)
     questions: str = setting("data", "folder of the question sets", named=True)
     limit: int | None = setting(None, "questions of a set; else all (sums: 100 a length)", least=1)
-    against: str | None = setting(None, "folder of another model's answers", named=True)
+    against: str | None = setting(None, "folder or file of another model's answers", named=True)
     out: str | None = setting(
         None, "folder of results.json; else the run or runs/MODEL", named=True
     )
@@ -131,7 +131,7 @@ def tasks(args: argparse.Namespace) -> None:
     own |= {"thoughts": n, "seed": seed}
     exams = [Exam(task, **chosen(args, Exam) | own) for task in asked]
     folder = args.against and Path(args.against)
-    others = [folder and exam_results.answers_of(x.kind, folder, asked[x.task]) for x in exams]
+    others = [folder and exam_results.answers_of(x, folder, asked[x.task]) for x in exams]
     out, environment = begin_results(args, opened)
     tables: list[Table] = []
     with hold(out / ANSWERS_LOCK):

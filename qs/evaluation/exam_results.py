@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from qs import files
 from qs.data.question_sets import WITH_CHOICES, BenchmarkQuestion
 from qs.evaluation.statistics import Estimate, mean_estimate, paired, rate_interval
 from qs.files import JsonLines
@@ -71,20 +72,55 @@ class Exam:
         return {"base": "never"} | ({"mix": "always"} if self.thoughts else {})
 
 
-def answers_of(kind: str, folder: Path, questions: Sequence[BenchmarkQuestion]) -> Path:
-    """The newest file with answers of one kind.
+def answers_of(exam: Exam, given: Path, questions: Sequence[BenchmarkQuestion]) -> Path:
+    """The file of another model's answers: the one given, or that of a folder.
+
+    Of several in a folder it is the only one that was asked as this exam asks.
 
     Raises:
-        ValueError: there is none, or it answers none of the questions.
+        ValueError: there is none or no such one, or it answers none of the questions.
     """
-    files = sorted(folder.glob(f"{kind}-*.jsonl"), key=lambda path: path.stat().st_mtime)
-    if not files:
+    kind, found = exam.kind, [given] if given.is_file() else sorted(given.glob("*.jsonl"))
+    found = [path for path in found if path.name.startswith(f"{kind}-")]
+    if not found:
         raise ValueError(
-            f"{folder}: expected answers of {kind} to compare with, found none; "
+            f"{given}: expected answers of {kind} to compare with, found none; "
             "ask that model the same questions first"
         )
-    answers_to(files[-1], (question.digest for question in questions))
-    return files[-1]
+    others = [path for path in found if path.name != exam.file]  # but its own
+    alike = [path for path in others if asked_alike(exam, asked_by(path))]
+    if len(found) > 1 and len(alike) != 1:
+        several = ", ".join(f"{path} ({how_asked(asked_by(path))})" for path in others)
+        raise ValueError(
+            f"{given}: expected one file of answers of {kind} that was asked as this is, found "
+            f"{len(alike)}: give one of {several}"
+        )
+    path = alike[0] if len(found) > 1 else found[0]
+    answers_to(path, (question.digest for question in questions))
+    return path
+
+
+def asked_by(path: Path) -> dict[str, Any]:
+    """The settings of a file of answers, by the results beside it; empty where they are silent."""
+    exams = files.read_results(path.parent).get("exams")
+    facts = exams.get(path.name) if isinstance(exams, dict) else None
+    exam = facts.get("exam") if isinstance(facts, dict) else None
+    return exam if isinstance(exam, dict) else {}
+
+
+def asked_alike(exam: Exam, other: dict[str, Any]) -> bool:
+    """Whether others were asked as an exam asks: which model it was, and its n, are free."""
+    names = ("temperature", "max_tokens", "seed") if exam.votes else ("samples", "seed")
+    return all(other.get(name) == getattr(exam, name) for name in names)
+
+
+def how_asked(exam: dict[str, Any]) -> str:
+    """Model and settings of answers, in words."""
+    names = ("temperature", "max_tokens", "seed") if exam.get("votes") else ("samples", "seed")
+    told = [f"{name.replace('_', ' ')} {exam.get(name)}" for name in names]
+    return (
+        ", ".join([f"{exam.get('model')}, n {exam.get('thoughts')}", *told]) if exam else "unknown"
+    )
 
 
 class Measure(NamedTuple):
@@ -237,7 +273,10 @@ def against_table(difference: Summary) -> Table:
         what, how, _ = MEASURES[name]
         rows.append((what, how, number(result.mean, "+"), between(result.ends, "+")))
     title = f"minus {facts['file']}, {facts['questions']:,} questions, paired"
-    notes = [f"left out, as that model did not answer the same: {facts['left_out']:,}"]
+    notes = [
+        f"left out, as that model did not answer the same: {facts['left_out']:,}",
+        f"that model: {how_asked(asked_by(Path(facts['file'])))}",
+    ]
     return Table(title, ("measure", "how", "difference", "95 % interval"), rows, notes)
 
 

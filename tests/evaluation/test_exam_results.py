@@ -75,7 +75,10 @@ def test_what_a_plain_model_lacks_is_compared_with_its_answers_without_thoughts(
     JsonLines(tmp_path / "other").append(plain)
     found = against(LINES, tmp_path / "other")
     assert found.facts == {"file": str(tmp_path / "other"), "questions": 2, "left_out": 1}
-    assert against_table(found).notes == ["left out, as that model did not answer the same: 1"]
+    assert against_table(found).notes == [
+        "left out, as that model did not answer the same: 1",
+        "that model: unknown",
+    ]
     greedy = found.results["gold_greedy"]
     expected = paired(GOLD[1:], [0.4 + 1 / 32, 0.9 + 2 / 32])
     assert Estimate(greedy.mean, greedy.interval) == expected

@@ -9,10 +9,18 @@ import torch
 from tiny import init_weights
 
 import qs.evaluation.question_sets
+from qs import files
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.data.prompts import cot_final_prompt, cot_prompt, direct_answer, direct_prompt
 from qs.data.question_sets import BenchmarkQuestion
-from qs.evaluation.exam_results import Exam, against, answers_of, exam_table, summary
+from qs.evaluation.exam_results import (
+    Exam,
+    against,
+    against_table,
+    answers_of,
+    exam_table,
+    summary,
+)
 from qs.evaluation.gold_probability import item
 from qs.evaluation.question_sets import NUMBER_TOKENS, run
 from qs.evaluation.statistics import wilson
@@ -247,20 +255,45 @@ def test_two_models_are_compared_on_the_questions_that_both_answered(opened, tmp
     theirs = {x["id"]: x for x in JsonLines(tmp_path / "other" / EXAM.file).records()}
     shared = [x for x in lines if x["id"] in theirs]
     answered = run(own, *opened, NUMBERS[1:], tmp_path / "own").lines
-    found = against(answered, answers_of(own.kind, tmp_path / "other", NUMBERS[1:]))
+    found = against(answered, answers_of(own, tmp_path / "other", NUMBERS[1:]))
     assert (found.facts["questions"], found.facts["left_out"]) == (len(shared), 1) == (3, 1)
     expected = np.mean([x["gold_greedy"] - theirs[x["id"]]["gold_greedy"] for x in shared])
     assert found.results["gold_greedy"].mean == pytest.approx(expected)
     assert found.results["exact_mix"].mean == 0
     with pytest.raises(ValueError, match="expected answers of gsm8k-direct to compare with"):
-        answers_of(own.kind, tmp_path, NUMBERS)
+        answers_of(own, tmp_path, NUMBERS)
     run(EXAM, *opened, NUMBERS[:1], tmp_path / "none")
     with pytest.raises(ValueError, match="expected answers to some of these questions, found none"):
-        answers_of(own.kind, tmp_path / "none", NUMBERS[1:])
+        answers_of(own, tmp_path / "none", NUMBERS[1:])
     # of what is asked now alone, though the file holds more
     answered = run(own, *opened, NUMBERS[3:], tmp_path / "own").lines
-    found = against(answered, answers_of(own.kind, tmp_path / "other", NUMBERS[3:]))
+    found = against(answered, answers_of(own, tmp_path / "other", NUMBERS[3:]))
     assert (found.facts["questions"], found.facts["left_out"]) == (1, 1)
+
+
+def test_of_several_files_the_one_that_was_asked_alike_is_compared_with(tmp_path):
+    line = {"id": "x", "question": NUMBERS[0].digest, "gold_base": 0.5}
+    asked = {"a": {}, "b": {"seed": 9}, "c": {"samples": 3}}
+    exams = {name: dataclasses.replace(EXAM, model=name, **how) for name, how in asked.items()}
+    for exam in exams.values():
+        JsonLines(tmp_path / exam.file).append([line])
+        files.add_results(tmp_path, {exam.file: {"exam": dataclasses.asdict(exam)}}, "exams")
+    for exam in exams.values():
+        own = dataclasses.replace(exam, model="own", weights="w", thoughts=7)
+        assert answers_of(own, tmp_path, NUMBERS).name == exam.file
+        told = against([line], tmp_path / exam.file)
+        assert f"that model: {exam.model}, n {exam.thoughts}, samples" in str(against_table(told))
+    other = dataclasses.replace(EXAM, model="own", weights="w", seed=5)
+    message = r"that was asked as this is, found 0: .*\(b, n .*seed 9\)"
+    with pytest.raises(ValueError, match=message):
+        answers_of(other, tmp_path, NUMBERS)
+    chosen = tmp_path / exams["b"].file
+    assert answers_of(other, chosen, NUMBERS) == chosen
+    JsonLines(tmp_path / dataclasses.replace(EXAM, weights="z").file).append([line])
+    twin = dataclasses.replace(EXAM, weights="z", model="twin")
+    files.add_results(tmp_path, {twin.file: {"exam": dataclasses.asdict(twin)}}, "exams")
+    with pytest.raises(ValueError, match="that was asked as this is, found 2: give one of .*twin"):
+        answers_of(dataclasses.replace(EXAM, weights="w"), tmp_path, NUMBERS)
 
 
 def test_a_model_that_does_not_think_is_asked_once_and_compared_with_by_its_only_answers(
@@ -302,7 +335,7 @@ def test_a_table_names_every_measure_with_its_interval_and_its_change():
     assert table.rows == [
         (gold, "by chance", "0.5000", "", "", ""),
         (gold, "without thoughts", "0.1000", "0.1000 to 0.1000", "", ""),
-        (gold, "greedy thoughts", "0.3000", "0.3000 to 0.3000", "+0.2000", "+0.2000 to +0.2000"),
+        (gold, "greedy thoughts", "0.3000", "0.3000 to 0.3000", "+0.2000", "-"),
         (exact, "without thoughts", "1.0000", "0.5101 to 1.0000", "", ""),
     ]
     assert table.notes == [
