@@ -150,7 +150,7 @@ def prepare_dataset(
         "dtype": "uint16" if model.vocab_size <= 65536 else "uint32",
         "sources": list(map(str, sources)),
         "fields": list(jobs[0][0].fields),
-        "heldout": heldout,
+        "heldout": None if heldout_sources else heldout,
         "heldout_sources": list(map(str, heldout_sources)),
         "seed": seed,
     }

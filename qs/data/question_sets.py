@@ -22,10 +22,13 @@ FILES = {  # of a split: in data/<question set>/
     "gsm8k": {"train": "train.jsonl", "heldout": "test.jsonl"},
     "commonsense_qa": {"train": "train.jsonl", "heldout": "validation.jsonl"},
 }
+GSM8K = "openai/gsm8k (on GitHub: openai/grade-school-math)"
 ORIGINS = {
-    "gsm8k": "train.jsonl and test.jsonl of openai/gsm8k (on GitHub: openai/grade-school-math)",
-    "commonsense_qa": "the random split of the data set commonsense_qa as JSON lines, "
-    "train_rand_split.jsonl as train.jsonl and dev_rand_split.jsonl as validation.jsonl",
+    "gsm8k": {"train": f"train.jsonl of {GSM8K}", "heldout": f"test.jsonl of {GSM8K}"},
+    "commonsense_qa": {
+        "train": "train_rand_split.jsonl of the data set commonsense_qa (JSON lines)",
+        "heldout": "dev_rand_split.jsonl of the data set commonsense_qa (JSON lines)",
+    },
 }
 
 
@@ -115,9 +118,8 @@ def read_questions(
     try:
         lines = read_plain(path).split(b"\n")
     except OSError as error:
-        places = " and ".join(str(path.with_name(file)) for file in FILES[name].values())
         message = f"{path}: expected questions of {name}, found: {error.strerror}"
-        raise ValueError(f"{message}; get {ORIGINS[name]}, and put them at {places}") from None
+        raise ValueError(f"{message}; get {ORIGINS[name][split]}, and put it there") from None
     questions: list[BenchmarkQuestion] = []
     known: dict[str, int] = {}  # the line of each id
     for number, line in enumerate(lines, 1):

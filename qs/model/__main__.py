@@ -103,11 +103,12 @@ def _parser() -> cli.Parser:
     new.add_argument(
         "--seed", type=cli.within(int, 0, 2**63 - 1), default=0, help="of the parameters [0]"
     )
+    layouts = "hf: a stock model, without what was added for thinking; quietstar: with it"
     other = commands.add_parser("export", help="write in another layout")
     other.set_defaults(command=export)
     other.add_argument("source", metavar="RUN", help="run folder, checkpoint folder or name")
     other.add_argument("--out", type=Path, required=True, help="folder to make")
-    other.add_argument("--layout", choices=["hf", "quietstar"], required=True, help="see above")
+    other.add_argument("--layout", choices=["hf", "quietstar"], required=True, help=layouts)
     other.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="[as stored]")
     return parser
 

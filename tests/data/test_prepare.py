@@ -188,6 +188,7 @@ def test_a_folder_that_synthetic_wrote_trains_on_what_is_not_held_out(tmp_path, 
     assert held.documents == 9
     size = sum(len(text.encode()) for text in reserved)
     assert held.meta["splits"]["heldout"]["bytes"] == size
+    assert held.meta["heldout"] is None  # a fraction that nothing was split by
     assert "warning" not in capsys.readouterr().out
 
 

@@ -144,8 +144,8 @@ def test_an_id_that_comes_again_is_refused_with_both_lines(tmp_path):
 @pytest.mark.parametrize(
     ("task", "name", "origin"),
     [
-        ("gsm8k", "test.jsonl", "openai/grade-school-math"),
-        ("commonsense_qa", "validation.jsonl", "dev_rand_split.jsonl as validation.jsonl"),
+        ("gsm8k", "test.jsonl", "test.jsonl of openai/gsm8k"),
+        ("commonsense_qa", "validation.jsonl", "dev_rand_split.jsonl of the data set"),
     ],
 )
 def test_a_missing_file_says_what_to_get_and_where_to_put_it(tmp_path, task, name, origin):
@@ -153,8 +153,9 @@ def test_a_missing_file_says_what_to_get_and_where_to_put_it(tmp_path, task, nam
         read_questions(task, "heldout", tmp_path)
     message, folder = str(error.value), tmp_path / task
     assert message.startswith(f"{folder / name}: expected questions of {task}")
-    assert f"put them at {folder}/train.jsonl and {folder}/{name}" in message
-    assert origin in message
+    assert f"get {origin}" in message
+    assert message.endswith(", and put it there")
+    assert "train" not in message.removeprefix(str(folder))  # tasks need no training questions
     assert "\n" not in message
 
 
