@@ -113,8 +113,8 @@ def read_thoughts(
     for row, (tokens, documents) in enumerate(zip(text.tokens, text.documents, strict=True)):
         with quiet.with_settings(anchors="all", anchor_share=1.0), eager(quiet):
             step = quiet(tokens[None].to(device), documents[None].to(device), generator=generator)
-        for number in documents[documents != PADDING].unique().tolist():
-            title, kind = f"document {len(passages) + 1}", ""
+        for i, number in enumerate(documents[documents != PADDING].unique().tolist()):
+            title, kind = f"row {row + 1}, part {i + 1}", ""  # a row may begin inside a document
             places = (documents == number).nonzero().flatten().tolist()
             if question := questions.get((row, number)):
                 kind, gold = question.kind, question.choices[question.gold]
