@@ -292,7 +292,8 @@ def exam_table(exam: Exam, summary: Summary) -> Table:
         rows.append((what, how, number(result.mean), interval, *change))
     how = f"greedy and {exam.samples} sampled" if exam.thoughts else "none"
     if exam.votes:
-        how = f"majority of {exam.votes} chains, temperature {exam.temperature}, thoughts greedy"
+        how = f"majority of {exam.votes} chains, temperature {exam.temperature}"
+        how += ", thoughts greedy" if exam.thoughts else ""
     notes = [f"thoughts of n {exam.thoughts}: {how}; seed {exam.seed}; {exam.batch} at a time"]
     notes.append(f"too long for the model and left out: {len(facts['too_long'])}")
     if facts["too_long"]:

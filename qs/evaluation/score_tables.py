@@ -10,7 +10,7 @@ from qs.evaluation.statistics import Estimate
 from qs.evaluation.tokens import NllScore
 from qs.tables import Table
 
-OFF = "thoughts off: the same trained weights, predicting without a thought"
+OFF = "thoughts off: the same weights, predicting without a thought"
 
 
 def closing_tables(before: HeldoutScore | None, after: HeldoutScore | None) -> list[Table]:
