@@ -14,6 +14,7 @@ import numpy as np
 from qs import files
 from qs.cli import to_args
 from qs.config import RunConfig
+from qs.data.dataset import TokenDataset, resolve_data
 from qs.environment import environment
 from qs.evaluation.heldout import Measured, heldout_data, measure_heldout
 from qs.evaluation.synthetic import heldout_text, rewarded
@@ -35,6 +36,7 @@ from qs.studies.controls import (
     Selection,
 )
 from qs.tables import results_page, words
+from qs.training.checks import check_data
 
 NOTHING_MISSING = "nothing has to be trained"
 FOLDER, CONTROLS, CONTROLS_PAGE = "controls", "controls.json", "controls.md"  # of the run
@@ -176,13 +178,17 @@ def check_jobs(run: Path, jobs: Sequence[BaselineRun]) -> None:
     """Refuse what could not be compared, before hours of training.
 
     Raises:
-        ValueError: the run is not finished, or a folder holds a training with other settings.
+        ValueError: the run is not finished, its data has changed, or a folder holds a training
+            with other settings or data.
     """
+    config = files.read_config(run).run
     if not files.finished(run):
         raise ValueError(
             f"{run}: expected a finished run, with the checkpoint of step "
-            f"{files.read_config(run).run.steps}; finish it with python train.py --resume {run}"
+            f"{config.steps}; finish it with python train.py --resume {run}"
         )
+    data = TokenDataset(resolve_data(config.data))
+    check_data(run, files.made_by(run), data, "or train the run again")
     for job in jobs:
         made, out = run_of(job), job.config.run.out
         stored = job.config if made is None else files.read_config(made).changed(out=out)
@@ -194,6 +200,8 @@ def check_jobs(run: Path, jobs: Sequence[BaselineRun]) -> None:
                 f"{made}: expected the {job}, with {right}, found {wrong}; move {out} away to "
                 "train it again"
             )
+        if made is not None:
+            check_data(made, files.made_by(made), data, f"or move {out} away to train it again")
 
 
 def train_all(jobs: Sequence[BaselineRun], script: Path, at_once: int) -> dict[BaselineRun, Path]:

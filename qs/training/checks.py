@@ -76,11 +76,7 @@ def check_begun_with(
         ValueError: what was expected and found.
     """
     begin = f"or begin a new run from its weights with --weights {run}"
-    if distributed.anywhere(made.get("data", data.digest) != data.digest):
-        raise ValueError(
-            f"{data.folder}: expected the data that {run} was begun with, found other data of that "
-            f"name; prepare it again from the same sources, {begin}"
-        )
+    check_data(run, made, data, begin)
     now = parts_of(quiet)
     if distributed.anywhere((before := made.get("parts", now)) != now):
         problem = (
@@ -89,6 +85,19 @@ def check_begun_with(
             f"and resume(), {begin}"
         )
         raise ValueError(distributed.from_first(problem))
+
+
+def check_data(run: Path, made: Mapping[str, Any], data: TokenDataset, otherwise: str) -> None:
+    """Refuse other data than a run was begun with, by its digest. Arguments as above.
+
+    Raises:
+        ValueError: what was expected and found, and what to do `otherwise`.
+    """
+    if distributed.anywhere(made.get("data", data.digest) != data.digest):
+        raise ValueError(
+            f"{data.folder}: expected the data that {run} was begun with, found other data of that "
+            f"name; prepare it again from the same sources, {otherwise}"
+        )
 
 
 def _words(parts: Any) -> str:

@@ -32,6 +32,7 @@ from qs.studies.controls import (
     Selection,
     baselines,
 )
+from qs.studies.ladder import STEPS, rung_list, trainings
 
 FLAGS = ["--steps=2", "--batch=2", "--seq=32", "--eval-rows=4", "--thoughts=2", "--samples=2"]
 FLAGS += ["--seed=3", "--lr=1e-2", "--mixer-lr=0.1", "--warmup=0"]  # so that every step shows
@@ -194,13 +195,13 @@ def copied(trained, tmp_path):
     return run
 
 
-def refused(run, capsys, message):
+def refused(run, capsys, message, command="controls", *flags):
     def untouched():
         return sorted(str(path) for path in run.rglob("*"))
 
     before = untouched()
     capsys.readouterr()
-    assert evaluate.main(["controls", str(run), "--rows=4"]) == 2
+    assert evaluate.main([command, str(run), *flags]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert len(captured.err.strip().splitlines()) == 1
@@ -217,6 +218,22 @@ def test_a_baseline_with_other_settings_is_refused_before_anything_is_trained(co
     path.write_text(json.dumps(stored))
     (path.parent / "digests.json").unlink()  # as older runs are
     refused(copied, capsys, "with --lr=0.01 --steps=2, found --lr=0.5 --steps=7; move ")
+
+
+@pytest.mark.parametrize("command", ["controls", "ladder"])
+def test_results_of_other_data_are_refused_before_anything_is_trained(copied, capsys, command):
+    job, flags = training_jobs(copied, 1)[0], []
+    if command == "ladder":
+        (rung,), flags = rung_list("plain"), ["--only=plain"]
+        job = trainings(copied, [rung], 1)[STEPS][rung][0]
+        files.new_run(job.config.run.out, "made", job.config)
+    made, out = run_of(job), job.config.run.out
+    check_jobs(copied, [job])  # which does not say what it was trained on, as older ones
+    for path, advice in ((made, f"or move {out} away"), (copied, "or train the run again")):
+        files.write_json(path / "run.json", files.made_by(path) | {"data": "another"})
+        message = f"expected the data that {path} was begun with, found other data of that name; "
+        message += f"prepare it again from the same sources, {advice}"
+        refused(copied, capsys, message, command, *flags)
 
 
 def test_an_unfinished_run_is_refused_before_anything_is_trained(copied, capsys):
