@@ -201,7 +201,10 @@ def controls(args: argparse.Namespace) -> None:
 
 
 def ladder(args: argparse.Namespace) -> None:
-    """Train a run's heirs, one change a row until RLP: ladder.md of the run, after every seed."""
+    """Train a run's heirs, one change a row until RLP: ladder.md of the run, after every seed.
+
+    Rows and seeds that were trained before stay in it.
+    """
     with hold(files.run_folder(args.run) / CONTROLS_LOCK):
         page = run_ladder(args.run, args.only, args.seeds, args.jobs, TRAIN, args.line)
     print(f"\n{page}\nwritten to {args.run / LADDER_PAGE}")

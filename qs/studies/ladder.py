@@ -135,6 +135,21 @@ def trainings(run: Path, rungs: Sequence[Rung], seeds: int) -> Trainings:
     return found
 
 
+def kept_trainings(run: Path, rungs: Sequence[Rung], seeds: int) -> Trainings:
+    """Those of some rows, of the run itself, and of every row and seed that was begun before."""
+    names, first = {rung.key for rung in rungs} | {RUNGS[0].key}, files.read_config(run).run.seed
+    names |= {path.name.partition("-")[0] for path in (run / FOLDER).glob("*-seed-*")}
+    while any((run / FOLDER).glob(f"*-seed-{first + seeds}")):
+        seeds += 1
+    return trainings(run, [rung for rung in RUNGS if rung.key in names], seeds)
+
+
+def _jobs(rows: Trainings, own: str) -> list[BaselineRun]:
+    """Each training once, without that of the run itself, whose folder would be `own`."""
+    every = [job for row in rows.values() for jobs in row.values() for job in jobs]
+    return list({job.config.run.out: job for job in every if job.config.run.out != own}.values())
+
+
 def _folder(run: Path, name: str, seed: int) -> str:
     return str(run / FOLDER / f"{name}-seed-{seed}")
 
@@ -142,7 +157,7 @@ def _folder(run: Path, name: str, seed: int) -> str:
 def run_ladder(
     run: Path, rungs: Sequence[Rung], seeds: int, at_once: int, script: Path, command: str
 ) -> str:
-    """Train the rows (what is trained already stays), seed by seed, and write the tables.
+    """Train the rows, seed by seed, and write the tables; what is trained already stays in them.
 
     Args:
         run: folder of a finished run that thinks; ladder.md and ladder.json are written into it
@@ -159,22 +174,22 @@ def run_ladder(
         ValueError: the run cannot be compared, or a training failed.
     """
     rows = trainings(run, rungs, seeds)
+    told = kept_trainings(run, rungs, seeds)
     config, page = files.read_config(run), ""
     first = config.run.seed
     own = _folder(run, RUNGS[0].key, first)
-    every = [job for row in rows.values() for jobs in row.values() for job in jobs]
-    each = {job.config.run.out: job for job in every if job.config.run.out != own}
-    check_jobs(run, list(each.values()))
+    jobs = _jobs(rows, own)
+    check_jobs(run, _jobs(told, own))
     shape = read_model_config(folders.resolve(config.run.weights))
 
     def work(job: BaselineRun) -> float:
         steps = job.config.run.steps / config.run.steps
         return steps * step_operations(job.config, shape) / step_operations(config, shape)
 
-    print(trainings_told(run, list(each.values()), at_once, work))
+    print(trainings_told(run, jobs, at_once, work))
     for seed in range(first, first + seeds):
-        train_all([job for job in each.values() if job.config.run.seed == seed], script, at_once)
-        page = write_ladder(run, rows, command)
+        train_all([job for job in jobs if job.config.run.seed == seed], script, at_once)
+        page = write_ladder(run, told, command)
     return page
 
 

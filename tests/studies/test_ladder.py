@@ -104,6 +104,16 @@ def test_rows_are_trained_once_and_told_seed_by_seed(trained, capsys):
     assert evaluate.main(command) == 0  # nothing is trained again
     assert capsys.readouterr().out.startswith("nothing has to be trained\n")
     assert stamps == {path: (path / "results.json").stat().st_mtime_ns for path in made}
+    assert evaluate.main(["ladder", str(trained), "--only=quiet"]) == 0  # fewer rows and seeds
+    assert json.loads((trained / "ladder.json").read_text())["tables"] == tables
+    config = run_of(rows[STEPS][rungs[1]][0]) / "config.json"
+    stored = config.read_text()
+    config.write_text(stored.replace('"plain"', '"pause"'))
+    (config.parent / "digests.json").unlink(missing_ok=True)
+    capsys.readouterr()
+    assert evaluate.main(["ladder", str(trained), "--only=quiet"]) == 2  # they are checked, too
+    assert "with --objective=plain, found --objective=pause; move " in capsys.readouterr().err
+    config.write_text(stored)
 
 
 def test_what_is_no_row_or_no_run_is_refused(trained, tmp_path, capsys):
