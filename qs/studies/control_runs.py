@@ -36,7 +36,7 @@ from qs.studies.controls import (
     Selection,
 )
 from qs.tables import results_page, words
-from qs.training.checks import check_data
+from qs.training.checks import check_data, check_trains
 
 NOTHING_MISSING = "nothing has to be trained"
 FOLDER, CONTROLS, CONTROLS_PAGE = "controls", "controls.json", "controls.md"  # of the run
@@ -178,8 +178,8 @@ def check_jobs(run: Path, jobs: Sequence[BaselineRun]) -> None:
     """Refuse what could not be compared, before hours of training.
 
     Raises:
-        ValueError: the run is not finished, its data has changed, or a folder holds a training
-            with other settings or data.
+        ValueError: the run is not finished, its data has changed, a training would train nothing,
+            or its folder holds one with other settings or data.
     """
     config = files.read_config(run).run
     if not files.finished(run):
@@ -190,6 +190,10 @@ def check_jobs(run: Path, jobs: Sequence[BaselineRun]) -> None:
     data = TokenDataset(resolve_data(config.data))
     check_data(run, files.made_by(run), data, "or train the run again")
     for job in jobs:
+        try:
+            check_trains(job.config)
+        except ValueError as error:
+            raise ValueError(f"{job}: {error}") from None
         made, out = run_of(job), job.config.run.out
         stored = job.config if made is None else files.read_config(made).changed(out=out)
         if stored != job.config:

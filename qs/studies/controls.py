@@ -27,6 +27,7 @@ from qs.locks import make_folder
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.ends import ENDED, PAUSE
 from qs.quietstar.sampler import allowed_ids
+from qs.studies.rows import row_config
 from qs.tables import Table
 
 LENGTHS = (0, 1, 2, 4, 8, 12)  # n that is trained
@@ -137,24 +138,33 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def baselines(config: Config, selection: Selection = EVERYTHING) -> list[BaselineRun]:
-    """What is trained beside a run with these settings: one thing differs from it each time."""
+    """What is trained beside a run with these settings: one thing differs from it each time.
+
+    With it goes what it rules out, such as a curriculum (`row_config`).
+
+    Raises:
+        ValueError: the run has no such row.
+    """
+    lengths = selection.lengths or LENGTHS
     arms = {
-        "plain": [BaselineRun(PLAIN, config.changed(objective="plain"))],
-        "pause": [BaselineRun(PAUSES, config.changed(objective="pause"))],
-        "no-reinforce": [BaselineRun(UNREWARDED, config.changed(beta=0.0))],
-        **{f"m={m}": [BaselineRun(f"m = {m}", config.changed(ahead=m))] for m in (1, 2, 4)},
-        **{f"K={K}": [BaselineRun(f"K = {K}", config.changed(samples=K))] for K in (2, 4)},
-        "n": [
-            BaselineRun(f"n = {n}", with_length(config, n)) for n in selection.lengths or LENGTHS
-        ],
+        "plain": {PLAIN: {"objective": "plain"}},
+        "pause": {PAUSES: {"objective": "pause"}},
+        "no-reinforce": {UNREWARDED: {"beta": 0.0}},
+        **{f"m={m}": {f"m = {m}": {"ahead": m}} for m in (1, 2, 4)},
+        **{f"K={K}": {f"K = {K}": {"samples": K}} for K in (2, 4)},
+        "n": {f"n = {n}": length_changes(config, n) for n in lengths},
     }
-    candidates = [baseline for arm in selection.arms for baseline in arms[arm]]
+    candidates = [
+        BaselineRun(name, row_config(config, name, changes))
+        for arm in selection.arms
+        for name, changes in arms[arm].items()
+    ]
     return [baseline for baseline in candidates if baseline.config != config]
 
 
-def with_length(config: Config, n: int) -> Config:
-    """The same with thoughts of n tokens; without any, REINFORCE has nothing to reward."""
-    return config.changed(thoughts=n, beta=config.thought.beta if n else 0.0)
+def length_changes(config: Config, n: int) -> dict[str, Any]:
+    """Thoughts of n tokens; without any, REINFORCE has nothing to reward."""
+    return {"thoughts": n, "beta": config.thought.beta if n else 0.0}
 
 
 @dataclass(frozen=True)
@@ -183,7 +193,7 @@ def control_tables(
     own = rows[OWN]
     seeds, steps = own.configs, own.checkpoints
     lengths = {
-        f"n = {n}": tuple(with_length(config, n) for config in seeds)
+        (name := f"n = {n}"): tuple(row_config(c, name, length_changes(c, n)) for c in seeds)
         for n in sorted({*(selection.lengths or EVALUATED), seeds[0].thought.thoughts})
     }
     return {

@@ -1,9 +1,10 @@
 """The ladder from Quiet-STaR to its heirs, one change a row, trained and set side by side.
 
 The first rows walk from a run's own settings to RLP, each with one change more; the others change
-one thing of the run. Every row has two trainings with each seed: of as many optimiser steps as the
-run, and of as many floating-point operations, where a step takes others. A training is a run of
-train.py in a folder of its own under the run; what is finished stays, what was stopped goes on.
+one thing of the run, and what that rules out (`qs/studies/rows.py`). Every row has two trainings
+with each seed: of as many optimiser steps as the run, and of as many floating-point operations,
+where a step takes others. A training is a run of train.py in a folder of its own under the run;
+what is finished stays, what was stopped goes on.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from qs.studies.control_runs import (
     trainings_told,
 )
 from qs.studies.controls import BaselineRun, keep_comments
+from qs.studies.rows import row_config
 from qs.tables import Table, results_page
 from qs.training.work import operations
 
@@ -85,13 +87,17 @@ def rung_list(keys: str) -> list[Rung]:
 
 
 def rung_config(rung: Rung, own: Config) -> Config:
-    """The settings of a row, from those of the run; a curriculum begins with the run's n and m."""
+    """The settings of a row, from those of the run; a curriculum begins with the run's n and m.
+
+    Raises:
+        ValueError: the run has no such row.
+    """
     changes = dict(rung.changes)
     if "curriculum" in changes:
         n, m = own.thought.thoughts, own.thought.ahead
         lengths = (max(1, n - less) for less in range(FAST))
         changes["curriculum"] = ",".join([*(f"{length}-{m}" for length in lengths), "0"])
-    return own.changed(**changes)
+    return row_config(own, rung.key, changes)
 
 
 def step_operations(config: Config, shape: ModelConfig) -> float:
@@ -121,7 +127,8 @@ def trainings(run: Path, rungs: Sequence[Rung], seeds: int) -> Trainings:
     for rung in rungs:
         config = rung_config(rung, own)
         cost = step_operations(config, shape) / step_operations(own, shape)
-        steps = {STEPS: own.run.steps, OPERATIONS: max(1, round(own.run.steps / cost))}
+        least = max(1, len(config.stages))
+        steps = {STEPS: own.run.steps, OPERATIONS: max(least, round(own.run.steps / cost))}
         if abs(cost - 1) < SAME_COST:
             steps[OPERATIONS] = own.run.steps
         for table, count in steps.items():

@@ -236,6 +236,12 @@ def test_results_of_other_data_are_refused_before_anything_is_trained(copied, ca
         refused(copied, capsys, message, command, *flags)
 
 
+def test_what_would_train_nothing_is_refused_before_anything_is_trained(copied):
+    config = training_jobs(copied, 1)[1].config.changed(beta=0.0, likelihood_weight=0.0)
+    with pytest.raises(ValueError, match="training a row, seed 3: --likelihood-weight 0 without"):
+        check_jobs(copied, [BaselineRun("a row", config)])
+
+
 def test_an_unfinished_run_is_refused_before_anything_is_trained(copied, capsys):
     (copied / "step_000002").rename(copied / "step_000001")
     refused(copied, capsys, f"finish it with python train.py --resume {copied}")

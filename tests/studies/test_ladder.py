@@ -72,6 +72,12 @@ def test_trainings_cost_as_many_steps_or_as_many_operations_as_the_run(trained):
     assert len(out) == 2 * (2 * len(RUNGS) - len(same))
 
 
+def test_every_stage_of_a_curriculum_keeps_a_step_where_a_row_costs_more(trained, tmp_path):
+    config = files.read_config(trained).changed(curriculum="3-1,2-1,1-1,0")
+    run, (rung,) = files.new_run(tmp_path, "run", config), rung_list("rlp")
+    assert trainings(run, [rung], 1)[OPERATIONS][rung][0].config.run.steps == 4
+
+
 def test_rows_are_trained_once_and_told_seed_by_seed(trained, capsys):
     command = ["ladder", str(trained), "--seeds=2", "--jobs=2", "--only=plain,quiet"]
     assert evaluate.main(command) == 0
