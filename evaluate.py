@@ -70,7 +70,9 @@ class Flags:
     rows: int | None = setting(None, "rows to read at most; else the run's, or 32", least=1)
     show: int = setting(0, "passages to show with their thoughts", least=0)
     questions: str = setting("data", "folder of the question sets", named=True)
-    limit: int | None = setting(None, "questions of a set, or sums of each length; else all (100)", least=1)
+    limit: int | None = setting(
+        None, "questions of a set, or sums a length; else all (100)", least=1
+    )
     against: str | None = setting(None, "folder or file of another model's answers", named=True)
     out: str | None = setting(
         None, "folder of results.json; else the run or runs/MODEL", named=True
