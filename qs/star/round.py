@@ -35,7 +35,9 @@ class Attempt:
     gold: str
     hint: bool  # whether the answer was in the prompt
     prompt: str  # what was asked
-    rationale: str | None  # what was written, answer included, up to a stop; None: no room for it
+    # what was written, answer included, up to a stop; of what was cut off and kept only what is
+    # complete; None: no room for it
+    rationale: str | None
     answer: str | None  # what it comes to
     kept: bool  # whether that is right, and no hint is quoted
     tokens: int  # generated, those of thoughts among them
@@ -86,14 +88,17 @@ def judge(
     """Keep what was written if its answer is right and it quotes no hint.
 
     `hint` says whether the prompt had the answer; `written` is None where it left no room. Of what
-    was cut off an answer is read only if no other could have followed.
+    was cut off an answer is read only if no other could have followed, and kept is what it was read
+    from: EOS is learnt behind it, never within a sentence.
     """
     text = answer = None
-    leaked = False
+    kept = False
     if written is not None:
         text = cut(written.text, task.stops)
-        answer = problem.read(text if written.whole else complete_part(text))
-        leaked = any(mark in text for mark in task.forbidden)
+        complete = text if written.whole else complete_part(text)
+        answer = problem.read(complete)
+        kept = answer == problem.gold and not any(mark in text for mark in task.forbidden)
+        text = complete if kept else text
     return Attempt(
         id=problem.id,
         group=problem.group,
@@ -102,7 +107,7 @@ def judge(
         prompt=prompt,
         rationale=text,
         answer=answer,
-        kept=answer == problem.gold and not leaked,
+        kept=kept,
         tokens=sum(token.generated for token in written.tokens) if written else 0,
     )
 

@@ -121,22 +121,27 @@ def test_right_rationales_are_kept_and_failures_rationalised_and_stored_plainly(
 
 
 @pytest.mark.parametrize(
-    ("text", "whole", "answer"),
+    ("text", "whole", "answer", "tail"),
     [
-        (" The answer is 4", False, None),  # of 45
-        (" The answer is 4", True, "4"),
-        (" The answer is 4.", False, None),  # of 4.5
-        (" The answer is 4. So", False, "4"),
-        (" The answer is 4.\nThe answer is 4", False, None),
+        (" The answer is 4", False, None, ""),  # of 45
+        (" The answer is 4", True, "4", ""),
+        (" The answer is 4.", False, None, ""),  # of 4.5
+        (" The answer is 4. So", False, "4", " So"),
+        (" The answer is 4. So", True, "4", ""),
+        (" The answer is 5. So", False, "5", ""),  # not trained on: all that was written
+        (" 2 + 2. The answer is 4.\nAnd she\nwe", False, "4", "we"),
+        (" The answer is 4.\nThe answer is 4", False, None, ""),
     ],
 )
 def test_a_rationale_that_was_cut_off_is_right_only_if_no_other_answer_could_follow(
-    text, whole, answer
+    text, whole, answer, tail
 ):
     asked = dataclasses.replace(problem(4), read=stated_number)
     attempt = judge(TASK, asked, False, "", Written(text, (), whole))
     assert (attempt.answer, attempt.kept) == (answer, answer == "4")
-    assert attempt.rationale == text
+    assert attempt.rationale == text.removesuffix(tail)
+    examples = kept_examples([asked], [attempt])
+    assert [e.completion for e in examples] == [text.removesuffix(tail)] * (answer == "4")
 
 
 def test_a_sum_that_was_cut_off_within_its_answer_is_not_read():
