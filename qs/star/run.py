@@ -122,6 +122,7 @@ class StarRun:
                 quiet, record = self._round(number)
             began = time.perf_counter()
             greedy = self._resume(lambda q=quiet: q, number, HELDOUT, self.task.heldout, 0.0)
+            del quiet  # the next round loads its own: memory is planned for one
             record["accuracy"] = accuracy(greedy)
             record["heldout_too_long"] = sum(a.rationale is None for a in greedy)
             record["heldout_seconds"] = time.perf_counter() - began

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import weakref
 
 import pytest
 import tiny as tools
@@ -212,6 +213,31 @@ def test_every_round_is_written_by_the_model_of_the_round_before(model, tmp_path
     assert all(torch.equal(after, x) for x in (again, hinted_again))
     assert not torch.equal(before, after)
     assert not any(torch.equal(last, x) for x in (before, after))
+
+
+def test_one_model_is_held_at_a_time(model, tmp_path, monkeypatch):
+    models, held = weakref.WeakSet(), []
+    opened, trained = qs.star.run.load, qs.star.run.train_step
+    written = qs.star.run.generate_rationales
+
+    def counted(original):
+        def wrapped(*arguments, **more):
+            held.append(len(models))
+            return original(*arguments, **more)
+
+        return wrapped
+
+    def load(*arguments):
+        found = opened(*arguments)
+        models.add(found[0])
+        return found
+
+    rig(monkeypatch)
+    monkeypatch.setattr(qs.star.run, "load", load)
+    monkeypatch.setattr(qs.star.run, "train_step", counted(trained))
+    monkeypatch.setattr(qs.star.run, "generate_rationales", counted(written))
+    tools.run(tmp_path, flags(model, tmp_path))
+    assert held == [1] * (7 + 3 + 4)  # files of attempts, and the steps of two rounds
 
 
 def test_a_run_is_evaluated_and_is_the_weights_of_another(model, straight, tmp_path, monkeypatch):
