@@ -43,7 +43,7 @@ PRESETS = {
     "published": Config(),  # the released run: 100 steps of 8 rows of 256 tokens
     "sums": Config(  # STaR on the bundled model of sums, in minutes on a CPU
         optim=OptimConfig(lr=1e-3, warmup=10, decay="cosine", weight_decay=0.1, beta2=0.98),
-        run=RunConfig(objective="star", weights="sums", seq=256, batch=16, steps=50),
+        run=RunConfig(objective="star", weights="sums", seq=256, batch=16, steps=50, keep=1),
         star=StarConfig(
             rounds=10,
             problems=1500,
@@ -55,7 +55,7 @@ PRESETS = {
     ),
     "star": Config(  # the published rounds: 40 steps, 1.2 times more in each, all questions
         optim=OptimConfig(lr=1e-6, warmup=100, weight_decay=0.0),
-        run=RunConfig(objective="star", seq=1024, batch=8, steps=40),
+        run=RunConfig(objective="star", seq=1024, batch=8, steps=40, keep=1),
         star=StarConfig(task="commonsense_qa", problems=0, test_problems=0),
     ),
 }

@@ -4,7 +4,7 @@
     round_01/rationalized.jsonl  the failures again, with the answer as a hint
     round_01/examples.jsonl      what is trained on
     round_01/heldout.jsonl       attempts at held-out problems after training
-    step_000001/                 the model after round 1; only the last round's is kept
+    step_000001/                 the model after round 1; --keep says how many are kept
 
 round_00/ holds what the untrained model writes for held-out problems. Attempts are appended as
 batches are finished, so that a kill loses at most the batch in hand, and the same command then
@@ -133,9 +133,7 @@ class StarRun:
             if number == 0 and (over := record["heldout_too_long"]):
                 problems = f"{over} of {len(greedy)} held-out problems"
                 print(f"{problems} leave this model no room for an answer and count as wrong")
-            for step, folder in files.saved_steps(self.folder).items():
-                if step < number:  # nothing is read from it any more
-                    files.remove_step(folder)
+            checkpoint.remove_old_steps(self.folder, self.config.run.keep)
         return records
 
     def steps(self, number: int) -> int:

@@ -120,10 +120,15 @@ def save_step(
             str(run),
         ) from None
     _go_on()
-    if first and keep:
-        for old in list(files.saved_steps(run).values())[:-keep]:
-            with contextlib.suppress(OSError):  # one too many is no reason to end a run
-                files.remove_step(old)
+    if first:
+        remove_old_steps(run, keep)
+
+
+def remove_old_steps(run: Path, keep: int) -> None:
+    """Leave the last checkpoints of a run, `keep` of them; 0: all."""
+    for old in list(files.saved_steps(run).values())[:-keep] if keep else []:
+        with contextlib.suppress(OSError):  # one too many is no reason to end a run
+            files.remove_step(old)
 
 
 def gibibytes(size: int) -> str:

@@ -215,6 +215,13 @@ def test_every_round_is_written_by_the_model_of_the_round_before(model, tmp_path
     assert not any(torch.equal(last, x) for x in (before, after))
 
 
+@pytest.mark.parametrize(("keep", "left"), [(0, [1, 2, 3]), (2, [2, 3]), (1, [3])])
+def test_the_models_of_the_last_rounds_are_kept(model, tmp_path, monkeypatch, keep, left):
+    rig(monkeypatch)
+    found = tools.run(tmp_path, flags(model, tmp_path, "--rounds=3", f"--keep={keep}"))
+    assert list(files.saved_steps(found)) == left
+
+
 def test_one_model_is_held_at_a_time(model, tmp_path, monkeypatch):
     models, held = weakref.WeakSet(), []
     opened, trained = qs.star.run.load, qs.star.run.train_step
