@@ -23,6 +23,7 @@ from qs.files import BUNDLE, HOME
 from qs.output import harmless, lasting_streams, nearest
 from qs.presets import PRESETS
 from qs.settings import MOST
+from qs.unused import check_used, unused
 
 OUT_OF_MEMORY = (
     "out of memory: lower --micro-batch (the batch stays the same), --seq, --thoughts or --samples,"
@@ -198,12 +199,15 @@ def parse(argv: list[str], parser: argparse.ArgumentParser, preset: str | None =
             bundled data ("tiny", with --objective star "sums") and the published one for any other.
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: a setting is out of range, or changes nothing beside the others.
     """
     add_flags(parser)
     args = parser.parse_args(argv)
     start = PRESETS[getattr(args, "preset", preset or _preset(vars(args)))]
-    return start.changed(**chosen(args, *GROUPS.values()))
+    given = chosen(args, *GROUPS.values())
+    config = start.changed(**given)
+    check_used(given, config)
+    return config
 
 
 def _preset(given: dict[str, Any]) -> str:
@@ -236,10 +240,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def to_args(config: Config) -> list[str]:
-    """The flags that make a config from any preset."""
-    args = []
+    """The flags that make a config from any preset, but for settings that change nothing."""
+    args, idle = [], set().union(*unused(config).values())
     for name, value in (pair for group in config.to_json().values() for pair in group.items()):
         flag = name.replace("_", "-")
+        if name in idle:
+            continue
         if isinstance(value, bool):
             args.append(f"--{flag}" if value else f"--no-{flag}")
         elif value is not None:

@@ -20,17 +20,73 @@ from qs import cli
 from qs.cli import add_settings, chosen, parse, to_args
 from qs.config import Config, RunConfig, StarConfig, ThoughtConfig
 from qs.presets import PRESETS
+from qs.unused import NOT_OF_STAR, unused
 
 
 def parser() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(allow_abbrev=False)
 
 
+def in_effect(config: Config) -> dict[str, Any]:
+    """The settings that change something, by name."""
+    idle = set().union(*unused(config).values())
+    groups = config.to_json().values()
+    return {name: x for group in groups for name, x in group.items() if name not in idle}
+
+
 @given(config=configs(), preset=st.sampled_from(sorted(PRESETS)))
 def test_any_config_survives_the_command_line(config: Config, preset: str):
     args = to_args(config)
-    assert parse(args, parser(), preset) == config
-    assert parse([f"--preset={preset}", *args], parser()) == config
+    kept = in_effect(config)
+    assert in_effect(parse(args, parser(), preset)) == kept
+    assert in_effect(parse([f"--preset={preset}", *args], parser())) == kept
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--rounds=3", "--rounds: of no effect with --objective quiet; .* add --objective star$"),
+        ("--preset=tiny --no-rationalize --task=gsm8k", "--task, --no-rationalize: .*tive quiet"),
+        ("--objective=plain --shots=3", "--shots: of no effect with --objective plain"),
+        ("--objective=pause --questions=data", "--questions: of no effect with --objective pause"),
+        ("--preset=sums --objective=plain --growth=1", "--growth: of no effect with --objective p"),
+        (
+            "--objective=star --eval-rows=0",
+            "--eval-rows: of no effect with --objective star; l",
+        ),
+        (
+            "--preset=star --beta=1 --data=tiny",
+            "--beta, --data: of no effect with --objective",
+        ),
+        (
+            "--preset=sums --save-every=1 --save-minutes=1",
+            "--save-every, --save-minutes: of no ",
+        ),
+        ("--preset=sums --thoughts=9 --mixer-lr=1", "--thoughts, --mixer-lr: of no effect with"),
+        ("--preset=sums --thought-lr=1", "--thought-lr: of no effect with --objective star"),
+        ("--preset=sums --grad-norms-every=1", "--grad-norms-every: of no effect with --objective"),
+        ("--preset=sums --questions=data", "--questions: of no effect with --task arithmetic"),
+        (
+            "--preset=sums --task=world --no-rationalize --questions=x",
+            "effect with --task world",
+        ),
+    ],
+)
+def test_flags_that_change_nothing_are_refused(flags: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        parse(flags.split(), parser())
+
+
+def test_flags_that_change_something_are_not_refused():
+    for name in ("commonsense_qa", "gsm8k"):
+        flags = ["--objective=star", f"--task={name}", "--questions=x", "--keep=0", "--lr=1"]
+        assert parse(flags, parser()).star.questions == "x"
+    assert parse(["--objective=plain", "--thoughts=1"], parser()).thought.thoughts == 1
+    assert parse(["--preset=sums", "--objective=plain", "--data=x"], parser()).run.data == "x"
+
+
+def test_settings_of_no_effect_are_settings():
+    assert {f.name for _, f, _ in SETTINGS} >= NOT_OF_STAR
 
 
 @pytest.mark.parametrize(("name", "f"), [(name, f) for name, f, _ in SETTINGS])
@@ -47,8 +103,8 @@ def test_every_setting_is_a_flag_with_a_help_sentence(name: str, f: dataclasses.
 def test_a_preset_is_what_no_flag_changes(preset: str):
     assert parse([], parser(), preset) == PRESETS[preset]
     assert parse([f"--preset={preset}"], parser()) == PRESETS[preset]
-    changed = parse([f"--preset={preset}", "--ahead=3"], parser())
-    assert changed.thought == dataclasses.replace(PRESETS[preset].thought, ahead=3)
+    changed = parse([f"--preset={preset}", "--warmup=3"], parser())
+    assert changed.optim == dataclasses.replace(PRESETS[preset].optim, warmup=3)
     assert changed.run == PRESETS[preset].run
 
 

@@ -332,7 +332,9 @@ def test_a_launcher_that_says_nothing_of_a_meeting_point_is_refused(
     tiny, tmp_path, monkeypatch, capsys, name, objective
 ):
     monkeypatch.setenv(name, "4")
-    flags = tiny.flags(tmp_path / "out", "--objective", objective)
+    flags = [f"--weights={tiny.weights}", f"--out={tmp_path / 'out'}", "--objective", objective]
+    if objective == "quiet":
+        flags += [f"--data={tiny.data}", "--thoughts=2", "--ahead=2"]
     err = refused(capsys, flags, r"(started 4 processes .* with torchrun|runs in one process)")
     assert len(err) == 1
     assert not (tmp_path / "out").exists()

@@ -196,8 +196,8 @@ def check_jobs(run: Path, jobs: Sequence[BaselineRun]) -> None:
             raise ValueError(f"{job}: {error}") from None
         made, out = run_of(job), job.config.run.out
         stored = job.config if made is None else files.read_config(made).changed(out=out)
-        if stored != job.config:
-            flags, wanted = to_args(stored), to_args(job.config)
+        flags, wanted = to_args(stored), to_args(job.config)  # those that change something
+        if flags != wanted:
             wrong = " ".join(flag for flag in flags if flag not in wanted) or "fewer flags"
             right = " ".join(flag for flag in wanted if flag not in flags) or "fewer flags"
             raise ValueError(

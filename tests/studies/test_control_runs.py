@@ -213,10 +213,13 @@ def test_a_baseline_with_other_settings_is_refused_before_anything_is_trained(co
     check_jobs(copied, [job])
     path = run_of(job) / "config.json"
     stored = json.loads(path.read_text())
+    (path.parent / "digests.json").unlink()  # as older runs are
+    stored["star"]["rounds"] = 3  # which changes nothing
+    path.write_text(json.dumps(stored))
+    check_jobs(copied, [job])
     stored["run"]["steps"] = 7
     stored["optim"]["lr"] = 0.5
     path.write_text(json.dumps(stored))
-    (path.parent / "digests.json").unlink()  # as older runs are
     refused(copied, capsys, "with --lr=0.01 --steps=2, found --lr=0.5 --steps=7; move ")
 
 
