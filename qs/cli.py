@@ -23,7 +23,7 @@ from qs.files import BUNDLE, HOME
 from qs.output import harmless, lasting_streams, nearest
 from qs.presets import PRESETS
 from qs.settings import MOST
-from qs.unused import check_used, unused
+from qs.unused import check_used, flag, used
 
 OUT_OF_MEMORY = (
     "out of memory: lower --micro-batch (the batch stays the same), --seq, --thoughts or --samples,"
@@ -241,16 +241,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def to_args(config: Config) -> list[str]:
     """The flags that make a config from any preset, but for settings that change nothing."""
-    args, idle = [], set().union(*unused(config).values())
-    for name, value in (pair for group in config.to_json().values() for pair in group.items()):
-        flag = name.replace("_", "-")
-        if name in idle:
-            continue
-        if isinstance(value, bool):
-            args.append(f"--{flag}" if value else f"--no-{flag}")
-        elif value is not None:
-            args.append(f"--{flag}={value}")
-    return args
+    return [flag(name, value) for name, value in used(config).items() if value is not None]
 
 
 def add_settings(

@@ -31,14 +31,25 @@ def check_used(given: dict[str, Any], config: Config) -> None:
         ValueError: naming their flags and the one that makes it so.
     """
     for why, names in unused(config).items():
-        flags = [
-            f"--{'no-' * (value is False)}{name.replace('_', '-')}"
-            for name, value in given.items()
-            if name in names
-        ]
+        flags = [flag(*each).partition("=")[0] for each in given.items() if each[0] in names]
         if flags:
             other = "" if config.run.bootstraps else ", or add --objective star"
             raise ValueError(f"{', '.join(flags)}: of no effect with {why}; leave that out{other}")
+
+
+def used(config: Config) -> dict[str, Any]:
+    """The settings that change something, by name."""
+    idle = set().union(*unused(config).values())
+    groups = config.to_json().values()
+    return {name: value for group in groups for name, value in group.items() if name not in idle}
+
+
+def flag(name: str, value: Any) -> str:
+    """A setting as it is typed."""
+    words = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{words}" if value else f"--no-{words}"
+    return f"--{words}={value}"
 
 
 def _names(group: type) -> set[str]:

@@ -7,6 +7,7 @@ picture is written as PNG and as SVG; the same numbers give the same bytes.
 import io
 import itertools
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -328,7 +329,8 @@ def _draw_rounds(figure: Figure, arms: Sequence[Arm]) -> None:
     """Accuracy by round."""
     seeds = max(len(arm.seeds) for arm in arms)
     remark = f"{seeds} seeds; bands: smallest to largest" if seeds > 1 else ""
-    panels = [(f"{arm.name}: right, %", 1.7) for arm in arms]
+    titles = [textwrap.fill(f"{arm.name}: right, %", 80, break_on_hyphens=False) for arm in arms]
+    panels = [(title, 1.7 + 0.2 * title.count("\n")) for title in titles]
     for ax, arm in zip(_panels(figure, panels, "round (0: before)", remark), arms, strict=True):
         groups = [name for name in arm.groups if name != "all"] or list(arm.groups)
         colors = itertools.cycle((BLUE, GREEN, PURPLE, VERMILION, GREY))

@@ -1,5 +1,6 @@
 """Runs of STaR side by side: accuracy by group and round, one arm for runs that differ in seed."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from qs import files
 from qs.config import Config
 from qs.star.records import minutes, round_records
 from qs.tables import Table
+from qs.unused import flag, used
 
 ABOUT_ROUNDS = """Right answers to held-out problems, greedily decoded, in %: mean over seeds \
 (smallest to largest). Round 0 is the untrained model. Kept: rationales that reach the answer; \
@@ -20,20 +22,37 @@ hinted, kept: with the answer as a hint.
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs with the same settings and different seeds."""
+    """Runs with the same settings and different seeds.
+
+    `apart`: those settings in which arms that stand beside it differ.
+    """
 
     config: Config  # of the first run
     seeds: tuple[int, ...]  # of the runs, in order
     groups: tuple[str, ...]  # of problems ("3 digits"), "all" last
     accuracy: np.ndarray  # (runs, rounds + 1, groups) share right; round 0 is the untrained model
     records: list[list[dict[str, Any]]]  # what each run logged of each round
+    apart: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """What it is, in words."""
-        if self.config.star.learn == "answers":
-            return "answers alone"
-        return f"STaR, {'with' if self.config.star.rationalize else 'without'} rationalisation"
+        """What it is, in words; then, as flags, in what else it differs from the arms beside it."""
+        star, settings = self.config.star, _settings(self.config)
+        words = f"STaR, {'with' if star.rationalize else 'without'} rationalisation"
+        flags = [
+            flag(name, settings[name]) for name in self.apart if settings.get(name) is not None
+        ]
+        return " ".join(["answers alone" if star.learn == "answers" else words, *flags])
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What makes an arm: all that changes something in its rounds but the seed."""
+    settings = used(config)
+    for name in ("seed", "out", "keep"):
+        del settings[name]
+    if config.star.learn == "answers":  # no rationale is drawn to be learnt
+        del settings["rationalize"], settings["rationale_temperature"]
+    return settings
 
 
 def read_arms(runs: Sequence[Path]) -> list[Arm]:
@@ -42,7 +61,7 @@ def read_arms(runs: Sequence[Path]) -> list[Arm]:
     Raises:
         ValueError: a folder is no finished run of STaR, or two runs of an arm have the same seed.
     """
-    groups: dict[Config, list[Path]] = {}
+    groups: dict[tuple[tuple[str, Any], ...], list[Path]] = {}
     for run in runs:
         config = files.read_config(run)
         rounds = len(round_records(run, config.star.rounds)) - 1
@@ -51,8 +70,13 @@ def read_arms(runs: Sequence[Path]) -> list[Arm]:
                 f"{run}: expected a finished run of --objective star, found "
                 f"{config.run.objective} and {max(0, rounds)} rounds"
             )
-        groups.setdefault(config.changed(seed=0, out=""), []).append(run)
-    return [_read_arm(group) for group in groups.values()]
+        groups.setdefault(tuple(_settings(config).items()), []).append(run)
+    values: dict[str, set[Any]] = {}
+    for name, value in (pair for settings in groups for pair in settings):
+        values.setdefault(name, set()).add(value)
+    told = ("learn", "rationalize")  # in words
+    apart = tuple(name for name in values if len(values[name]) > 1 and name not in told)
+    return [dataclasses.replace(_read_arm(group), apart=apart) for group in groups.values()]
 
 
 def _read_arm(runs: Sequence[Path]) -> Arm:
