@@ -50,7 +50,7 @@ def test_passages_are_shown_with_their_thoughts_and_all_of_them_on_a_page(traine
     before = (trained / "thoughts.html").read_text()
     assert evaluate.main([str(trained), "--rows", "4", "--show", "2"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("document ") == 2
+    assert printed.count(", part ") == 2
     page = trained / "thoughts-eval-rows-4.html"
     assert page.read_text().count("<section") > 2
     assert f"as a page: {page}" in printed

@@ -26,7 +26,7 @@ FRONT = {  # modules that no room imports, before all rooms: what each may impor
     "library": "inference quietstar",
     "commands": "",
 }
-EVERYBODY = {"config", "thinking", "settings", "environment", "presets", "plain"}
+EVERYBODY = {"config", "thinking", "settings", "environment", "presets", "plain", "unused"}
 EVERYBODY |= {"atomic", "cli", "digests", "files", "interrupts", "locks", "output", "tables"}
 RUNTIME = {"torch", "numpy", "sentencepiece", "safetensors", "tqdm"} | set(sys.stdlib_module_names)
 EXTRAS = {
