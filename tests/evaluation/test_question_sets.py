@@ -281,6 +281,10 @@ def test_of_several_files_the_one_that_was_asked_alike_is_compared_with(tmp_path
     for exam in exams.values():
         own = dataclasses.replace(exam, model="own", weights="w", thoughts=7)
         assert answers_of(own, tmp_path, NUMBERS).name == exam.file
+        JsonLines(tmp_path / own.file).append([line])  # its own answers are no other's
+        files.add_results(tmp_path, {own.file: {"exam": dataclasses.asdict(own)}}, "exams")
+        assert answers_of(own, tmp_path, NUMBERS).name == exam.file
+        (tmp_path / own.file).unlink()
         told = against([line], tmp_path / exam.file)
         assert f"that model: {exam.model}, n {exam.thoughts}, samples" in str(against_table(told))
     other = dataclasses.replace(EXAM, model="own", weights="w", seed=5)

@@ -57,7 +57,7 @@ def test_passages_are_the_documents_of_the_first_rows_in_order(world):
         assert text == "".join(tokenizer.piece(int(i)) for i in ids)
     parts = [re.match(r"row (\d+), part (\d+)", passage.title) for passage in found.passages]
     places = [(int(part[1]), int(part[2])) for part in parts]
-    assert places == sorted(places)
+    assert places == sorted(set(places))
     assert {row for row, _ in places} == {1, 2, 3}
     for row in (1, 2, 3):
         assert [part for at, part in places if at == row][0] == 1
