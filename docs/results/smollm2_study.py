@@ -59,9 +59,9 @@ class Sizes:
 
 
 GPU = Sizes()
-CPU = Sizes(  # two cores, half an hour an arm
+CPU = Sizes(  # forty minutes an arm and core
     seq=128, share=0.125, rows=64, asked=32, batch_asked=16, room_samples=4, problems=48,
-    activations=1024,
+    activations=4096,
 )  # fmt: skip
 SMALL = Sizes(  # what a CPU can do in minutes
     seq=128, batch=4, share=0.125, steps=16, lr=3e-5, rows=1, asked=32, batch_asked=16,
