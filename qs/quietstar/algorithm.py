@@ -190,10 +190,8 @@ class QuietStar(nn.Module):
         text = self.model.embed(tokens)  # (B, T, D)
         branches = self.embed_branches(tokens, anchors, thoughts)
         x = torch.cat([text, branches.flatten(1, 3)], 1)  # (B, S, D)
-        shape = self.model.config
-        attend = packed_attention(
-            self.attention, layout, shape.window, shape.shared, self.model.eager(x)
-        )
+        shape, eager = self.model.config, self.model.eager(x)
+        attend = packed_attention(self.attention, layout, shape.window, shape.shared, eager)
         outputs = self.model(x, layout.packed.position, attend)  # (B, S, D)
         return outputs[:, :T], outputs[:, T:].unflatten(1, (A, K, n + m + 1))
 
@@ -202,9 +200,7 @@ class QuietStar(nn.Module):
         (B, A, K), T, m = thoughts.shape[:3], tokens.shape[1], self.config.ahead
         check_thoughts(thoughts, self.model.config.vocab_size, self.config.end)
         inner = self.model.embed(thoughts.clamp(min=0))  # (B, A, K, n, D)
-        start, end = (
-            vector.to(inner.dtype).expand(B, A, K, 1, -1) for vector in self.vectors
-        )  # (B, A, K, 1, D) each
+        start, end = (v.to(inner.dtype).expand(B, A, K, 1, -1) for v in self.vectors)
         inner = torch.where((thoughts == PAUSE)[..., None], start, inner)
         ahead = anchors[:, :, None] + torch.arange(1, m, device=tokens.device)  # (B, A, m - 1)
         # past the end of the row: any token, since no target there is valid

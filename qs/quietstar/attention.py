@@ -154,14 +154,12 @@ class Structured:
             shared: query heads that share a key head.
             like: the input, whose dtype and device decide who computes; None: compiled layers.
         """
-        text, branches, visibility = layout.text, layout.branches, layout.visibility
-        one = branches.map(lambda x: x[:, :, :1])  # all K thoughts of an anchor look alike
-        branch_text = over_text(branches, text, window, visibility)  # (B, A, L, T)
+        text, (branch_text, branch_own) = layout.text, _branch_masks(layout, window)
         return Structured(
-            branches=tuple(branches.depth.shape[1:]),
-            text_text=dense_mask(text, text, window, visibility),
+            branches=(layout.anchors.shape[1], layout.samples, layout.length),
+            text_text=dense_mask(text, text, window, layout.visibility),
             branch_text=branch_text,
-            branch_own=over_own(one, one, window, visibility),
+            branch_own=branch_own,
             blocks=blocks_for(like, branch_text, layout.samples, shared),
         )
 
@@ -176,6 +174,14 @@ class Structured:
         else:
             over_both = JoinedAttention.apply(branches, *text, *own, self.blocks, self.branch_own)
         return torch.cat([over_text, over_both.flatten(1, 3)], 1)
+
+
+def _branch_masks(layout: Layout, window: int | None) -> tuple[Tensor, Tensor]:
+    """(B, A, L, T) which text branches see, and (B, A, 1, L, L) which of their own slots."""
+    branches, visibility = layout.branches, layout.visibility
+    one = branches.map(lambda x: x[:, :, :1])  # all K thoughts of an anchor look alike
+    text = over_text(branches, layout.text, window, visibility)
+    return text, over_own(one, one, window, visibility)
 
 
 @dataclass(frozen=True)
@@ -196,14 +202,8 @@ class Flex:
         options: dict[str, str | int] = {"BACKEND": "TRITON"}
         if self.short:  # what fits 99 KiB beside tiles of heads of 256 bytes, and of 512
             options["fwd_num_stages"] = 2 if q.shape[-1] * q.element_size() <= 256 else 1
-        out = flex_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            block_mask=self.mask,
-            enable_gqa=True,
-            kernel_options=options,
-        )
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = flex_attention(q, k, v, block_mask=self.mask, enable_gqa=True, kernel_options=options)
         return out.transpose(1, 2)
 
 
@@ -267,31 +267,22 @@ class CachedBranches:
     @staticmethod
     def of(layout: Layout, window: int | None, shared: int, like: Tensor | None) -> CachedBranches:
         """All slots of the branches of a layout; other arguments as of `Structured.of`."""
-        branches = layout.branches
-        one = branches.map(lambda x: x[:, :, :1])  # all K thoughts of an anchor look alike
-        text_mask = over_text(branches, layout.text, window, layout.visibility)
-        return CachedBranches(
-            depths=torch.arange(1, layout.length + 1, device=layout.anchors.device),
-            text_mask=text_mask,
-            own_mask=over_own(one, one, window, layout.visibility),
-            blocks=blocks_for(like, text_mask, layout.samples, shared),
-        )
+        text_mask, own_mask = _branch_masks(layout, window)
+        depths = torch.arange(1, layout.length + 1, device=layout.anchors.device)
+        blocks = blocks_for(like, text_mask, layout.samples, shared)
+        return CachedBranches(depths, text_mask, own_mask, blocks)
 
     @staticmethod
     def steps(
         layout: Layout, window: int | None, shared: int, like: Tensor | None
     ) -> Iterator[CachedBranches]:
         """The same one slot of every branch at a time."""
-        branches, visibility = layout.branches, layout.visibility
-        one = branches.map(lambda x: x[:, :, :1])
-        text_mask = over_text(branches, layout.text, window, visibility)  # (B, A, L, T)
-        own_mask = over_own(one, one, window, visibility)
-        depths = torch.arange(1, layout.length + 1, device=layout.anchors.device)
-        blocks = None
+        every, blocks = CachedBranches.of(layout, window, shared, None), None
         for at in (slice(i, i + 1) for i in range(layout.length)):
-            if blocks is None or window or visibility:  # else every depth sees the same text
-                blocks = blocks_for(like, text_mask[:, :, at], layout.samples, shared)
-            yield CachedBranches(depths[at], text_mask[:, :, at], own_mask[:, :, :, at], blocks)
+            text_mask, own_mask = every.text_mask[:, :, at], every.own_mask[:, :, :, at]
+            if blocks is None or window or layout.visibility:  # else each sees the same text
+                blocks = blocks_for(like, text_mask, layout.samples, shared)
+            yield CachedBranches(every.depths[at], text_mask, own_mask, blocks)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, ...] | None) -> Tensor:
         assert cache is not None
@@ -299,9 +290,8 @@ class CachedBranches:
         own_k, own_v = cache[2:]
         branches = (*own_k.shape[2:4], len(self.depths))  # A, K, Q
         for kept, new in zip((own_k, own_v), (k, v), strict=True):
-            kept.index_copy_(
-                4, self.depths - 1, new.unflatten(1, branches).permute(0, 4, 1, 2, 3, 5)
-            )
+            new = new.unflatten(1, branches).permute(0, 4, 1, 2, 3, 5)
+            kept.index_copy_(4, self.depths - 1, new)
         q = q.unflatten(1, branches)  # (B, A, K, Q, H, d)
         if self.blocks is None:
             out = joined_attention(q, text, (own_k, own_v), self.text_mask, self.own_mask)

@@ -90,13 +90,8 @@ class JoinedAttention(torch.autograd.Function):
         scale = d**-0.5
         out, lse = torch.empty_like(x), x.new_empty(x.shape[:3])
         for block, rows in _rows(blocks, K * g * Q):
-            out[:, :, rows], lse[:, :, rows] = _flash(
-                x[:, :, rows],
-                k[:, :, block.text],
-                v[:, :, block.text],
-                attn_mask=block.hidden,
-                scale=scale,
-            )
+            seen = x[:, :, rows], k[:, :, block.text], v[:, :, block.text]
+            out[:, :, rows], lse[:, :, rows] = _flash(*seen, attn_mask=block.hidden, scale=scale)
             if block.blind is not None:
                 lse[:, :, rows].masked_fill_(block.blind, -torch.inf)
         p = torch.bmm(x.view(-1, g * Q, d), own_k.transpose(1, 2)).mul_(scale)
@@ -119,10 +114,8 @@ class JoinedAttention(torch.autograd.Function):
         near, near_p, near_dout = (y.view(-1, g * Q, y.shape[-1]) for y in (x, p, dout))
         delta = (dout * out).sum(-1).view(-1, g * Q, 1)
         ds = torch.bmm(near_dout, own_v.transpose(1, 2)).sub_(delta).mul_(near_p).mul_(scale)
-        down_k, down_v = (
-            torch.bmm(ds.transpose(1, 2), near),
-            torch.bmm(near_p.transpose(1, 2), near_dout),
-        )
+        down_k = torch.bmm(ds.transpose(1, 2), near)
+        down_v = torch.bmm(near_p.transpose(1, 2), near_dout)
         dx = torch.bmm(ds, own_k).view(x.shape)
         dk, dv = torch.zeros_like(k), torch.zeros_like(v)
         for block, rows in _rows(ctx.blocks, K * g * Q):
@@ -131,10 +124,9 @@ class JoinedAttention(torch.autograd.Function):
                 out[:, :, rows], joined[:, :, rows], 0.0, False,
                 attn_mask=block.hidden, scale=scale,
             )  # fmt: skip
-            for whole, at, part in zip(
-                (dx, dk, dv), (rows, block.text, block.text), found, strict=True
-            ):
-                whole[:, :, at] += part
+            dx[:, :, rows] += found[0]
+            dk[:, :, block.text] += found[1]
+            dv[:, :, block.text] += found[2]
         dq = dx.view(B, G, A, K, g, Q, d).permute(0, 2, 3, 5, 1, 4, 6).flatten(4, 5)
         own = [y.view(B, G, A, K, L, d) for y in (down_k, down_v)]
         return dq, dk, dv, *own, None, None

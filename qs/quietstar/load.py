@@ -62,9 +62,8 @@ class Placement:
     masters: str | None = None
 
     def __str__(self) -> str:
-        name = "CPU"
-        if self.device.type == "cuda":
-            name = torch.cuda.get_device_name(self.device)
+        cuda = self.device.type == "cuda"
+        name = torch.cuda.get_device_name(self.device) if cuda else "CPU"
         return (
             f"{name}, {str(self.dtype).removeprefix('torch.')} arithmetic, "
             f"{WEIGHTS[self.masters] if self.narrow else 'float32 weights'}, "
@@ -102,9 +101,8 @@ def choose_placement(config: RunConfig, there: bool | None = None) -> Placement:
             "use --device cpu, or install a CUDA build of PyTorch"
         )
     cuda = there if config.device == "auto" else config.device == "cuda"
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
-        config.dtype, torch.bfloat16 if cuda else torch.float32
-    )
+    own = "bfloat16" if cuda else "float32"
+    dtype = getattr(torch, own if config.dtype == "auto" else config.dtype)
     compiled = cuda if config.compile is None else config.compile
     return Placement(
         device=torch.device("cuda" if cuda else "cpu"),

@@ -190,10 +190,7 @@ def advantages(
 
 
 def reinforce(
-    log_p: Tensor,
-    reward: Tensor,
-    baseline: str | Baseline = "mean",
-    keep_negative: bool = False,
+    log_p: Tensor, reward: Tensor, baseline: str | Baseline = "mean", keep_negative: bool = False
 ) -> Tensor:
     """REINFORCE (Williams 1992): thoughts that earned more than the baseline become likelier.
 

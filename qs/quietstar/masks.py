@@ -62,8 +62,7 @@ PyTorch alone: FlexAttention asks about scalars.
 """
 
 
-@dataclass(frozen=True)
-class Slots:
+class Slots(NamedTuple):
     """Where slots stand: four int64 tensors that broadcast against each other."""
 
     anchor: Tensor
@@ -83,8 +82,7 @@ class Slots:
 
     def map(self, function) -> Slots:
         """Apply one function (a reshape, an index) to all four tensors."""
-        slots = (self.anchor, self.branch, self.depth, self.document)
-        return Slots(*map(function, slots))
+        return Slots(*map(function, self))
 
 
 def sees(
@@ -131,8 +129,7 @@ class Layout:
     @property
     def text(self) -> Slots:
         """(B, T) text slots."""
-        positions = torch.arange(self.documents.shape[1], device=self.documents.device)
-        positions = positions.expand_as(self.documents)
+        positions = every_position(self.documents)
         return Slots(
             anchor=positions,
             branch=torch.full_like(positions, TEXT),
@@ -158,12 +155,7 @@ class Layout:
     def packed(self) -> Slots:
         """(B, S) all slots of a row, text first; the slots of one branch are neighbours."""
         text, branches = self.text, self.branches.map(lambda x: x.flatten(1))
-        return Slots(
-            anchor=torch.cat([text.anchor, branches.anchor], 1),
-            branch=torch.cat([text.branch, branches.branch], 1),
-            depth=torch.cat([text.depth, branches.depth], 1),
-            document=torch.cat([text.document, branches.document], 1),
-        )
+        return Slots(*(torch.cat(both, 1) for both in zip(text, branches, strict=True)))
 
 
 def one_document(tokens: Tensor) -> Tensor:
@@ -225,10 +217,7 @@ def mask_mod(slots: Slots, window: int | None = None, visibility: Visibility | N
 
 
 def block_mask(
-    slots: Slots,
-    window: int | None = None,
-    block: int = 128,
-    visibility: Visibility | None = None,
+    slots: Slots, window: int | None = None, block: int = 128, visibility: Visibility | None = None
 ) -> BlockMask:
     """BlockMask of packed (B, S) slots, built from the blocks' bounds, never from an S x S matrix.
 
@@ -267,13 +256,10 @@ def block_mask(
 
     some = key(text_low) <= query(anchor_high)
     some |= (key(branch_low) <= query(branch_high)) & (key(branch_high) >= query(branch_low))
-    some &= (key(document_low) <= query(document_high)) & (
-        key(document_high) >= query(document_low)
-    )
+    some &= key(document_low) <= query(document_high)
+    some &= key(document_high) >= query(document_low)
     every = (key(deepest) == 0) & (key(text_high) <= query(anchor_low))
-    every &= (key(document_low) == key(document_high)) & (
-        query(document_low) == query(document_high)
-    )
+    every &= key(document_low == document_high) & query(document_low == document_high)
     every &= key(document_low) == query(document_low)
     if window is not None:
         some &= query(position_low) - key(position_high) < window

@@ -146,10 +146,8 @@ def mixed_cross_entropy(
 def foretold(mixed: Mixed, head: Tensor, targets: Tensor, space: str) -> Tensor:
     """Whether each of (...) targets is the likeliest token; other arguments as of `mixed_nll`."""
     rows = max(1, LOGITS_AT_ONCE // head.shape[0])
-    flat = [x.flatten(0, targets.ndim - 1).split(rows) for x in mixed]
-    pieces = [
-        mixed_log_p(Mixed(*some), head, space)[1].argmax(-1) for some in zip(*flat, strict=True)
-    ]
+    flat = zip(*(x.flatten(0, targets.ndim - 1).split(rows) for x in mixed), strict=True)
+    pieces = [mixed_log_p(Mixed(*some), head, space)[1].argmax(-1) for some in flat]
     return torch.cat(pieces).view(targets.shape) == targets
 
 

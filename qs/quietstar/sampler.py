@@ -88,22 +88,18 @@ def sample(
     shape, layout = model.config, dataclasses.replace(layout, samples=K, length=n)
     positions = layout.branches.position.view(B, A * K, n)
     both = branch_cache(model, cache, (A, K, n))
-    uniforms = uniforms.to(start.device)
-    rows = max(1, LOGITS_AT_ONCE // shape.vocab_size)
-    V = shape.vocab_size
+    uniforms, V = uniforms.to(start.device), shape.vocab_size
+    rows = max(1, LOGITS_AT_ONCE // V)
     ids = allowed_ids(V if end is None else V + 1, set(forbidden), start.device)
     ended = torch.zeros((B, A, K), dtype=torch.bool, device=start.device)
     x = start.to(model.compute_dtype).expand(B, A * K, -1).contiguous()
-    drawn = []
-    for j, attend in enumerate(
-        CachedBranches.steps(layout, shape.window, shape.shared, model.eager(x))
-    ):
+    drawn, steps = [], CachedBranches.steps(layout, shape.window, shape.shared, model.eager(x))
+    for j, attend in enumerate(steps):
         outputs = model(x, positions[..., j], attend, both).flatten(0, 1)  # (B A K, D)
         numbers = uniforms[..., j].flatten()
         pieces = zip(outputs.split(rows), numbers.split(rows), strict=True)
-        tokens = torch.cat(
-            [choose(thought_logits(model, o, end), u, ids, temperature) for o, u in pieces]
-        ).view(B, A, K)
+        pieces = [choose(thought_logits(model, o, end), u, ids, temperature) for o, u in pieces]
+        tokens = torch.cat(pieces).view(B, A, K)
         if end is not None:
             ended |= tokens == V
             tokens = tokens.where(~ended, ENDED)

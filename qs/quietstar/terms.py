@@ -18,11 +18,7 @@ from qs.quietstar.masks import every_position
 
 
 def targets_ahead(
-    tokens: Tensor,
-    documents: Tensor,
-    anchors: Tensor,
-    ahead: int,
-    counted: Tensor | None = None,
+    tokens: Tensor, documents: Tensor, anchors: Tensor, ahead: int, counted: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The true tokens after each anchor, and which of them count.
 
@@ -78,11 +74,7 @@ class Targets(NamedTuple):
 
 
 def targets_of(
-    tokens: Tensor,
-    documents: Tensor,
-    anchors: Tensor,
-    ahead: int,
-    counted: Tensor | None = None,
+    tokens: Tensor, documents: Tensor, anchors: Tensor, ahead: int, counted: Tensor | None = None
 ) -> Targets:
     """Every target of a step. Arguments as of `targets_ahead`."""
     everywhere = every_position(tokens)
