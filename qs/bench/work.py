@@ -15,7 +15,7 @@ from qs.quietstar.load import allocate, choose_placement
 from qs.settings import check_limits, setting
 from qs.training.plan import Plan, settle
 
-SIZES = {  # vocabulary, dim, layers, heads, key heads, head size, inner width
+SIZES = {  # vocabulary, dim, layers, heads, key heads, head size, inner width: of ModelConfig
     "tiny": (480, 128, 2, 4, 4, 32, 256),
     "small": (4096, 256, 4, 8, 4, 32, 512),
     "1b": (32000, 2048, 16, 32, 8, 64, 5632),
@@ -63,8 +63,7 @@ class Work:
     @property
     def shape(self) -> ModelConfig:
         """Of the model."""
-        names = ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "hidden_dim")
-        return ModelConfig(**dict(zip(names, SIZES[self.size], strict=True)))
+        return ModelConfig(*SIZES[self.size])
 
 
 def build(work: Work) -> tuple[QuietStar, Plan, Config]:

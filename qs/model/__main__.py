@@ -61,9 +61,8 @@ def export(source: str, out: Path, layout: str, dtype: str | None) -> None:
     config, stored = read_model_config(folder), weights.stored_tensors(folder)
     dtypes = {tensor.dtype for tensor in stored.values()} or {torch.float32}
     kind = getattr(torch, dtype) if dtype else functools.reduce(torch.promote_types, dtypes)
-    parameters = {
-        n: torch.empty(p.shape, dtype=kind) for n, p in weights.meta_parameters(config).items()
-    }
+    empty = weights.meta_parameters(config)
+    parameters = {name: torch.empty(p.shape, dtype=kind) for name, p in empty.items()}
     extras = settings = None
     if layout == "quietstar":
         settings, extras = read_settings(folder), {}
@@ -87,22 +86,21 @@ def _parser() -> cli.Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     new = commands.add_parser("init", help="write a random model")
     new.set_defaults(command=init)
-    new.add_argument("--out", type=Path, required=True, help="folder to make")
-    new.add_argument("--tokenizer", required=True, help="a folder with one, or a name in weights/")
-    new.add_argument("--dim", type=size, required=True, help="D: hidden size")
-    new.add_argument("--layers", type=size, required=True, help="layers")
-    new.add_argument("--heads", type=size, required=True, help="H: query heads")
-    new.add_argument("--kv-heads", type=size, help="G: key/value heads [as many as --heads]")
-    new.add_argument("--hidden-dim", type=size, required=True, help="inner width of the MLP")
-    new.add_argument("--max-positions", type=size, required=True, help="longest row in tokens")
-    new.add_argument("--window", type=size, help="sliding window in tokens [none]")
-    new.add_argument("--tied", action="store_true", help="the head is the embedding")
-    new.add_argument(
+    flag = new.add_argument
+    flag("--out", type=Path, required=True, help="folder to make")
+    flag("--tokenizer", required=True, help="a folder with one, or a name in weights/")
+    flag("--dim", type=size, required=True, help="D: hidden size")
+    flag("--layers", type=size, required=True, help="layers")
+    flag("--heads", type=size, required=True, help="H: query heads")
+    flag("--kv-heads", type=size, help="G: key/value heads [as many as --heads]")
+    flag("--hidden-dim", type=size, required=True, help="inner width of the MLP")
+    flag("--max-positions", type=size, required=True, help="longest row in tokens")
+    flag("--window", type=size, help="sliding window in tokens [none]")
+    flag("--tied", action="store_true", help="the head is the embedding")
+    flag(
         "--std", type=cli.within(float, 0, 1e3), default=0.02, help="spread of new matrices [0.02]"
     )
-    new.add_argument(
-        "--seed", type=cli.within(int, 0, 2**63 - 1), default=0, help="of the parameters [0]"
-    )
+    flag("--seed", type=cli.within(int, 0, 2**63 - 1), default=0, help="of the parameters [0]")
     layouts = "hf: a stock model, without what was added for thinking; quietstar: with it"
     other = commands.add_parser("export", help="write in another layout")
     other.set_defaults(command=export)

@@ -145,13 +145,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         assert self.family == "mistral" or (self.family in FAMILIES and self.window is None)
-        sizes = ["vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "hidden_dim"]
-        sizes += ["max_positions"] + ["window"] * (self.window is not None)
-        for name in sizes:
-            size = getattr(self, name)
-            whole = type(size) is int and 0 < size <= LARGEST.get(name, MOST)
-            what = f"to be a whole number, at most {LARGEST.get(name, MOST)} and above 0"
-            self._require(whole, name, what)
+        for name in (*LARGEST, "max_positions", *["window"] * (self.window is not None)):
+            size, most = getattr(self, name), LARGEST.get(name, MOST)
+            whole = type(size) is int and 0 < size <= most
+            self._require(whole, name, f"to be a whole number, at most {most} and above 0")
         for name in ("norm_eps", "rope_theta"):
             value = getattr(self, name)
             number = type(value) in (int, float) and 0 < value < math.inf

@@ -128,9 +128,8 @@ def layout_of(folder: Path) -> Literal["hf", "mistral"]:
         return "hf"
     described = (folder / "config.json").is_file()
     pickled = any(file for like in PICKLES for file in folder.glob(like))
-    if (folder / "params.json").is_file() and (
-        any(folder.glob(CONSOLIDATED)) or not (described or pickled)
-    ):
+    consolidated = any(folder.glob(CONSOLIDATED)) or not (described or pickled)
+    if (folder / "params.json").is_file() and consolidated:
         return "mistral"
     if not described:
         raise ValueError(what_is_wrong(folder))

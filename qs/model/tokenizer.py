@@ -55,7 +55,8 @@ class Tokenizer:
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
-        configs = [_optional(folder / name) for name in (*CONFIG_FILES, "config.json")]
+        paths = [folder / name for name in (*CONFIG_FILES, "config.json")]
+        configs = [read_object(path) if path.is_file() else {} for path in paths]
         (end,) = _tokens(configs[0].get("eos_token")) or (None,)
         self._model = find_vocabulary(folder, end)
         self.vocab_size: int = self._model.size
@@ -212,10 +213,6 @@ def _tokens(value: Any) -> list[int | str]:
     tokens = value if isinstance(value, list) else [value]
     tokens = (token.get("content") if isinstance(token, dict) else token for token in tokens)
     return [token for token in tokens if type(token) in (int, str)]
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.is_file() else {}
 
 
 def train_tokenizer(

@@ -1,7 +1,7 @@
 """The two formats: sentencepiece's `tokenizer.model` and Hugging Face's `tokenizer.json`.
 
-Both become the same few operations (`Vocabulary`); what all tokenizers promise is made of them in
-`qs/model/tokenizer.py`. Special tokens are never made from text in either.
+Both have the same few attributes and methods, told of the first; what all tokenizers promise is
+made of them in `qs/model/tokenizer.py`. Special tokens are never made from text in either.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import binascii
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import sentencepiece
 
@@ -39,36 +39,7 @@ class Ids(NamedTuple):
     unknown: int | None = None
 
 
-class Vocabulary(Protocol):
-    """A tokenizer file.
-
-    Attributes:
-        path, content: of the file.
-        size: the largest id and one.
-        ids: that it names.
-        begins: whether its own rule is that a text begins with BOS.
-    """
-
-    path: Path
-    content: bytes
-    size: int
-    ids: Ids
-    begins: bool
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, without any special one."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; special ones are no text, bytes that are no UTF-8 give U+FFFD."""
-
-    def piece(self, token: int) -> str:
-        """One token, readable; a byte that is no character as `<0xE2>`."""
-
-    def special(self, token: int | str) -> int | None:
-        """The id of a special token by its id or name, which no text becomes; None: it is none."""
-
-
-def find_vocabulary(folder: Path, end: int | str | None = None) -> Vocabulary:
+def find_vocabulary(folder: Path, end: int | str | None = None) -> SentencePiece | HuggingFace:
     """The tokenizer of a folder; of two files `tokenizer.model` if they agree.
 
     That is: if both are of one size, and the token that ends texts, where `end` names one, is a
@@ -97,7 +68,14 @@ def find_vocabulary(folder: Path, end: int | str | None = None) -> Vocabulary:
 
 
 class SentencePiece:
-    """`tokenizer.model` through sentencepiece."""
+    """`tokenizer.model` through sentencepiece.
+
+    Attributes:
+        path, content: of the file.
+        size: the largest id and one.
+        ids: that it names.
+        begins: whether its own rule is that a text begins with BOS.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -125,28 +103,28 @@ class SentencePiece:
         self.begins = self.ids.bos is not None
 
     def encode(self, text: str) -> list[int]:
-        """See `Vocabulary`."""
+        """Ids of a text, without any special one."""
         return self._model.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `Vocabulary`."""
+        """Text of ids; special ones are no text, bytes that are no UTF-8 give U+FFFD."""
         return self._model.decode(list(ids))
 
     def piece(self, token: int) -> str:
-        """See `Vocabulary`."""
+        """One token, readable; a byte that is no character as `<0xE2>`."""
         piece = self._model.id_to_piece(token)
         if self._model.is_byte(token):
             return _readable(bytes([int(piece[3:-1], 16)]))
         return piece.replace(_SPACE, " ")
 
     def special(self, token: int | str) -> int | None:
-        """See `Vocabulary`; control symbols are."""
+        """The id of a control symbol by its id or name, which no text becomes; None: it is none."""
         number = self._model.piece_to_id(token) if isinstance(token, str) else token
         return number if 0 <= number < self.size and self._model.is_control(number) else None
 
 
 class HuggingFace:
-    """`tokenizer.json` through the package tokenizers."""
+    """`tokenizer.json` through the package tokenizers; attributes as of `SentencePiece`."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -182,17 +160,14 @@ class HuggingFace:
             self._bytes = {token: byte for token, byte in tokens.items() if token is not None}
         text, framed = (self._model.encode("a", add_special_tokens=x).ids for x in (False, True))
         self.begins = framed[:1] != text[:1] and bool(framed)
-        self.ids = Ids(
-            bos=framed[0] if self.begins else None,
-            unknown=unknown,
-        )
+        self.ids = Ids(bos=framed[0] if self.begins else None, unknown=unknown)
 
     def encode(self, text: str) -> list[int]:
-        """See `Vocabulary`."""
+        """As of `SentencePiece`."""
         return self._model.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `Vocabulary`."""
+        """As of `SentencePiece`."""
         broken = self._broken(ids) if self._bytes else []
         if not broken:
             return self._model.decode(list(ids), skip_special_tokens=True)
@@ -217,7 +192,7 @@ class HuggingFace:
         return places
 
     def piece(self, token: int) -> str:
-        """See `Vocabulary`."""
+        """As of `SentencePiece`."""
         name = self._model.id_to_token(token)
         if name is None:  # the vocabulary has gaps
             return f"<{token}>"
@@ -231,7 +206,7 @@ class HuggingFace:
         return _readable(bytes(_BYTE_LEVEL[char] for char in name))
 
     def special(self, token: int | str) -> int | None:
-        """See `Vocabulary`; a name of tokenizer_config.json is, as for stock transformers."""
+        """That of a special token; a name of tokenizer_config.json is one, as for transformers."""
         if isinstance(token, int):
             return token if token in self._special else None
         number = self._model.token_to_id(token)
