@@ -13,9 +13,8 @@ from qs.bench.measure import Measured, Stopwatch, measure
 from qs.bench.work import Work, build
 from qs.quietstar.attention import Dense
 from qs.quietstar.sampler import step_generator
-from qs.quietstar.terms import Terms
 from qs.training.optimizer import make_optimizer
-from qs.training.step import think
+from qs.training.step import sum_over_ranks, think
 
 
 def measure_step(work: Work) -> Iterator[tuple[str, Measured]]:
@@ -45,7 +44,7 @@ def measure_step(work: Work) -> Iterator[tuple[str, Measured]]:
     def step(watch: Stopwatch, number: int) -> None:
         parts = think(quiet, tokens, documents, config, step_generator(0, number))
         watch.lap("think")
-        counts = Terms(*(sum(each) for each in zip(*(p.counts for p in parts), strict=True)))
+        counts = sum_over_ranks([part.counts for part in parts])
         for part in parts:  # what `Part.scored` does, in the stages of the algorithm
             thought = part.anchors, part.thoughts
             base, branch = quiet.score(part.tokens, part.documents, *thought)

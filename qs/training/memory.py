@@ -8,6 +8,7 @@ Tests hold the formula to what a step was measured to take.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -68,107 +69,91 @@ class Sizes(NamedTuple):
         return Sizes(sum(matrices), sum(sizes.values()), max(sizes.values()))
 
 
-def activation_bytes(
-    config: Config,
-    shape: ModelConfig,
-    width: int,
-    recompute: bool,
-    rows: int,
-    anchors: int,
-    compiled: bool = False,
-) -> int:
-    """What scoring some rows with the thoughts of some anchors keeps for the backward pass.
+@dataclass(frozen=True)
+class PartMemory:
+    """What parts of a step keep for their backward pass: some rows, thoughts of some anchors.
 
-    Args:
+    Attributes:
         config: rows and thoughts.
         shape: of the model.
         width: bytes of a number of the arithmetic.
         recompute: whether of each layer only the input is kept, and all of one at a time.
-        rows, anchors: of the part.
         compiled: whether layers are.
     """
-    thought, T = config.thinking, config.run.seq
-    n, m = thought.thoughts, thought.ahead
-    branches = anchors * thought.samples if config.run.thinks else 0
-    inputs = rows * (T + branches * (n + m + 1)) * shape.dim * width
-    # float32 inputs of the mixing head and of the losses
-    ends = 4 * rows * (T + branches * (5 * m + n)) * shape.dim
-    layer = layer_bytes(config, shape, width, rows, anchors, compiled)
-    layers = shape.layers * inputs + layer if recompute else shape.layers * layer
-    return layers + 2 * inputs + ends
 
+    config: Config
+    shape: ModelConfig
+    width: int
+    recompute: bool = False
+    compiled: bool = False
 
-def layer_bytes(
-    config: Config, shape: ModelConfig, width: int, rows: int, anchors: int, compiled: bool
-) -> int:
-    """What one layer keeps; arguments as of `activation_bytes`."""
-    D, T, L = shape.dim, config.run.seq, config.thinking.thoughts + config.thinking.ahead + 1
-    branches = anchors * config.thinking.samples if config.run.thinks else 0
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    # numbers of a slot: inputs of the layer and of its products, queries, keys and values, what
-    # they attended to, the inner width
-    numbers = 3 * D + 3 * queries + 2 * keys + 3 * shape.hidden_dim
-    if not compiled:  # the compiler computes the middle of a layer again
-        numbers += D + queries
-    if not compiled and width >= 4:  # by kernels: scores over the thought itself
-        numbers += shape.heads * L
-    elif not compiled:  # written out: float32 norms, queries, scores over text and thought
-        numbers += 6 * D + shape.hidden_dim + 2 * queries + keys + 3 * shape.heads * (T + L)
-    return rows * (T + branches * L) * numbers * width
+    def kept(self, rows: int, anchors: int) -> int:
+        """Bytes that a part keeps."""
+        thought, shape, T = self.config.thinking, self.shape, self.config.run.seq
+        n, m = thought.thoughts, thought.ahead
+        branches = anchors * thought.samples if self.config.run.thinks else 0
+        inputs = rows * (T + branches * (n + m + 1)) * shape.dim * self.width
+        # float32 inputs of the mixing head and of the losses
+        ends = 4 * rows * (T + branches * (5 * m + n)) * shape.dim
+        layer = self.layer(rows, anchors)
+        layers = shape.layers * inputs + layer if self.recompute else shape.layers * layer
+        return layers + 2 * inputs + ends
 
+    def layer(self, rows: int, anchors: int) -> int:
+        """Bytes that one layer keeps of a part."""
+        thought, shape, T = self.config.thinking, self.shape, self.config.run.seq
+        D, L = shape.dim, thought.thoughts + thought.ahead + 1
+        branches = anchors * thought.samples if self.config.run.thinks else 0
+        queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        # numbers of a slot: inputs of the layer and of its products, queries, keys and values, what
+        # they attended to, the inner width
+        numbers = 3 * D + 3 * queries + 2 * keys + 3 * shape.hidden_dim
+        if not self.compiled:  # the compiler computes the middle of a layer again
+            numbers += D + queries
+        if not self.compiled and self.width >= 4:  # by kernels: scores over the thought itself
+            numbers += shape.heads * L
+        elif not self.compiled:  # written out: float32 norms, queries, scores over text and thought
+            numbers += 6 * D + shape.hidden_dim + 2 * queries + keys + 3 * shape.heads * (T + L)
+        return rows * (T + branches * L) * numbers * self.width
 
-def split(
-    config: Config,
-    shape: ModelConfig,
-    width: int,
-    recompute: bool,
-    mebibytes: int,
-    rows: int,
-    compiled: bool = False,
-) -> tuple[int, int]:
-    """Rows and anchors of a part: as many of `rows` as fit `mebibytes` (0: all), then anchors.
+    def split(self, mebibytes: int, rows: int) -> tuple[int, int]:
+        """Rows and anchors of a part: as many of `rows` as fit (0 MiB: all), then of anchors.
 
-    One row with one anchor is the least, whether it fits or not.
-    """
-    A = config.thinking.anchor_count(config.run.seq) if config.run.thinks else 0
-    bound = mebibytes * MIB
+        One row with one anchor is the least, whether it fits or not.
+        """
+        run, thought = self.config.run, self.config.thinking
+        A = thought.anchor_count(run.seq) if run.thinks else 0
 
-    def fits(rows: int, anchors: int) -> bool:
-        kept = activation_bytes(config, shape, width, recompute, rows, anchors, compiled)
-        return kept <= bound
+        def fits(rows: int, anchors: int) -> bool:
+            return self.kept(rows, anchors) <= mebibytes * MIB
 
-    if not bound or fits(rows, A):
-        return rows, A
-    for count in range(2, rows + 1):
-        if fits(some := math.ceil(rows / count), A):
-            return _even(rows, some), A
-    _, talk, policy = term_weights(config.thinking)
-    if talk == policy == 0:
-        return 1, A  # parts after the first would have nothing to train
-    for count in range(2, A + 1):
-        if fits(1, some := math.ceil(A / count)):
-            return 1, _even(A, some)
-    return 1, min(1, A)
+        if not mebibytes or fits(rows, A):
+            return rows, A
+        for count in range(2, rows + 1):
+            if fits(some := math.ceil(rows / count), A):
+                return _even(rows, some), A
+        _, talk, policy = term_weights(thought)
+        if talk == policy == 0:
+            return 1, A  # parts after the first would have nothing to train
+        for count in range(2, A + 1):
+            if fits(1, some := math.ceil(A / count)):
+                return 1, _even(A, some)
+        return 1, min(1, A)
 
+    def least(self, slots: int) -> int:
+        """Bytes of a part of one row whose branches have so many slots, or all that there are."""
+        thought = self.config.thinking
+        branch = thought.samples * (thought.thoughts + thought.ahead + 1)
+        anchors = min(thought.anchor_count(self.config.run.seq), math.ceil(slots / branch))
+        return self.kept(1, anchors)
 
-def least_activations(
-    config: Config, shape: ModelConfig, width: int, recompute: bool, slots: int, compiled: bool
-) -> int:
-    """Bytes of a part of one row whose branches have so many slots, or all that there are."""
-    thought = config.thinking
-    branch = thought.samples * (thought.thoughts + thought.ahead + 1)
-    anchors = min(thought.anchor_count(config.run.seq), math.ceil(slots / branch))
-    return activation_bytes(config, shape, width, recompute, 1, anchors, compiled)
+    def cpu_bound(self) -> int:
+        """MiB at a time on a CPU: ACTIVATIONS, if reading text again then costs little.
 
-
-def cpu_activations(config: Config, shape: ModelConfig, width: int, recompute: bool) -> int:
-    """MiB of activations at a time on a CPU: ACTIVATIONS, if reading text again then costs little.
-
-    A part's branches may have four times as many slots as the text that is read with them.
-    """
-    slots = 4 * config.run.seq
-    needed = least_activations(config, shape, width, recompute, slots, compiled=False)
-    return max(ACTIVATIONS, math.ceil(needed / MIB))
+        A part's branches may have four times as many slots as the text that is read with them.
+        """
+        needed = replace(self, compiled=False).least(4 * self.config.run.seq)
+        return max(ACTIVATIONS, math.ceil(needed / MIB))
 
 
 def _even(total: int, most: int) -> int:
@@ -194,9 +179,8 @@ def logit_bytes(
 ) -> int:
     """Pieces of the logits in float32 while a part is scored, and gradients of the head."""
     thought, V = config.thinking, shape.vocab_size
-    most = rows * max(
-        config.run.seq, anchors * thought.samples * max(thought.thoughts, thought.ahead)
-    )
+    most = anchors * thought.samples * max(thought.thoughts, thought.ahead)
+    most = rows * max(config.run.seq, most)
     piece = min(most, logit_rows(V, placement.device))
     head = V * shape.dim
     # on CUDA a float32 product is one of halves in bfloat16, of which copies are made

@@ -16,15 +16,11 @@ from qs.training.memory import (
     GIB,
     MIB,
     Memory,
+    PartMemory,
     Sizes,
-    activation_bytes,
     cache_bytes,
-    cpu_activations,
     draw_bytes,
-    layer_bytes,
-    least_activations,
     logit_bytes,
-    split,
 )
 from qs.training.work import operations
 
@@ -95,11 +91,7 @@ def plan(
 
 
 def _plan(
-    config: Config,
-    shape: ModelConfig,
-    placement: Placement,
-    device_bytes: int | None,
-    ranks: int,
+    config: Config, shape: ModelConfig, placement: Placement, device_bytes: int | None, ranks: int
 ) -> Plan:
     """The plan whose moments are of the kind that is asked for: float32 where none is."""
     run, cpu = config.run, placement.device.type == "cpu"
@@ -122,28 +114,28 @@ def _plan(
     caches = cache_bytes(config, shape, width, rows) + draw_bytes(config, shape, rows)
     caches += width * sizes.matrices if ranks > 1 else 0
 
-    def least(recompute: bool) -> int:
-        return least_activations(config, shape, width, recompute, SMALL_PART, compiled)
+    def parts_of(recompute: bool) -> PartMemory:
+        return PartMemory(config, shape, width, recompute, compiled)
 
     offload, recompute, bound = bool(run.offload), bool(run.recompute), run.activations
     if cpu or device_bytes is None:
         if bound is None:
-            bound = cpu_activations(config, shape, width, recompute) if cpu else 0
+            bound = parts_of(recompute).cpu_bound() if cpu else 0
     else:
         room = int(device_bytes * (1 - RESERVE)) - CONTEXT - weights
         if run.offload is None and ranks == 1 and moments == "float32":
-            scoring = gradients + logits + least(run.recompute is not False)
+            scoring = gradients + logits + parts_of(run.recompute is not False).least(SMALL_PART)
             offload = max(scoring, caches) + optimizer > room
         room -= gradients + logits + (0 if offload else optimizer)
         if run.recompute is None:
-            recompute = least(False) > room
+            recompute = parts_of(False).least(SMALL_PART) > room
         if bound is None:
-            bound = math.ceil(max(room, least(recompute)) / MIB)
-    rows, anchors = split(config, shape, width, recompute, bound, rows, compiled)
-    kept = activation_bytes(config, shape, width, recompute, rows, anchors, compiled)
+            bound = math.ceil(max(room, parts_of(recompute).least(SMALL_PART)) / MIB)
+    part = parts_of(recompute)
+    rows, anchors = part.split(bound, rows)
     logits = logit_bytes(config, shape, placement, rows, anchors)
     if recompute:
-        logits = max(0, logits - layer_bytes(config, shape, width, rows, anchors, compiled))
+        logits = max(0, logits - part.layer(rows, anchors))
     parts = math.ceil(config.thinking.anchor_count(run.seq) / anchors) if anchors else 1
     # on the host masters of all parameters, and two gradients and two values on their way
     held, host = (0, 12 * sizes.all + 4 * 4 * sizes.largest) if offload else (optimizer, 0)
@@ -154,7 +146,7 @@ def _plan(
         bound,
         rows,
         anchors,
-        device=Memory(weights, gradients, held, kept, caches, logits),
+        device=Memory(weights, gradients, held, part.kept(rows, anchors), caches, logits),
         host=Memory(optimizer=host),
         flops=operations(config, shape, recompute, parts),
     )

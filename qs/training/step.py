@@ -23,7 +23,7 @@ from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import Step, Targets, Terms, count_terms, targets_of
 from qs.training.average import Average
 from qs.training.distributed import ALONE, Ranks, gathered, total, whole
-from qs.training.memory import cpu_activations, split
+from qs.training.memory import PartMemory
 
 
 def schedule(step: int, steps: int, config: OptimConfig) -> float:
@@ -77,10 +77,9 @@ class Part(NamedTuple):
 
     def text_only(self) -> Part:
         """The text without its anchors, for the base term."""
-        _, none = at = slice(None), slice(0)
-        targets = self.targets.of(*at)
-        thought = self.anchors[:, none], self.thoughts[:, none]
-        return self._replace(targets=targets, anchors=thought[0], thoughts=thought[1], lesson=None)
+        targets = self.targets.of(slice(None), slice(0))
+        anchors, thoughts = self.anchors[:, :0], self.thoughts[:, :0]
+        return self._replace(anchors=anchors, thoughts=thoughts, targets=targets, lesson=None)
 
     def of(self, terms: Terms) -> Terms:
         """What counts here of the terms of these rows: the base term counts once."""
@@ -88,11 +87,10 @@ class Part(NamedTuple):
 
     def scored(self, quiet: QuietStar, counts: Terms) -> tuple[Step, Terms]:
         """Stages 3 to 5, with gradient, and the terms divided by the counts of the whole batch."""
-        text = self.tokens, self.documents
         if self.lesson:
             step = learn(quiet, *self[:5], self.lesson)
         else:
-            step = quiet(*text, None, self.anchors, self.thoughts, targets=self.targets)
+            step = quiet(*self[:2], None, *self[2:4], targets=self.targets)
         return step, self.of(quiet.means(step, counts))
 
 
@@ -116,10 +114,11 @@ def think(
         draw(quiet.config, ranks.rank * B, T, generator)
     parts = []
     size, model, bound = config.run.micro_batch or B, quiet.model, config.run.activations
-    width, cpu = model.compute_dtype.itemsize, tokens.device.type == "cpu"
+    width = model.compute_dtype.itemsize
+    memory = PartMemory(config, model.config, width, model.recompute, model.compiled)
     if bound is None:
-        bound = cpu_activations(config, model.config, width, model.recompute) if cpu else 0
-    some = split(config, model.config, width, model.recompute, bound, size, model.compiled)
+        bound = memory.cpu_bound() if tokens.device.type == "cpu" else 0
+    some = memory.split(bound, size)
     for rows in (slice(first, first + size) for first in range(0, B, size)):
         text = tokens[rows], documents[rows]
         if config.run.thinks:

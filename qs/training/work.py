@@ -26,12 +26,12 @@ def operations(
     attend = 4 * c.layers * c.heads * c.head_dim
     branches = thought.anchor_count(T) * thought.samples if config.run.thinks else 0
     slots, sampled = branches * (n + m + 1), branches * n * config.sampled
+    seen = parts * T * T + slots * (T + n + m + 1)
     passes = 4 if recompute else 3  # forward, and a backward of twice that
     counted = {
         "prefill": (2 * P * T + attend * T * T) * config.sampled,
         "sample": sampled * (2 * (P + head) + attend * (T + n)),
-        "score": passes
-        * (2 * P * (parts * T + slots) + attend * (parts * T * T + slots * (T + n + m + 1))),
+        "score": passes * (2 * P * (parts * T + slots) + attend * seen),
         "losses": 6 * head * (parts * T + branches * (n + m)),
     }
     return {phase: rows * count for phase, count in counted.items()}

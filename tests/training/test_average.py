@@ -8,7 +8,6 @@ import pytest
 import torch
 from tiny import batch, log, make, module, run, same_bits, same_checkpoint, tensors
 
-import qs.training.step
 import train
 from qs.cli import Parser, parse
 from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
@@ -18,6 +17,7 @@ from qs.quietstar.terms import targets_of
 from qs.training import distributed
 from qs.training.average import Average
 from qs.training.distributed import Ranks
+from qs.training.memory import PartMemory
 from qs.training.optimizer import make_optimizer
 from qs.training.step import train_step
 from qs.training.trainer import Trainer
@@ -73,7 +73,7 @@ def test_targets_are_judged_by_the_average_and_the_model_keeps_its_bits():
     ("micro_batch", "part"), [(1, (1, 7)), (2, (2, 7)), (0, (4, 7)), (0, (1, 3)), (2, (1, 7))]
 )
 def test_however_a_batch_is_split_rewards_are_over_the_average(micro_batch, part, monkeypatch):
-    monkeypatch.setattr(qs.training.step, "split", lambda *_: part)
+    monkeypatch.setattr(PartMemory, "split", lambda *_: part)
     config = CONFIG.changed(micro_batch=micro_batch)
     quiet, average, text = module(THOUGHT, 1), Average(module(THOUGHT, 2), 0.9), batch(3)
     record = train_step(

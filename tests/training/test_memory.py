@@ -17,7 +17,7 @@ from qs.model.mistral import Mistral
 from qs.model.products import by_blocks
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import Placement, allocate, make_masters
-from qs.training.memory import MIB, activation_bytes, logit_bytes, split
+from qs.training.memory import MIB, PartMemory, logit_bytes
 from qs.training.optimizer import make_optimizer
 from qs.training.plan import plan
 from qs.training.step import sum_over_ranks, think, train_step
@@ -40,21 +40,18 @@ def test_parts_take_no_more_than_the_bound(
     mebibytes, rows, thoughts, samples, recompute, compiled, width
 ):
     config = Config().changed(thoughts=thoughts, samples=samples, batch=rows, seq=64)
-
-    def kept(*part):
-        return activation_bytes(config, SMALL, width, recompute, *part, compiled)
-
-    part = split(config, SMALL, width, recompute, mebibytes, rows, compiled)
-    assert part == (1, 1) or kept(*part) <= mebibytes * MIB
+    memory = PartMemory(config, SMALL, width, recompute, compiled)
+    part = memory.split(mebibytes, rows)
+    assert part == (1, 1) or memory.kept(*part) <= mebibytes * MIB
     if part != (rows, 64):  # no smaller than it must be
-        assert kept(rows, 64) > mebibytes * MIB
+        assert memory.kept(rows, 64) > mebibytes * MIB
 
 
 def test_rows_that_no_smaller_part_divides_are_as_many_as_fit():
-    config = Config().changed(batch=7, seq=64)
-    bound = math.ceil(activation_bytes(config, SMALL, 4, False, 4, 64) / MIB)
-    assert activation_bytes(config, SMALL, 4, False, 7, 64) > bound * MIB
-    assert split(config, SMALL, 4, False, bound, 7) == (4, 64)
+    memory = PartMemory(Config().changed(batch=7, seq=64), SMALL, width=4)
+    bound = math.ceil(memory.kept(4, 64) / MIB)
+    assert memory.kept(7, 64) > bound * MIB
+    assert memory.split(bound, 7) == (4, 64)
 
 
 def test_logits_are_as_many_as_a_thought_has_tokens_or_what_it_is_judged_on():
@@ -107,7 +104,7 @@ def test_a_part_keeps_for_its_backward_pass_what_was_foretold(shape):
             scored = part.scored(quiet, part.counts)
             kept = live.now - before
     del scored
-    assert activation_bytes(config, shape, 4, False, 2, 32) == pytest.approx(kept, rel=0.1)
+    assert PartMemory(config, shape, 4).kept(2, 32) == pytest.approx(kept, rel=0.1)
 
 
 @pytest.mark.parametrize(

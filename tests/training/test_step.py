@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from tiny import ROOT, batch, module, same_bits
 
 import qs.quietstar.algorithm
-import qs.training.step
 from qs.config import Config, OptimConfig, RunConfig, ThoughtConfig
 from qs.quietstar.sampler import step_generator
 from qs.quietstar.terms import loss_terms
 from qs.training.average import Average
+from qs.training.memory import PartMemory
 from qs.training.optimizer import make_optimizer
 from qs.training.step import Part, schedule, think, train_step
 
@@ -130,7 +130,7 @@ def test_scoring_a_few_anchors_at_a_time_changes_neither_gradients_nor_record(
     for measure in (False, True):
         whole, record = gradients(config, seed, measure)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(qs.training.step, "split", lambda *_: at_once)
+            patch.setattr(PartMemory, "split", lambda *_: at_once)
             pieces, other = gradients(config, seed, measure)
         close(pieces, whole)
         assert other == pytest.approx(record, rel=1e-9, abs=1e-12)
@@ -140,7 +140,7 @@ def test_every_pass_that_measures_a_term_is_followed_back(monkeypatch):
     # else FSDP2, which learns of a pass by both ways, loses gradients of the passes beside it
     passes, ways = [], []
     scored, backward = Part.scored, torch.Tensor.backward
-    monkeypatch.setattr(qs.training.step, "split", lambda *_: (2, 3))
+    monkeypatch.setattr(PartMemory, "split", lambda *_: (2, 3))
     monkeypatch.setattr(Part, "scored", lambda *args: passes.append(1) or scored(*args))
     monkeypatch.setattr(torch.Tensor, "backward", lambda x: ways.append(1) or backward(x))
     gradients(settings_of(), 1, measure=True)
@@ -203,7 +203,7 @@ def test_a_distilled_step_equals_plain_torch_however_it_is_split(
         assert record["nll_base"] == pytest.approx(number(true.mean()), rel=1e-9)
         assert record["distil"] == pytest.approx(number(learnt), rel=1e-9)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(qs.training.step, "split", lambda *_: (1, 2))
+        patch.setattr(PartMemory, "split", lambda *_: (1, 2))
         pieces, other = distilled(config, seed, True)
     close(pieces, found)
     assert other == pytest.approx(record, rel=1e-9, abs=1e-12)
@@ -213,7 +213,7 @@ def test_a_distilled_step_equals_plain_torch_however_it_is_split(
 def test_where_only_the_base_term_is_trained_no_row_is_cut(measure):
     config = settings_of(base_weight=1.0, beta=0.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(qs.training.step, "cpu_activations", lambda *_: 1e-6)
+        patch.setattr(PartMemory, "cpu_bound", lambda *_: 1e-6)
         found, record = gradients(config, 3, measure)
     whole, expected = gradients(config, 3, measure)
     close(found, whole)
