@@ -226,24 +226,20 @@ def load_optimizer(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     reached = {name.partition("/")[2] for name in stored}
     states = {p: optimizer.new_state(p) for p in parameters if names[p] in reached}
-    expected = {f"{key}/{names[p]}" for p, state in states.items() for key in state}
-    check_names(str(path), stored, expected)
-    for parameter, state in states.items():
-        for key, tensor in state.items():
-            name = f"{key}/{names[parameter]}"
-            expected, other = (tensor.dtype, *tensor.shape), stored[name]
-            if expected != (other.dtype, *other.shape):
-                raise ValueError(
-                    f"{path}: expected {name} of dtype and shape {_words(*expected)}, found "
-                    f"{_words(other.dtype, *other.shape)}"
-                )
+    tensors = {f"{key}/{names[p]}": x for p, state in states.items() for key, x in state.items()}
+    check_names(str(path), stored, tensors)
+    for name, tensor in tensors.items():
+        expected, other = (tensor.dtype, *tensor.shape), stored[name]
+        if expected != (other.dtype, *other.shape):
+            raise ValueError(
+                f"{path}: expected {name} of dtype and shape {_words(*expected)}, found "
+                f"{_words(other.dtype, *other.shape)}"
+            )
     wrong = ""
-    for parameter, state in states.items():
-        for key, tensor in state.items():
-            name = f"{key}/{names[parameter]}"
-            fill(tensor, stored[name].read(name))
-            wrong = wrong or _wrong(name, local(tensor), updates)
-        optimizer.state[parameter] = state
+    for name, tensor in tensors.items():
+        fill(tensor, stored[name].read(name))
+        wrong = wrong or _wrong(name, local(tensor), updates)
+    optimizer.state.update(states)
     if anywhere(bool(wrong)):
         raise ValueError(
             f"{path}: {wrong or 'another process found numbers that cannot be'}; move {folder} "

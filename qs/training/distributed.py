@@ -117,10 +117,7 @@ def finish() -> None:
 
 
 def shard(
-    module: nn.Module,
-    layers: Iterable[nn.Module],
-    dtype: torch.dtype,
-    methods: Iterable[str] = (),
+    module: nn.Module, layers: Iterable[nn.Module], dtype: torch.dtype, methods: Iterable[str] = ()
 ) -> None:
     """Split every parameter over the ranks, gathered layer by layer while it is needed.
 

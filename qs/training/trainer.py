@@ -232,18 +232,8 @@ class Trainer:
         if state.step == self.config.distilled_from:  # the teacher: no stage needs an average now
             self.average = Average(self.quiet, 1.0, whole=True)
         with self.quiet.with_settings(**dataclasses.asdict(config.thinking)):
-            record = train_step(
-                self.quiet,
-                self.optimizer,
-                tokens,
-                documents,
-                config,
-                state.step,
-                measure_terms,
-                self.ranks,
-                None,
-                self.average,
-            )
+            given = tokens, documents, config, state.step, measure_terms, self.ranks
+            record = train_step(self.quiet, self.optimizer, *given, average=self.average)
         state.step += 1
         state.epoch, state.index = position
         state.skipped += int(record["skipped"])
