@@ -119,9 +119,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def main(
-    command: Callable[[list[str]], int | None],
-    argv: Sequence[str] | None = None,
-    kept: str = KEPT,
+    command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None, kept: str = KEPT
 ) -> int:
     """Run a command.
 
@@ -159,24 +157,14 @@ def _mendable(error: Exception, kept: str) -> str | None:
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return OUT_OF_MEMORY
     if type(error).__module__.startswith(COMPILERS):
-        return _told_of_compiler(error)
-    return _told(error, kept) if isinstance(error, ValueError | OSError) else None
-
-
-def _told_of_compiler(error: Exception) -> str:
-    """The first line of what a compiler says; hundreds follow it."""
-    cause = getattr(error, "inner_exception", error)
-    line = f"{type(cause).__name__}: {cause}".partition("\n")[0]
-    return f"torch.compile failed: {line}; --no-compile computes without it"
-
-
-def _told(error: Exception, kept: str) -> str:
-    """An error's words; where a disk is full also what to do."""
-    if not isinstance(error, OSError) or not error.strerror:
-        return str(error)
-    where = f"{error.filename}: " if error.filename else ""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return f"{where}{error.strerror}{f'; make room; {kept}' * full}"
+        cause = getattr(error, "inner_exception", error)
+        line = f"{type(cause).__name__}: {cause}".partition("\n")[0]  # hundreds follow it
+        return f"torch.compile failed: {line}; --no-compile computes without it"
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return f"{where}{error.strerror}{f'; make room; {kept}' * full}"
+    return str(error) if isinstance(error, ValueError | OSError) else None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -189,21 +177,22 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or cpu
 
 
-def parse(argv: list[str], parser: argparse.ArgumentParser, preset: str | None = None) -> Config:
+def parse(argv: list[str], parser: argparse.ArgumentParser) -> Config:
     """Read settings from the command line, on top of `--preset`.
+
+    Without it that is the bundled one for bundled data ("tiny", with --objective star "sums") and
+    the published one for any other.
 
     Args:
         argv: arguments without the program's name.
         parser: holds the program's description and any flags of its own; every setting is added.
-        preset: name in PRESETS used when `--preset` is not given; None takes the bundled one for
-            bundled data ("tiny", with --objective star "sums") and the published one for any other.
 
     Raises:
         ValueError: a setting is out of range, or changes nothing beside the others.
     """
     add_flags(parser)
     args = parser.parse_args(argv)
-    start = PRESETS[getattr(args, "preset", preset or _preset(vars(args)))]
+    start = PRESETS[getattr(args, "preset", _preset(vars(args)))]
     given = chosen(args, *GROUPS.values())
     config = start.changed(**given)
     check_used(given, config)
@@ -211,7 +200,6 @@ def parse(argv: list[str], parser: argparse.ArgumentParser, preset: str | None =
 
 
 def _preset(given: dict[str, Any]) -> str:
-    """The preset that goes with some flags."""
     if given.get("objective") == "star":
         bundled = given.get("task") in (None, "arithmetic", "world")
         return "sums" if bundled else "star"

@@ -18,14 +18,7 @@ TINY = Config(  # the bundled model and text, in minutes on a CPU
         end_text=";",
     ),
     OptimConfig(lr=3e-5, mixer_lr=3e-3, thought_lr=3e-3, warmup=10, decay="cosine"),
-    RunConfig(
-        data="tiny",
-        weights="tiny",
-        seq=64,
-        batch=4,
-        steps=240,
-        eval_rows=192,
-    ),
+    RunConfig(data="tiny", weights="tiny", seq=64, batch=4, steps=240, eval_rows=192),
 )
 
 PRESETS = {
