@@ -338,12 +338,10 @@ def _tells_of_the_run(record: dict[str, Any]) -> bool:
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """A line a step, or a round, of a run's log; damaged ones are named on stderr and left out."""
-    records = JsonLines(run / LOG).records(pass_over_damage=True)
-    records = [record for record in records if not _tells_of_the_run(record)]
-    for record in records:
-        if type(record.get("step", 0)) is not int:
-            print(
-                f"{run / LOG}: expected a step, found {record['step']!r}; passed over",
-                file=sys.stderr,
-            )
-    return [record for record in records if type(record.get("step", 0)) is int]
+    records = []
+    for record in JsonLines(run / LOG).records(pass_over_damage=True):
+        if type(step := record.get("step", 0)) is not int:
+            print(f"{run / LOG}: expected a step, found {step!r}; passed over", file=sys.stderr)
+        elif not _tells_of_the_run(record):
+            records.append(record)
+    return records

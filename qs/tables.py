@@ -78,12 +78,11 @@ def words(facts: Mapping[str, object]) -> str:
 # Cells
 
 
-def number(value: float | None, sign: str = "", decimals: int = 4) -> str:
-    """A number in some decimals, or in two digits where these would show nothing; "-" for None."""
+def number(value: float | None, sign: str = "") -> str:
+    """A number in four decimals, or in two digits where these would show nothing; "-" for None."""
     if value is None:
         return "-"
-    small = 0 < abs(value) < 0.5 * 10**-decimals
-    return f"{value:{sign}.1e}" if small else f"{value:{sign}.{decimals}f}"
+    return f"{value:{sign}.1e}" if 0 < abs(value) < 0.5e-4 else f"{value:{sign}.4f}"
 
 
 def between(ends: tuple[float, float] | None, sign: str = "") -> str:
