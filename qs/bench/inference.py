@@ -13,6 +13,7 @@ from qs.bench.measure import Measured, Stopwatch, measure
 from qs.bench.work import Work, build
 from qs.data.question_sets import ARITHMETIC, BenchmarkQuestion
 from qs.evaluation import question_sets
+from qs.evaluation.exam_results import Exam
 from qs.inference.decoding import Decoding
 from qs.inference.generate import Stream
 from qs.model.tokenizer import Tokenizer
@@ -50,9 +51,7 @@ def measure_evaluate(work: Work) -> Iterator[tuple[str, Measured]]:
     with torch.no_grad():  # what the tokenizer does not know is never the likeliest
         quiet.model.head[tokenizer.vocab_size :] = 0
     questions = [_question(tokenizer, number, work.seq) for number in range(work.questions)]
-    exam = question_sets.Exam(
-        ARITHMETIC, work.size, "", work.thoughts, work.samples, batch=work.batch
-    )
+    exam = Exam(ARITHMETIC, work.size, "", work.thoughts, work.samples, batch=work.batch)
 
     def answer(watch: Stopwatch, number: int) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -101,13 +101,13 @@ def _system_seconds() -> float:
     return sum(resource.getrusage(each).ru_stime for each in who)
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:
-    """Floating-point operations a second of a large matrix product, the best of some."""
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product, the best of ten."""
     size = 1024 if device.type == "cpu" else 8192
     a = torch.randn(size, size, device=device, dtype=dtype)
     out = torch.empty_like(a)
     best = float("inf")
-    for _ in range(repeats):
+    for _ in range(10):
         watch = Stopwatch(device)
         torch.mm(a, a, out=out)
         watch.lap("product")

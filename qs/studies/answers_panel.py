@@ -28,10 +28,7 @@ def read_answers(run: Path) -> dict[str, AnswerScore]:
 
 
 def draw_answers(
-    axes: Sequence[Axes],
-    answers: Mapping[str, AnswerScore],
-    colors: tuple[str, str],
-    thinking: str,
+    axes: Sequence[Axes], answers: Mapping[str, AnswerScore], colors: tuple[str, str], thinking: str
 ) -> None:
     """Gold answer probability, a group of bars for each of `answers`, in a panel beside `axes`.
 

@@ -102,10 +102,8 @@ def decoded_answers(
         think_temperature=0.0,
         temperature=1.0 if written else 0.0,
     )
-    source = task_of(config, 0)
-    batches = generate_rationales(
-        opened.quiet, opened.tokenizer, source, source.heldout, decoding, 0, size=100
-    )
+    model, source = (opened.quiet, opened.tokenizer), task_of(config, 0)
+    batches = generate_rationales(*model, source, source.heldout, decoding, 0, size=100)
     made = [attempt for batch in batches for attempt in batch]
     right = np.array([float(attempt.answer == attempt.gold) for attempt in made])
     return Answers(right, float(np.mean([attempt.tokens for attempt in made])))

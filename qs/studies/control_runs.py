@@ -228,12 +228,10 @@ def train_all(jobs: Sequence[BaselineRun], script: Path, at_once: int) -> dict[B
             last = (process.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise ValueError(f"{job}, failed: {last}")
 
-    missing = missing_of(jobs)
-    if not missing:
-        return {job: made for job in jobs if (made := run_of(job)) is not None}
-    with ThreadPoolExecutor(at_once) as pool:  # whose map cancels what waits, where one fails
-        trainings = pool.map(lambda job: train(job, run_of(job)), missing)
-        list(progress(trainings, "training", len(missing), unit=" runs"))
+    if missing := missing_of(jobs):
+        with ThreadPoolExecutor(at_once) as pool:  # whose map cancels what waits, where one fails
+            trainings = pool.map(lambda job: train(job, run_of(job)), missing)
+            list(progress(trainings, "training", len(missing), unit=" runs"))
     return {job: made for job in jobs if (made := run_of(job)) is not None}
 
 

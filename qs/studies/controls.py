@@ -108,9 +108,8 @@ class Selection:
     def told(self) -> str:
         """What names of files say of it; "" of everything."""
         arms = "" if self.arms == ARMS else "-" + ("-".join(self.arms) or "none")
-        return arms + (
-            "" if self.lengths is None else "-".join(["-lengths", *map(str, self.lengths)])
-        )
+        lengths = "" if self.lengths is None else "-".join(["-lengths", *map(str, self.lengths)])
+        return arms + lengths
 
 
 EVERYTHING = Selection()
@@ -204,7 +203,6 @@ def control_tables(
 
 
 def _column(head: str, form: str = "", **default: Any) -> Any:
-    """A field that is a column of the page."""
     return dataclasses.field(metadata={"head": head, "form": form}, **default)
 
 
@@ -314,18 +312,16 @@ def controls_table(title: str, rows: Sequence[ControlRow]) -> Table:
     """Rows as text."""
     columns = [f for f in dataclasses.fields(ControlRow) if f.metadata]
     heads = ("control", *(f.metadata["head"] for f in columns))
-    cells = [
-        (row.label, *(_cell(row, f.name, f.metadata["form"]) for f in columns)) for row in rows
-    ]
+    cells = [(row.label, *(_cell(row, f) for f in columns)) for row in rows]
     return Table(title, heads, cells)
 
 
-def _cell(row: ControlRow, name: str, form: str) -> str:
-    value, ends = getattr(row, name), getattr(row, f"{name}_seeds", None)
+def _cell(row: ControlRow, column: dataclasses.Field) -> str:
+    value, ends = getattr(row, column.name), getattr(row, f"{column.name}_seeds", None)
     if value is None:
         return "-"
     spread = f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends and row.seeds > 1 else ""
-    return format(value, form) + spread
+    return format(value, column.metadata["form"]) + spread
 
 
 COMMENTS = "## What the rows show"  # where a person's own words on a page begin

@@ -22,13 +22,7 @@ from qs.config import Config
 from qs.evaluation.heldout import other_change, run_scores
 from qs.model import folders
 from qs.model.config import ModelConfig, read_model_config
-from qs.studies.control_runs import (
-    check_jobs,
-    run_of,
-    train_all,
-    trained_by,
-    trainings_told,
-)
+from qs.studies.control_runs import check_jobs, run_of, train_all, trained_by, trainings_told
 from qs.studies.controls import BaselineRun, keep_comments
 from qs.studies.rows import row_config
 from qs.tables import Table, results_page
@@ -133,10 +127,9 @@ def trainings(run: Path, rungs: Sequence[Rung], seeds: int) -> Trainings:
             steps[OPERATIONS] = own.run.steps
         for table, count in steps.items():
             name = rung.key if count == own.run.steps else f"{rung.key}-{count}"
+            row = config.changed(steps=count)
             found[table][rung] = [
-                BaselineRun(
-                    name, config.changed(steps=count, seed=seed, out=_folder(run, name, seed))
-                )
+                BaselineRun(name, row.changed(seed=seed, out=_folder(run, name, seed)))
                 for seed in range(own.run.seed, own.run.seed + seeds)
             ]
     return found

@@ -71,9 +71,8 @@ def draw_run(run: Path, deciles: Sequence[Decile], out: Path | None = None) -> l
     thinking = "pause tokens" if config.run.objective == "pause" else "thoughts"
     unit = "nats" if config.thought.reward == "information-gain" else "a share"
     words = {"thinking": thinking, "unit": unit}
-    pictures: dict[str, Callable[[Figure], None]] = {
-        "training": lambda figure: _draw_training(figure, steps, answers, words)
-    }
+    pictures: dict[str, Callable[[Figure], None]] = {}
+    pictures["training"] = lambda figure: _draw_training(figure, steps, answers, words)
     if (run / CONTROLS).is_file():
         curves, fixed = read_curves(run, config.thought.thoughts), config.thought.end == "fixed"
         pictures["thought-length"] = lambda figure: _draw_lengths(figure, curves, fixed)
@@ -291,7 +290,6 @@ def _draw_lengths(figure: Figure, curves: Curves, fixed: bool) -> None:
 
 
 def _draw_deciles(figure: Figure, deciles: Sequence[Decile], thinking: str) -> None:
-    """Mean gain by tenth of the tokens."""
     title = f"gain by {thinking}, nats a token"
     xlabel = f"tenths of the tokens by NLL without {thinking}, in nats"
     remark = f"{sum(d.tokens for d in deciles):,} tokens; lines: 95 % intervals"
@@ -315,9 +313,8 @@ def _draw_ladder(figure: Figure, tables: Mapping[str, Sequence[Line]]) -> None:
     figure.set_size_inches(WIDTH, 0.9 + 0.3 * len(titles))
     ax = figure.subplots()
     ax.set_title("gold answer probability, a dot for each seed")
-    for (name, lines), color, up in zip(
-        tables.items(), (BLUE, VERMILION), (0.13, -0.13), strict=True
-    ):
+    styles = (BLUE, 0.13), (VERMILION, -0.13)
+    for (name, lines), (color, up) in zip(tables.items(), styles, strict=True):
         dots = [(gold, up - titles.index(line.title)) for line in lines for gold in line.gold]
         ax.scatter(*zip(*dots, strict=True), s=16, color=color, label=name.lower())
     ax.set_yticks([-i for i in range(len(titles))], titles)
@@ -326,7 +323,6 @@ def _draw_ladder(figure: Figure, tables: Mapping[str, Sequence[Line]]) -> None:
 
 
 def _draw_rounds(figure: Figure, arms: Sequence[Arm]) -> None:
-    """Accuracy by round."""
     seeds = max(len(arm.seeds) for arm in arms)
     remark = f"{seeds} seeds; bands: smallest to largest" if seeds > 1 else ""
     titles = [textwrap.fill(f"{arm.name}: right, %", 80, break_on_hyphens=False) for arm in arms]

@@ -39,9 +39,8 @@ class Arm:
         """What it is, in words; then, as flags, in what else it differs from the arms beside it."""
         star, settings = self.config.star, _settings(self.config)
         words = f"STaR, {'with' if star.rationalize else 'without'} rationalisation"
-        flags = [
-            flag(name, settings[name]) for name in self.apart if settings.get(name) is not None
-        ]
+        told = [name for name in self.apart if settings.get(name) is not None]
+        flags = [flag(name, settings[name]) for name in told]
         return " ".join(["answers alone" if star.learn == "answers" else words, *flags])
 
 
