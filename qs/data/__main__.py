@@ -34,7 +34,7 @@ from qs.output import progress
 def _parser() -> cli.Parser:
     parser = cli.Parser("python -m qs.data", __doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    share = cli.within(float, 0, 1)
+    share, count, seed = cli.within(float, 0, 1), cli.within(int, 1), cli.within(int, 0, 2**63 - 1)
     several: dict[str, Any] = {"action": "append", "default": []}
 
     about = "SOURCE is a file or a folder of .jsonl, .json (JSON lines), .txt or .parquet."
@@ -54,12 +54,12 @@ def _parser() -> cli.Parser:
     prepare.set_defaults(run=prepare_dataset)
     flag = prepare.add_argument
     flag("--tokenizer", required=True, help="a folder with one, or a name in weights/")
-    flag("--heldout", type=cli.within(float, 0, 1), default=0.01, help="fraction held out [0.01]")
+    flag("--heldout", type=share, default=0.01, help="fraction held out [0.01]")
     held = "held out instead of a fraction, of a folder what its names hold out; may be repeated"
     flag("--heldout-source", dest="heldout_sources", metavar="SOURCE", help=held, **several)
     flag("--workers", type=cli.within(int, 1, 4096), help="processes [one a core]")
-    flag("--shard-tokens", type=cli.within(int, 1), default=100_000_000, help="at most [10^8]")
-    flag("--seed", type=cli.within(int, 0, 2**63 - 1), default=0, help="of the held-out draw [0]")
+    flag("--shard-tokens", type=count, default=100_000_000, help="at most [10^8]")
+    flag("--seed", type=seed, default=0, help="of the held-out draw [0]")
     flag("--overwrite", action="store_true", help="replace a dataset")
 
     for command in (tokenizer, prepare):
@@ -72,7 +72,7 @@ def _parser() -> cli.Parser:
             "bytes at most of a record as it is read (a line with all its fields, a text file, the "
             f"text of a parquet row); longer ones are left out [{MAX_DOCUMENT}]"
         )
-        flag("--max-document", type=cli.within(int, 1), default=MAX_DOCUMENT, help=bound)
+        flag("--max-document", type=count, default=MAX_DOCUMENT, help=bound)
 
     world = commands.add_parser("synthetic", help="write text whose reasoning is often left out")
     world.set_defaults(run=_write_synthetic)
@@ -93,13 +93,9 @@ def _parser() -> cli.Parser:
 
     for command, tests in ((world, 3_000), (sums, 500)):
         flag = command.add_argument
-        flag("--documents", type=cli.within(int, 1), default=200_000, help="to train on [200000]")
-        flag(
-            "--tests", type=cli.within(int, 1), default=tests, help=f"held-out documents [{tests}]"
-        )
-        flag(
-            "--seed", type=cli.within(int, 0, 2**63 - 1), default=0, help="same seed, same text [0]"
-        )
+        flag("--documents", type=count, default=200_000, help="to train on [200000]")
+        flag("--tests", type=count, default=tests, help=f"held-out documents [{tests}]")
+        flag("--seed", type=seed, default=0, help="same seed, same text [0]")
     return parser
 
 
@@ -128,9 +124,6 @@ def _write_arithmetic(
     if symbols:
         print(" ".join(f"--symbol={symbol}" for symbol in arithmetic.SYMBOLS))
         return
-    if digits < 1 or not 0 <= written <= 1:
-        expected = "--digits of at least 1 and --written to be a share in [0, 1]"
-        raise ValueError(f"expected {expected}, found {digits} and {written}")
     texts = partial(arithmetic.operation_texts, seed, digits=digits, written=written)
     counts: dict[Split, int] = {"train": documents, "heldout": tests}
     _write(out, counts, lambda split: ({"text": text} for text in texts(split)))
@@ -143,8 +136,6 @@ def _write(
     recipe: dict[str, Any] | None = None,
 ) -> None:
     """Write the first records of each split as JSON lines, and perhaps what they are made of."""
-    if min(counts.values()) < 1:
-        raise ValueError(f"expected --documents and --tests of at least 1, found {counts}")
     with new_folder(out) as folder:
         for split, count in counts.items():
             records = itertools.islice(draw(split), count)
