@@ -1,9 +1,11 @@
 """Settings that change nothing: a person who gives such a flag is told so, and not left to wonder.
 
-Next-token training and pauses take those of thoughts, beside which they are measured.
+Next-token training and pauses take those of thoughts, beside which they are measured. What commands
+take beside the settings of a run is refused by the same rule (`refuse`).
 """
 
 import dataclasses
+from collections.abc import Container, Mapping
 from typing import Any
 
 from qs.config import Config, StarConfig, ThoughtConfig
@@ -35,6 +37,17 @@ def check_used(given: dict[str, Any], config: Config) -> None:
         if flags:
             other = "" if config.run.bootstraps else ", or add --objective star"
             raise ValueError(f"{', '.join(flags)}: of no effect with {why}; leave that out{other}")
+
+
+def refuse(given: Container[str], idle: Mapping[str, str]) -> None:
+    """Refuse the first of the `idle` settings that is among those given by name.
+
+    Raises:
+        ValueError: naming its flag, and what `idle` says that it is of.
+    """
+    for name, told in idle.items():
+        if name in given:
+            raise ValueError(f"--{name.replace('_', '-')} is of {told}")
 
 
 def used(config: Config) -> dict[str, Any]:

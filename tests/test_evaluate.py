@@ -136,7 +136,7 @@ def test_hard_tokens_of_a_model_that_does_not_think_are_refused(plain, capsys):
                 ("generate {run} 1", "--fixed-weight=0.5"),
             )
         ),
-        ("generate {run} 1 --top-p=0.2", "--top-p 0.2 changes nothing at --temperature 0,"),
+        ("generate {run} 1 --top-p=0.2", "--top-p is of drawn tokens, and --temperature 0 draws"),
         *(
             (
                 f"generate {{run}} 1 --think-when=never {flag}",

@@ -93,7 +93,7 @@ def test_a_wrong_argument_of_load_is_named_with_what_was_expected(wrong, said):
         ("generate", {"temperature": math.nan}, "temperature: expected a finite number, found nan"),
         ("generate", {"temperature": 1e-45}, "^temperature must be 0 or at least 1e-06, got 1e-45"),
         ("generate", {"think_temperature": 1e-39}, "^think_temperature must be 0 or at least"),
-        ("generate", {"top_p": 0.2}, "^--top-p 0.2 changes nothing at --temperature 0, where"),
+        ("generate", {"top_p": 0.2}, "^--top-p is of drawn tokens, and --temperature 0 draws"),
         (
             "generate",
             {"think_when": "never", "think_temperature": 1.0},

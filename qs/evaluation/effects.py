@@ -4,17 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qs.quietstar.load import Opened
-
-
-def refuse(given: Mapping[str, Any], idle: Mapping[str, str]) -> None:
-    """Refuse the first of the `idle` settings that is among those given by name.
-
-    Raises:
-        ValueError: naming its flag, and what `idle` says that it is of.
-    """
-    for name, told in idle.items():
-        if name in given:
-            raise ValueError(f"--{name.replace('_', '-')} is of {told}")
+from qs.unused import refuse
 
 
 def check_exam(given: Mapping[str, Any]) -> None:
@@ -47,9 +37,9 @@ def check_reading(given: Mapping[str, Any], opened: Opened) -> None:
     elif not config.sampled:
         idle = ("sample_temperature",)
         why = why if config.run.pauses else "--thoughts 0"
-    shown = {name for name in given if name != "show" or given[name]}
+    asked = {name for name in given if name != "show" or given[name]}
     told = f"sampled thoughts, and {opened.folder} has none by its {why}: leave it out"
-    refuse(dict.fromkeys(shown), dict.fromkeys(idle, told))
+    refuse(asked, dict.fromkeys(idle, told))
 
 
 def asked_to_think(given: Mapping[str, Any], opened: Opened, *of_thoughts: str) -> bool:

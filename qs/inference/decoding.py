@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from qs.model.tokenizer import Tokenizer
 from qs.quietstar.ends import ENDED, PAUSE
 from qs.quietstar.sampler import allowed_ids
 from qs.settings import check_limits, setting
+from qs.unused import refuse
 
 Reason = Literal["eos", "stop", "length"]
 
@@ -71,19 +72,16 @@ def check_effect(decoding: Decoding) -> None:
     """Refuse settings that others leave nothing to change, as a person gives them.
 
     Raises:
-        ValueError: naming both.
+        ValueError: as `refuse` does.
     """
-    if decoding.temperature == 0 and decoding.top_p != 1:
-        raise ValueError(
-            f"--top-p {decoding.top_p} changes nothing at --temperature 0, where the likeliest "
-            "token is taken: give a temperature, or leave it out"
-        )
-    for name in ("think_temperature", "fixed_weight") if decoding.think_when == "never" else ():
-        if getattr(decoding, name) != getattr(Decoding, name):  # the default
-            raise ValueError(
-                f"--{name.replace('_', '-')} is of thoughts, and by --think-when never there are "
-                "none: leave one out"
-            )
+    given = {f.name for f in fields(Decoding) if getattr(decoding, f.name) != f.default}
+    idle = {}
+    if decoding.temperature == 0:
+        idle["top_p"] = "drawn tokens, and --temperature 0 draws none: leave one out"
+    if decoding.think_when == "never":
+        told = "thoughts, and by --think-when never there are none: leave one out"
+        idle |= dict.fromkeys(("think_temperature", "fixed_weight"), told)
+    refuse(given, idle)
 
 
 class OutputToken(NamedTuple):
