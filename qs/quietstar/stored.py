@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from qs.config import Config, RunConfig, ThoughtConfig
+from qs.config import Config, ThoughtConfig
 from qs.model.config import read_settings
-from qs.settings import check_types
 
 # settings that weights depend on, and the temperature that they were measured at
 STORED = ("embedding_scale", "mix_weight", "mix_space", "end", "sample_temperature")
@@ -33,12 +31,8 @@ def stored_settings(folder: Path) -> dict[str, Any]:
     """
     stored = read_settings(folder) or {}
     kept = {key: stored[key] for key in (*STORED, "thoughts", "objective") if key in stored}
-    default = Config(ThoughtConfig(beta=0.0))
     try:
-        for name, group in (("thought", ThoughtConfig), ("run", RunConfig)):
-            values = dataclasses.asdict(getattr(default, name))
-            check_types(name, group, values | {k: kept[k] for k in kept.keys() & values.keys()})
-        default.changed(**kept)
+        Config(ThoughtConfig(beta=0.0)).changed(**kept)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: quiet_star: {error}") from None
     return kept
