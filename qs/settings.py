@@ -126,17 +126,17 @@ def check_names(where: str, found: typing.Iterable[str], expected: typing.Iterab
         )
 
 
-def typed(record: type, values: dict[str, Any]) -> Any:
-    """A record with values that were read as JSON.
+def typed(where: str, record: type, values: dict[str, Any]) -> Any:
+    """A record with values that were read as JSON; what has a default may be missing.
 
     Raises:
-        TypeError: names are missing or unexpected, or a value is not of its field's type.
+        ValueError: names are missing or unexpected, or a value is not of its field's type.
     """
-    made, hints = record(**values), typing.get_type_hints(record)
-    for name, value in values.items():
-        if not is_of(value, hints[name]):
-            raise TypeError(f"expected {name} to be {hints[name]}, found {value!r}")
-    return made
+    fields = dataclasses.fields(record)
+    values = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING} | values
+    check_names(where, values, {f.name for f in fields})
+    check_types(where, record, values)
+    return record(**values)
 
 
 def is_of(value: Any, hint: Any) -> bool:

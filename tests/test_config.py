@@ -220,7 +220,9 @@ def test_a_record_takes_values_of_its_types_alone():
         size: float | None = None
         ends: list[float] | None = None
 
-    assert typed(Record, {"name": "a", "size": 1, "ends": [0.5, 1]}) == Record("a", 1, [0.5, 1])
+    values = {"name": "a", "size": 1, "ends": [0.5, 1]}
+    assert typed("x", Record, values) == Record("a", 1, [0.5, 1])
+    assert typed("x", Record, {"name": "a"}) == Record("a")
     for wrong in (
         {"name": 1},
         {"size": True},
@@ -229,5 +231,5 @@ def test_a_record_takes_values_of_its_types_alone():
         {"ends": {}},
         {"x": 1},
     ):
-        with pytest.raises(TypeError):
-            typed(Record, {"name": "a"} | wrong)
+        with pytest.raises(ValueError, match=f"x.*{next(iter(wrong))}"):
+            typed("x", Record, {"name": "a"} | wrong)

@@ -78,17 +78,17 @@ class HeldoutScore:
         """Read back `dataclasses.asdict`; None where no score was measured.
 
         Raises:
-            TypeError, KeyError: names are missing or unexpected, or values of another type.
+            ValueError, TypeError, KeyError: something is missing, unexpected or of another type.
         """
         if values is None:
             return None
-        text, rows = typed(NllScore, values["text"]), values.get("other_rows", [])
-        other = None if values["other"] is None else typed(NllScore, values["other"])
+        text, rows = typed("text", NllScore, values["text"]), values.get("other_rows", [])
+        other = None if values["other"] is None else typed("other", NllScore, values["other"])
         if not is_of(rows, list[list[float]]) or {len(row) for row in rows} - {2}:
             raise TypeError(f"expected rows of two numbers, found {rows}")
         if not isinstance(values["answers"], list):
             raise TypeError(f"expected a list of answers, found {values['answers']}")
-        answers = tuple(typed(AnswerScore, each) for each in values["answers"])
+        answers = tuple(typed("answers", AnswerScore, each) for each in values["answers"])
         plain = {score.nll_mix is None for score in (text, other, *answers) if score is not None}
         if len(plain | {each.gold_mix is None for each in answers}) > 1:
             raise TypeError("expected all with thoughts or all without, found some of each")
@@ -107,7 +107,7 @@ def read_score(path: Path) -> HeldoutScore | None:
     stored = files.read_json(path, advice)
     try:
         return HeldoutScore.from_json(stored)
-    except (TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         found = str(stored)[:60]
         raise ValueError(f"{path}: expected a score, found {found}; {advice}") from None
 
@@ -121,7 +121,7 @@ def run_scores(run: Path) -> tuple[HeldoutScore | None, HeldoutScore | None]:
     stored = files.read_results(run)
     try:
         before, after = (HeldoutScore.from_json(stored.get(key)) for key in ("before", "after"))
-    except (TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         path = run / files.RESULTS
         raise ValueError(f"{path}: expected the scores of a run; move it away") from None
     return before, after

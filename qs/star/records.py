@@ -64,7 +64,6 @@ def rounds_table(records: Sequence[dict[str, Any]]) -> Table:
         for record in records
     ]
     # as wide as 100.0: rows are printed one by one
-    heads = (f"{group:>5}" for group in groups)
-    return Table(
-        "", ("round", "problems", "kept", "hinted", "kept", "steps", "minutes", *heads), rows
-    )
+    shares = (f"{group:>5}" for group in groups)
+    heads = ("round", "problems", "kept", "hinted", "kept", "steps", "minutes", *shares)
+    return Table("", heads, rows)

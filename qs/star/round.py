@@ -13,8 +13,7 @@ Source: STaR (arXiv:2203.14465), algorithm 1.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from qs.data.answers import complete_part
 from qs.data.prompts import cut
@@ -22,7 +21,6 @@ from qs.inference.decoding import Decoding
 from qs.inference.write import Written, write
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
-from qs.settings import check_names, check_types
 from qs.star.tasks import Problem, Task
 
 
@@ -72,7 +70,7 @@ def generate_rationales(
     """
     for first in range(done, len(problems), size):
         batch = problems[first : first + size]
-        prompts = [problem.asked(hint) for problem in batch]
+        prompts = [problem.hinted if hint else problem.prompt for problem in batch]
         ids = [tokenizer.prompt(prompt) for prompt in prompts]
         numbers = range(first, first + len(batch))
         written = write(quiet, tokenizer, ids, decoding, seed, task.stops, numbers=numbers)
@@ -112,22 +110,10 @@ def judge(
     )
 
 
-def read_attempt(line: dict[str, Any], where: str) -> Attempt:
-    """Read back a line that holds an attempt.
-
-    Raises:
-        ValueError: it holds anything else; `where` names the file.
-    """
-    check_names(where, line, {field.name for field in fields(Attempt)})
-    check_types(where, Attempt, line)
-    return Attempt(**line)
-
-
 def failures(problems: Sequence[Problem], first: Sequence[Attempt]) -> list[Problem]:
     """Problems that were answered wrongly, to be rationalised; those that did not fit are not."""
-    return [
-        p for p, a in zip(problems, first, strict=True) if not a.kept and a.rationale is not None
-    ]
+    pairs = zip(problems, first, strict=True)
+    return [p for p, a in pairs if not a.kept and a.rationale is not None]
 
 
 def kept_examples(problems: Sequence[Problem], made: Sequence[Attempt]) -> list[Example]:

@@ -30,11 +30,12 @@ from qs.environment import environment
 from qs.files import JsonLines
 from qs.inference.decoding import Decoding
 from qs.model import folders
-from qs.model.weights import QUIET_NAMES, stored_tensors
+from qs.model.weights import holds_thoughts, stored_tensors
 from qs.output import progress
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import choose_placement, load
 from qs.quietstar.shape import read
+from qs.settings import typed
 from qs.star.records import round_records, rounds_table
 from qs.star.round import (
     Attempt,
@@ -44,7 +45,6 @@ from qs.star.round import (
     failures,
     generate_rationales,
     kept_examples,
-    read_attempt,
 )
 from qs.star.tasks import Problem, task_of
 from qs.tables import terminal
@@ -92,7 +92,7 @@ class StarRun:
         if folder is None:
             files.write_json(self.folder / files.MADE, environment(str(self.placement)))
         print(f"model   {self.start}: {shape.layers} layers")
-        if not stored_tensors(self.start).keys().isdisjoint(QUIET_NAMES.values()):
+        if holds_thoughts(stored_tensors(self.start)):
             print(
                 "        its thought vectors and mixing head are not used: STaR writes its thoughts"
             )
@@ -147,7 +147,6 @@ class StarRun:
         return self.folder / f"step_{number:06d}"
 
     def _texts(self, number: int) -> Path:
-        """Folder of a round's attempts and examples."""
         return self.folder / f"round_{number:02d}"
 
     def _round(self, number: int) -> tuple[QuietStar, dict[str, Any]]:
@@ -197,19 +196,14 @@ class StarRun:
 
         temperature = self.config.star.rationale_temperature
         made = self._resume(quiet, number, GENERATED, problems, temperature)
-        counts = {
-            "too_long": sum(a.rationale is None for a in made),
-            "kept": sum(a.kept for a in made),
-        }
+        counts = {"too_long": 0, "kept": sum(a.kept for a in made)}
         if self.config.star.rationalize:
             failed = failures(problems, made)
             hinted = self._resume(quiet, number, RATIONALIZED, failed, temperature, hint=True)
-            counts |= {
-                "rationalized": len(failed),
-                "rationalized_kept": sum(a.kept for a in hinted),
-            }
-            counts["too_long"] += sum(a.rationale is None for a in hinted)
+            counts["rationalized"] = len(failed)
+            counts["rationalized_kept"] = sum(a.kept for a in hinted)
             made = [*made, *hinted]
+        counts["too_long"] = sum(a.rationale is None for a in made)
         counts["generated_tokens"] = sum(a.tokens for a in made)
         return kept_examples(problems, made), counts
 
@@ -233,11 +227,9 @@ class StarRun:
             lines.rewrite([dataclasses.asdict(a) for a in made])
         if len(made) == len(problems):
             return made
-        model, seed = (quiet(), self.tokenizer), self.config.run.seed * 1000 + number
         decoding = Decoding(star.rationale_tokens, temperature, think_when="never")
-        rest = generate_rationales(
-            *model, self.task, problems, decoding, seed, hint, size, done=len(made)
-        )
+        asked = self.task, problems, decoding, self.config.run.seed * 1000 + number, hint, size
+        rest = generate_rationales(quiet(), self.tokenizer, *asked, done=len(made))
         label = f"round {number}, {path.stem}"
         with progress(None, label, len(problems), unit=" problems", leave=False) as bar:
             bar.update(len(made))
@@ -259,8 +251,8 @@ class StarRun:
             ValueError: they are at other problems.
         """
         path = self._texts(number) / name
-        made = [read_attempt(line, str(path)) for line in JsonLines(path).records()]
-        asked = [(p.id, p.asked(hint), p.gold) for p in problems[: len(made)]]
+        made = [typed(str(path), Attempt, line) for line in JsonLines(path).records()]
+        asked = [(p.id, p.hinted if hint else p.prompt, p.gold) for p in problems[: len(made)]]
         if [(a.id, a.prompt, a.gold) for a in made] != asked:
             raise ValueError(
                 f"{path}: expected attempts at the problems of this run, found others; are the "
@@ -269,7 +261,6 @@ class StarRun:
         return made
 
     def _train(self, quiet: QuietStar, examples: Sequence[Example], number: int) -> dict[str, Any]:
-        """Train the original model on a round's examples."""
         began, run, steps = time.perf_counter(), self.config.run, self.steps(number)
         config = self.chosen.changed(steps=steps)
         pairs = [(example.prompt, example.completion) for example in examples]

@@ -50,10 +50,6 @@ class Problem:
             raise ValueError("this task has no hints: pass --no-rationalize")
         return self.shown[1] + self.hint
 
-    def asked(self, hint: bool) -> str:
-        """One of the two."""
-        return self.hinted if hint else self.prompt
-
 
 @dataclass(frozen=True)
 class Task:
