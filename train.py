@@ -218,13 +218,8 @@ def measure(trainer: Trainer, label: str) -> HeldoutScore | None:
     """Score on held-out text, with and without thoughts; None if there is nothing to do."""
     if not trainer.config.run.eval_rows or not trainer.heldout.tokens:
         return None
-    score = heldout_score(
-        trainer.quiet,
-        trainer.heldout,
-        trainer.tokenizer,
-        trainer.config,
-        f"held-out text, {label}" if trainer.ranks.first else "",
-    )
+    bar = f"held-out text, {label}" if trainer.ranks.first else ""
+    score = heldout_score(trainer.quiet, trainer.heldout, trainer.tokenizer, trainer.config, bar)
     if score.unknown:
         trainer.say(f"warning: {label} training {score.unknown}")
     return score

@@ -117,10 +117,9 @@ def asked_alike(exam: Exam, other: dict[str, Any]) -> bool:
 def how_asked(exam: dict[str, Any]) -> str:
     """Model and settings of answers, in words."""
     names = ("temperature", "max_tokens", "seed") if exam.get("votes") else ("samples", "seed")
-    told = [f"{name.replace('_', ' ')} {exam.get(name)}" for name in names]
-    return (
-        ", ".join([f"{exam.get('model')}, n {exam.get('thoughts')}", *told]) if exam else "unknown"
-    )
+    told = [f"{exam.get('model')}, n {exam.get('thoughts')}"]
+    told += [f"{name.replace('_', ' ')} {exam.get(name)}" for name in names]
+    return ", ".join(told) if exam else "unknown"
 
 
 class Measure(NamedTuple):

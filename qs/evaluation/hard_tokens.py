@@ -157,15 +157,15 @@ def by_decile(table: TokenTable) -> list[Decile]:
     return deciles
 
 
-def frontier(table: TokenTable, points: int = 10) -> list[FrontierPoint]:
+def frontier(table: TokenTable) -> list[FrontierPoint]:
     """What is gained against what is thought.
 
-    Thresholds are quantiles of the entropy; the first lets every token think.
+    Ten thresholds are quantiles of the entropy; the first lets every token think.
     """
     columns = (table.nll_base, table.nll_mix, table.entropy, table.length)
     nll_base, nll_mix, entropy, length = (x[table.scored].double().numpy() for x in columns)
     gain, result = nll_base - nll_mix, []
-    for share in np.linspace(1, 0, points, endpoint=False):
+    for share in np.linspace(1, 0, 10, endpoint=False):
         above = float(np.quantile(entropy, 1 - share)) if share < 1 else 0.0
         thinks = entropy > above if share < 1 else np.ones(len(gain), bool)
         total, kept = gain.sum(), gain[thinks].sum()

@@ -35,17 +35,15 @@ class Estimate(NamedTuple):
         return f"{self.mean:{spec}}{half}"
 
 
-def student_95(units: int) -> float:
-    """Half-width of a 95 % interval in standard errors that are estimated from 2 units or more."""
-    return _student_95(min(units - 1, MOST_DEGREES))
-
-
 @functools.cache
-def _student_95(degrees: int) -> float:
-    """Student's t whose absolute value 95 % lie below; by degrees of freedom.
+def student_95(units: int) -> float:
+    """Half-width of a 95 % interval in standard errors that are estimated from 2 units or more.
+
+    It is Student's t whose absolute value 95 % lie below.
 
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 26.7.3 and 26.7.4.
     """
+    degrees = min(units - 1, MOST_DEGREES)
     odd = degrees % 2
     k = np.arange(1, (degrees - odd) // 2, dtype=float)
     ratios = 2 * k / (2 * k + 1) if odd else (2 * k - 1) / (2 * k)

@@ -183,9 +183,8 @@ def nll_score(sums: RowSums, think: bool = True, drawn: bool = False) -> NllScor
     Raises:
         ValueError: no token was scored.
     """
-    count, base, mix, weight, length = np.stack(sums, 1).sum(
-        0
-    )  # row by row, as in scores of old runs
+    # row by row, as in scores of old runs
+    count, base, mix, weight, length = np.stack(sums, 1).sum(0)
     if count == 0:
         raise ValueError("no token to score: every row holds padding or single-token documents")
     if not think:

@@ -233,6 +233,7 @@ class Stream:
         <end>, and then again as long as others go on, which it forgets.
         """
         quiet, model, (W, n) = self.quiet, self.quiet.model, numbers.shape
+        temperature = self.decoding.think_temperature
         start, end = (v.to(model.compute_dtype).expand(W, 1, -1) for v in quiet.vectors)
         x = start if self._base is not None else torch.cat([self._unread, start], 1)
         thought = pauses((W, n), x.device)
@@ -243,9 +244,7 @@ class Stream:
         for j in range(0 if quiet.pause else n):
             outputs.append(self._feed(rows, x, text if j == 0 else 0))
             logits = thought_logits(model, outputs[-1][:, -1], quiet.end_row)
-            drawn = choose(logits, numbers[:, j], self._thinkable, self.decoding.think_temperature)[
-                :, None
-            ]
+            drawn = choose(logits, numbers[:, j], self._thinkable, temperature)[:, None]
             going = going & (drawn < len(model.head))
             thought[:, j:] = drawn.where(going, ENDED)
             x = torch.where(going[..., None], model.embed(thought[:, j, None].clamp(min=0)), end)

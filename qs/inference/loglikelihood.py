@@ -117,9 +117,8 @@ class _Batch:
         self.outputs = reading.outputs[self.rows, self.anchors]  # (B, A, D)
         parts, nats = [], []
         columns = max(1, scored_at_once(device) // (B * quiet.model.config.vocab_size))
-        for outputs, ids in zip(
-            self.outputs.split(columns, 1), self.wanted.split(columns, 1), strict=True
-        ):
+        pieces = (x.split(columns, 1) for x in (self.outputs, self.wanted))
+        for outputs, ids in zip(*pieces, strict=True):
             log_p = quiet.model.logits(outputs).double().log_softmax(-1)  # (B, a, V)
             parts.append(self._scored(log_p[:, :, None], ids))
             nats.append(entropy(log_p))
@@ -133,13 +132,12 @@ class _Batch:
         result = _Scored(self.plain.log_p.repeat(1, 1, K, 1), self.plain.likeliest.clone())
         numbers = uniforms(thinking.seed, self.seeds, A, K * n)[1].view(B, A, K, n)
         T, V = self.reading.tokens.shape[1], self.quiet.model.config.vocab_size
-        columns = min(
-            scored_at_once(self.valid.device) // (B * K * V), max(T, SLOTS_AT_ONCE) // (K * (n + 2))
-        )
+        held, slots = scored_at_once(self.valid.device), max(T, SLOTS_AT_ONCE)
+        columns = max(1, min(held // (B * K * V), slots // (K * (n + 2))))
         order = thinks.int().argsort(dim=1, descending=True, stable=True)
         busy = int(thinks.sum(1).max())  # positions, those that think first
-        for first in range(0, busy, max(1, columns)):
-            at = (self.rows, order[:, first : min(first + max(1, columns), busy)])
+        for first in range(0, busy, columns):
+            at = (self.rows, order[:, first : min(first + columns, busy)])
             drawn = numbers[tuple(x.cpu() for x in at)]  # (B, a, K, n)
             new, use = self._after_thoughts(at, drawn, thinking.temperature), thinks[at]
             result.log_p[at] = new.log_p.where(use[..., None, None], result.log_p[at])

@@ -68,7 +68,7 @@ def test_thinking_where_it_is_unsure_keeps_the_gain_of_those_tokens(seed, rows):
     table.scored[0, 0] = True  # something is
     base, mix, entropy, _ = columns_of(table)
     gain = base - mix
-    points = frontier(table, points=10)
+    points = frontier(table)
     assert points[0].share == 1
     spent = 3 + (table.thoughts[table.scored] != ENDED).sum(1).numpy()
     assert points[0].slots == pytest.approx(spent.mean())
