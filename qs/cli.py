@@ -133,23 +133,18 @@ def main(
         128 and its number after a signal. A bug of ours keeps its traceback.
     """
     with lasting_streams(), on_signals(_interrupt):
-        return _run(command, list(sys.argv[1:] if argv is None else argv), kept)
-
-
-def _run(command: Callable[[list[str]], int | None], argv: list[str], kept: str) -> int:
-    try:
-        return command(argv) or 0
-    except KeyboardInterrupt as interrupt:
-        number = interrupt.args[0] if interrupt.args else signal.SIGINT
-        kept = getattr(interrupt, "__notes__", [kept])[0]
-        print(f"error: interrupted by {number.name}; {kept}", file=sys.stderr)
-        return 128 + number
-    except Exception as error:
-        said = _mendable(error, kept)
-        if said is None:
-            raise
-        print(f"error: {harmless(said)}", file=sys.stderr)
-        return 2
+        try:
+            return command(list(sys.argv[1:] if argv is None else argv)) or 0
+        except KeyboardInterrupt as interrupt:
+            number = interrupt.args[0] if interrupt.args else signal.SIGINT
+            kept = getattr(interrupt, "__notes__", [kept])[0]
+            print(f"error: interrupted by {number.name}; {kept}", file=sys.stderr)
+            return 128 + number
+        except Exception as error:
+            if (said := _mendable(error, kept)) is None:
+                raise
+            print(f"error: {harmless(said)}", file=sys.stderr)
+            return 2
 
 
 def _mendable(error: Exception, kept: str) -> str | None:

@@ -115,8 +115,8 @@ def save_step(
         size, free = sum(x.numel() * x.element_size() for x in held), shutil.disk_usage(run).free
         raise OSError(
             error.errno,
-            f"the checkpoint of step {step} could not be written: it needs {gibibytes(size)}, and "
-            f"{gibibytes(free)} are free ({error.strerror})",
+            f"the checkpoint of step {step} could not be written: it needs {size / 2**30:.3g} GiB, "
+            f"and {free / 2**30:.3g} GiB are free ({error.strerror})",
             str(run),
         ) from None
     _go_on()
@@ -129,11 +129,6 @@ def remove_old_steps(run: Path, keep: int) -> None:
     for old in list(files.saved_steps(run).values())[:-keep] if keep else []:
         with contextlib.suppress(OSError):  # one too many is no reason to end a run
             files.remove_step(old)
-
-
-def gibibytes(size: int) -> str:
-    """Bytes in words."""
-    return f"{size / 2**30:.3g} GiB"
 
 
 def _go_on(failed: bool = False) -> None:

@@ -114,24 +114,24 @@ def _plan(
     caches = cache_bytes(config, shape, width, rows) + draw_bytes(config, shape, rows)
     caches += width * sizes.matrices if ranks > 1 else 0
 
-    def parts_of(recompute: bool) -> PartMemory:
+    def memory_of(recompute: bool) -> PartMemory:
         return PartMemory(config, shape, width, recompute, compiled)
 
     offload, recompute, bound = bool(run.offload), bool(run.recompute), run.activations
     if cpu or device_bytes is None:
         if bound is None:
-            bound = parts_of(recompute).cpu_bound() if cpu else 0
+            bound = memory_of(recompute).cpu_bound() if cpu else 0
     else:
         room = int(device_bytes * (1 - RESERVE)) - CONTEXT - weights
         if run.offload is None and ranks == 1 and moments == "float32":
-            scoring = gradients + logits + parts_of(run.recompute is not False).least(SMALL_PART)
+            scoring = gradients + logits + memory_of(run.recompute is not False).least(SMALL_PART)
             offload = max(scoring, caches) + optimizer > room
         room -= gradients + logits + (0 if offload else optimizer)
         if run.recompute is None:
-            recompute = parts_of(False).least(SMALL_PART) > room
+            recompute = memory_of(False).least(SMALL_PART) > room
         if bound is None:
-            bound = math.ceil(max(room, parts_of(recompute).least(SMALL_PART)) / MIB)
-    part = parts_of(recompute)
+            bound = math.ceil(max(room, memory_of(recompute).least(SMALL_PART)) / MIB)
+    part = memory_of(recompute)
     rows, anchors = part.split(bound, rows)
     logits = logit_bytes(config, shape, placement, rows, anchors)
     if recompute:
