@@ -134,7 +134,7 @@ def load(
     shape, tokenizer = read(folder, settings)
     check_shapes(folder, shape)
     quiet = allocate(shape, settings, placement, parts)
-    check_own(folder, quiet.mixer, quiet.visibility)
+    check_own(folder, quiet)
     model, masters = quiet.model, quiet.masters
     extras = {n: p.data for n, p in quiet.named_parameters() if not n.startswith("model.")}
     targets = {n: masters.get(f"model.{n}", p.data) for n, p in model.named_parameters()}

@@ -48,15 +48,15 @@ class Parts:
 
 def parts_of(quiet: nn.Module) -> dict[str, str]:
     """Parts of a `QuietStar` that are one's own, by their names in `Parts`: what each is called."""
+    return {name: f"{_module_of(x)}.{x.__qualname__}" for name, x in _own(quiet).items()}
+
+
+def _own(quiet: nn.Module) -> dict[str, Any]:
+    """What each part of one's own is called by: a function or class, of an object its class."""
     own = {field.name: getattr(quiet, field.name) for field in fields(Parts)}
     own["mixer"] = None if type(quiet.mixer) is MixingHead else type(quiet.mixer)
-    defined = {name: _defined(part) for name, part in own.items() if part is not None}
-    return {name: f"{_module_of(x)}.{x.__qualname__}" for name, x in defined.items()}
-
-
-def _defined(part: Any) -> Any:
-    """What bears the name of a part: a function or class, of an object its class."""
-    return part if hasattr(part, "__qualname__") else type(part)
+    own = {name: part for name, part in own.items() if part is not None}
+    return {name: x if hasattr(x, "__qualname__") else type(x) for name, x in own.items()}
 
 
 def _module_of(defined: Any) -> str:
@@ -71,23 +71,19 @@ def _module_of(defined: Any) -> str:
 OWN = {OWN_HEAD: "mixer", "own_visibility": "visibility"}  # in checkpoints -> of `Parts`
 
 
-def own_names(mixer: nn.Module, visibility: Visibility | None) -> dict[str, str]:
+def own_names(quiet: nn.Module) -> dict[str, str]:
     """By the keys of OWN: names of parts of one's own, without which a model is another."""
-    names = {}
-    if type(mixer) is not MixingHead:
-        names[OWN_HEAD] = type(mixer).__qualname__
-    if visibility is not None:
-        names["own_visibility"] = _defined(visibility).__qualname__
-    return names
+    own = _own(quiet)
+    return {key: own[part].__qualname__ for key, part in OWN.items() if part in own}
 
 
-def check_own(folder: Path, mixer: nn.Module, visibility: Visibility | None) -> None:
+def check_own(folder: Path, quiet: nn.Module) -> None:
     """Refuse a checkpoint that was trained with parts of one's own which are not given.
 
     Raises:
         ValueError: naming the part.
     """
-    stored, own = read_settings(folder) or {}, own_names(mixer, visibility)
+    stored, own = read_settings(folder) or {}, own_names(quiet)
     for key, part in OWN.items():
         if (name := stored.get(key)) and own.get(key) != name:
             raise ValueError(

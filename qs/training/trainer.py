@@ -157,9 +157,8 @@ class Trainer:
         check_begun_with(self.folder, made, self.train, self.quiet)
         path = self.start / files.TRAINER
         stored = files.read_json(path)
-        if not isinstance(stored, dict) or any(
-            type(v) is not int or v < 0 for v in stored.values()
-        ):
+        sound = isinstance(stored, dict) and all(type(v) is int and v >= 0 for v in stored.values())
+        if not sound:
             raise ValueError(f"{path}: expected counters by name, found {str(stored)[:60]}")
         check_names(str(path), stored, vars(self.state))
         self.state = State(**stored)
@@ -224,9 +223,8 @@ class Trainer:
         batch, position = self.windows.batch((state.epoch, state.index), run.batch)
         share = run.batch // self.ranks.count
         mine = slice(self.ranks.rank * share, (self.ranks.rank + 1) * share)
-        tokens, documents = (
-            x[mine].to(self.placement.device) for x in (batch.tokens, batch.documents)
-        )
+        device = self.placement.device
+        tokens, documents = (x[mine].to(device) for x in (batch.tokens, batch.documents))
         every = run.grad_norms_every if config.run.thinks else 0
         measure_terms = bool(every) and state.step % every == 0
         if state.step == self.config.distilled_from:  # the teacher: no stage needs an average now
@@ -285,9 +283,9 @@ class Trainer:
 
         def fill(folder: Path | None) -> None:
             shape = self.quiet.model.config
-            own = own_names(self.quiet.mixer, self.quiet.visibility)
             # of a resumed run the first checkpoint may be removed by now: newer ones are its own
             start = self.start if self.start.is_dir() else files.newest_step(self.folder)
+            own = own_names(self.quiet)
             checkpoint.save_model(folder, shape, parameters, self.config, start, own)
             checkpoint.save_optimizer(folder, moments)
             if self.average:
