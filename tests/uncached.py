@@ -12,14 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qs.inference.cache import text_slots
 from qs.inference.decoding import Decoding, sayable_ids
 from qs.inference.generate import Stream, predict_next
 from qs.presets import ONE_THOUGHT
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.attention import CachedText, new_cache
 from qs.quietstar.load import open_model
-from qs.quietstar.masks import dense_mask
+from qs.quietstar.masks import dense_mask, one_document, text_slots
 from qs.quietstar.sampler import allowed_ids
 
 
@@ -27,7 +26,7 @@ def whole_row(quiet: QuietStar, x: Tensor) -> Tensor:
     """(B, S, D) embeddings -> (B, S, D) outputs of one causal pass."""
     shape, positions = quiet.model.config, torch.arange(x.shape[1], device=x.device)[None]
     cache = new_cache(shape.layers, tuple(x.shape[:2]), shape.kv_heads, shape.head_dim, x)
-    slots = text_slots(positions)
+    slots = text_slots(one_document(positions))
     return quiet.model(x, positions, CachedText(dense_mask(slots, slots, shape.window)), cache)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qs.model.mistral import Angles, Attend, Mistral
 from qs.quietstar.attention import CachedText, new_cache
-from qs.quietstar.masks import TEXT, Place, Slots, Visibility, dense_mask
+from qs.quietstar.masks import Place, Visibility, dense_mask, one_document, text_slots
 
 
 def folded_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -42,12 +42,6 @@ def folded_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
         mask = mask[:, None, None].expand(B, 1, g, Q, -1).flatten(2, 3)  # (B, 1, g Q, S)
     out = F.scaled_dot_product_attention(line, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
     return out.view(B, G, g, Q, d).permute(0, 3, 1, 2, 4).reshape(B, Q, H, d)
-
-
-def text_slots(positions: Tensor) -> Slots:
-    """Slots of one document at positions of any shape."""
-    zero = torch.zeros_like(positions)
-    return Slots(anchor=positions, branch=zero + TEXT, depth=zero, document=zero)
 
 
 def places(positions: Tensor, ends: Tensor) -> Place:
@@ -172,7 +166,7 @@ class Rows:
     def read(self, x: Tensor) -> Tensor:
         """Read the first slots of every row at once: x (R, T, D) -> outputs (R, T, D)."""
         positions = self.slots[None, : x.shape[1]]
-        slots = text_slots(positions)
+        slots = text_slots(one_document(positions))
         mask = dense_mask(slots, slots, self.model.config.window, self.visibility)
         angles = tuple(each[:, : x.shape[1]] for each in self.angles)
         return self._run(x, positions, CachedText(mask), angles)

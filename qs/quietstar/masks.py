@@ -129,13 +129,7 @@ class Layout:
     @property
     def text(self) -> Slots:
         """(B, T) text slots."""
-        positions = every_position(self.documents)
-        return Slots(
-            anchor=positions,
-            branch=torch.full_like(positions, TEXT),
-            depth=torch.zeros_like(positions),
-            document=self.documents,
-        )
+        return text_slots(self.documents)
 
     @property
     def branches(self) -> Slots:
@@ -156,6 +150,13 @@ class Layout:
         """(B, S) all slots of a row, text first; the slots of one branch are neighbours."""
         text, branches = self.text, self.branches.map(lambda x: x.flatten(1))
         return Slots(*(torch.cat(both, 1) for both in zip(text, branches, strict=True)))
+
+
+def text_slots(documents: Tensor) -> Slots:
+    """(B, T) slots of text alone."""
+    positions = every_position(documents)
+    branch, depth = torch.full_like(positions, TEXT), torch.zeros_like(positions)
+    return Slots(positions, branch, depth, documents)
 
 
 def one_document(tokens: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from qs.model.mistral import Mistral, at_least_float32
 from qs.quietstar.attention import CachedBranches, CachedText, new_cache
 from qs.quietstar.ends import ENDED
 from qs.quietstar.losses import LOGITS_AT_ONCE
-from qs.quietstar.masks import Layout, Visibility, dense_mask
+from qs.quietstar.masks import Layout, Visibility, dense_mask, text_slots
 
 
 def prefill(
@@ -40,8 +40,7 @@ def prefill(
     Returns:
         outputs (B, T, D) and the cache: keys and values (B, T, G, d) of each layer.
     """
-    config = model.config
-    text = Layout(documents, documents[:, :0], 1, 0).text
+    config, text = model.config, text_slots(documents)
     x = model.embed(tokens)
     cache = new_cache(config.layers, tuple(tokens.shape), config.kv_heads, config.head_dim, x)
     attend = CachedText(dense_mask(text, text, config.window, visibility))
