@@ -7,7 +7,6 @@ model than the one in `qs/model/mistral.py` is refused by name, never ignored.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 from qs.atomic import write_text
 from qs.files import read_object
 from qs.model.folders import layout_of
-from qs.model.rope_scaling import SCALING, RopeScaling
+from qs.model.rope_scaling import LARGEST_NUMBER, SCALING, RopeScaling
 from qs.settings import MOST
 
 REQUIRED = object()
@@ -151,8 +150,9 @@ class ModelConfig:
             self._require(whole, name, f"to be a whole number, at most {most} and above 0")
         for name in ("norm_eps", "rope_theta"):
             value = getattr(self, name)
-            number = type(value) in (int, float) and 0 < value < math.inf
-            self._require(number, name, "to be a number above 0")
+            number = type(value) in (int, float) and 0 < value <= LARGEST_NUMBER
+            what = f"to be a number above 0, at most {LARGEST_NUMBER:g}"
+            self._require(number, name, what)
         self._require(type(self.tied) is bool, "tied", "to be true or false")
         below = f"below vocab_size {self.vocab_size}"
         for name in ("bos_id", "eos_id", "pad_id"):

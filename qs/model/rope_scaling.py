@@ -1,8 +1,8 @@
 """Rotary scaling of Llama 3.1: its numbers, and what checkpoints call them."""
 
-import math
 from dataclasses import dataclass
 
+LARGEST_NUMBER = 1e30  # of a model's file that is no size: float32 holds it
 SCALING = {  # fields of RopeScaling in `rope_scaling` or `rope_parameters`
     "factor": "factor",
     "low": "low_freq_factor",
@@ -32,8 +32,9 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         values = vars(self).values()
-        numbers = all(type(v) in (int, float) and 0 < v < math.inf for v in values)
+        numbers = all(type(v) in (int, float) and 0 < v <= LARGEST_NUMBER for v in values)
         if not numbers or self.low >= self.high:
             raise ValueError(
-                f"expected numbers above 0 and {SCALING['low']} below {SCALING['high']}, got {self}"
+                f"expected numbers above 0, at most {LARGEST_NUMBER:g}, and {SCALING['low']} below "
+                f"{SCALING['high']}, got {self}"
             )
