@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qs.locks import LOCK, hold, taken
+from qs.plain import check_plain
 
 
 def flush(path: Path) -> None:
@@ -35,9 +36,13 @@ def refusal_told(path: Path, size: int) -> Iterator[None]:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; of several processes at once each writes all of it.
 
+    A link stays one: what it leads to is written.
+
     Raises:
-        OSError: the disk refuses; what was there is untouched.
+        OSError: the disk refuses, or a pipe or device is there; what was there is untouched.
     """
+    check_plain(path)
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     aside = path.with_name(f"{path.name}.tmp")
     with refusal_told(path, len(content)), taken(aside, wait=True) as file:
         try:
@@ -53,8 +58,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, in UTF-8, whole or not at all."""
-    write_bytes(path, text.encode())
+    """Write a text file, in UTF-8, whole or not at all; half a character, as of a name, escaped."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 @contextlib.contextmanager

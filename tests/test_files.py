@@ -219,6 +219,32 @@ def test_an_interrupted_write_leaves_the_old_json(tmp_path, monkeypatch):
     assert [each.name for each in tmp_path.iterdir()] == ["a.json"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_or_device_is_never_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="no plain file"):
+            write_json(tmp_path / name, {})
+    assert (tmp_path / "link").is_fifo()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["link", "pipe"]
+
+
+def test_what_a_link_leads_to_is_written(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere/a.json")
+    for value in (1, 2):  # there is nothing, and something
+        write_json(tmp_path / "link", value)
+        assert read_json(tmp_path / "elsewhere" / "a.json") == value
+    assert (tmp_path / "link").is_symlink()
+    assert len(list(tmp_path.rglob("*"))) == 3
+
+
+def test_a_name_that_is_no_utf_8_can_be_told_in_a_page(tmp_path):
+    atomic.write_text(tmp_path / "page.md", os.fsdecode(b"runs/caf\xe9"))
+    assert (tmp_path / "page.md").read_text() == r"runs/caf\udce9"
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk that is always full")
 def test_a_full_disk_is_told_with_the_file_and_what_it_was_to_take(tmp_path):
     (tmp_path / "log.jsonl").symlink_to("/dev/full")

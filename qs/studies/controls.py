@@ -7,6 +7,7 @@ measured on the same held-out text and questions.
 
 import argparse
 import dataclasses
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from qs.config import PADDING, Config
 from qs.evaluation.heldout import Measured
 from qs.evaluation.statistics import Estimate, mean_estimate, paired, ratio_estimate
 from qs.evaluation.tokens import Change, TextRows
+from qs.files import text_lines
 from qs.locks import make_folder
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.ends import ENDED, PAUSE
@@ -328,8 +330,14 @@ COMMENTS = "## What the rows show"  # where a person's own words on a page begin
 
 
 def keep_comments(path: Path, text: str) -> None:
-    """Write a page; what a person wrote below COMMENTS is kept."""
-    old = path.read_text(encoding="utf-8") if path.is_file() else ""
+    """Write a page; what a person wrote below COMMENTS is kept.
+
+    Raises:
+        ValueError: a page is there that is no UTF-8.
+        OSError: the disk refuses, or a pipe or device is there.
+    """
+    lines = io.BytesIO(path.read_bytes() if path.is_file() else b"")
+    old = "".join(f"{line}\n" for line in text_lines(lines, str(path)))
     comments = old[old.index(COMMENTS) :] if COMMENTS in old else ""
     make_folder(path.parent)
     write_text(path, f"{text}\n{comments}" if comments else text)

@@ -266,6 +266,14 @@ def test_what_a_person_wrote_below_the_tables_is_kept(tmp_path):
     assert path.read_text() == f"{text}\n{COMMENTS}\n\nA sentence.\n"
 
 
+def test_a_page_that_cannot_be_read_is_left_and_named(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_bytes(written := f"old\n{COMMENTS}\nMy words\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"page\.md, line 1: expected text in UTF-8, found b'.xff'"):
+        keep_comments(path, "new")
+    assert path.read_bytes() == written
+
+
 def test_arms_and_lengths_are_chosen_by_name():
     config = Config()
     chosen = Selection(arm_list("n,plain"), length_list("8,0,8"))
