@@ -24,7 +24,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
+from statistics import StatisticsError, median
 from typing import Any
 
 import numpy as np
@@ -123,7 +123,7 @@ def worse(now: dict[str, Any], before: dict[str, Any], tolerance: float, counts:
     return [
         f"{name}: {value:,.6g}, before {former:,.6g} ({value / former - 1:+.1%})"
         for name, (value, former) in pairs.items()
-        if value > former * (1 + tolerance)
+        if not value <= former * (1 + tolerance)  # NaN is never equal
     ]
 
 
@@ -134,12 +134,15 @@ def compared(figures: dict[str, Any], path: Path, tolerance: float, counts: bool
         ValueError: the file holds figures of something else.
     """
     before = files.read_object(path)
-    if before.get("mode") != "step" or "step" not in before.get("stages", {}):
-        raise ValueError(f"{path}: expected figures of a step that --json wrote")
     same = {"repeats": 0, "seconds": 0}  # how long it was measured may differ
-    if before["work"] | same != figures["work"] | same:
+    try:
+        alike = before["work"] | same == figures["work"] | same
+        complaints = worse(figures, before, tolerance, counts) if alike else []
+    except (KeyError, TypeError, ArithmeticError, StatisticsError):
+        found = f"expected figures of a step that --json wrote, found {str(before)[:60]}"
+        raise ValueError(f"{path}: {found}; measure it again") from None
+    if not alike:
         raise ValueError(f"{path}: expected figures of the same work, found others")
-    complaints = worse(figures, before, tolerance, counts)
     print("\n".join(complaints) or f"nothing is worse than in {path}")
     return int(bool(complaints))
 
@@ -153,7 +156,8 @@ def bench(argv: list[str]) -> int:
     parser.add_argument("--sweep", choices=SWEPT, help="measure at four sizes, fit exponents")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="an earlier --json")
-    parser.add_argument("--tolerance", type=float, default=0.1, help="share it may be worse [0.1]")
+    share, what = cli.within(float, 0), "share it may be worse [0.1]"
+    parser.add_argument("--tolerance", type=share, default=0.1, help=what)
     parser.add_argument("--counts", action="store_true", help="compare what is exact alone")
     args = parser.parse_args(argv)
     work = Work(**cli.chosen(args, Work))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import pytest
@@ -80,6 +81,39 @@ def test_other_work_is_not_compared(tmp_path, capsys):
     assert "expected figures of the same work, found others" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("names", "value"),
+    [
+        (["work"], None),
+        (["stages"], 5),
+        (["stages", "step"], {}),
+        (["stages", "step", "facts"], [1]),
+        (["stages", "step", "facts", "kept_bytes"], "x"),
+        (["stages", "step", "facts", "kept_bytes"], 0),
+        (["stages", "step", "seconds", "total"], []),
+    ],
+)
+def test_figures_that_are_damaged_are_refused_in_one_line(tmp_path, names, value):
+    figures = json.loads(COUNTS.read_text())
+    part = figures
+    for name in names[:-1]:
+        part = part[name]
+    part[names[-1]] = value
+    path = tmp_path / "damaged.json"
+    path.write_text(json.dumps(figures))
+    with pytest.raises(ValueError, match="damaged.json: expected figures of a step that --json"):
+        bench.compared(json.loads(COUNTS.read_text()), path, 0.1, counts=False)
+
+
+def test_what_is_no_number_is_worse(tmp_path):
+    before = json.loads(COUNTS.read_text())
+    now = json.loads(COUNTS.read_text())
+    before["stages"]["step"]["facts"]["kept_bytes"] = math.nan
+    assert [x.partition(":")[0] for x in bench.worse(now, before, 0.1, True)] == [
+        "bytes kept for backward"
+    ]
+
+
 @pytest.mark.parametrize("flag", ["--json", "--compare"])
 def test_a_sweep_writes_and_compares_nothing(tmp_path, capsys, flag):
     assert bench.main(["step", *FLAGS, "--sweep", "K", flag, str(tmp_path / "x")]) == 2
@@ -145,6 +179,7 @@ def test_the_model_is_the_same_every_time_and_made_where_it_runs():
         (["step", "--against", "naive", "--batch", "2"], "--batch 1 and all anchors on a CPU"),
         (["step", "--compile", "--compare", "FILE"], "expected --no-compile"),
         (["evaluate", "--tokenizer", "nowhere"], "nowhere"),
+        (["step", "--compare", "FILE", "--tolerance", "nan"], "expected 0 to 1000000000, got nan"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(capsys, arguments, message):

@@ -269,7 +269,9 @@ def test_what_a_person_wrote_below_the_tables_is_kept(tmp_path):
 def test_a_page_that_cannot_be_read_is_left_and_named(tmp_path):
     path = tmp_path / "page.md"
     path.write_bytes(written := f"old\n{COMMENTS}\nMy words\n".encode("utf-16"))
-    with pytest.raises(ValueError, match=r"page\.md, line 1: expected text in UTF-8, found b'.xff'"):
+    with pytest.raises(
+        ValueError, match=r"page\.md, line 1: expected text in UTF-8, found b'.xff'"
+    ):
         keep_comments(path, "new")
     assert path.read_bytes() == written
 
