@@ -42,7 +42,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         OSError: the disk refuses, or a pipe or device is there; what was there is untouched.
     """
     check_plain(path)
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    path = _real(path)
     aside = path.with_name(f"{path.name}.tmp")
     with refusal_told(path, len(content)), taken(aside, wait=True) as file:
         try:
@@ -66,6 +66,8 @@ def write_text(path: Path, text: str) -> None:
 def new_folder(final: Path, replace: bool = False, way: str = "remove it") -> Iterator[Path]:
     """A folder that is filled aside, flushed, and becomes `final` if all went well.
 
+    A link stays one: what it leads to is made.
+
     `replace`: in the place of one that is there, which stays until then. `way`: what a person can
     do about one that is not to be replaced.
 
@@ -73,6 +75,7 @@ def new_folder(final: Path, replace: bool = False, way: str = "remove it") -> It
         ValueError: `final` exists already and is not to be replaced, or another process makes it.
         OSError: the disk refuses; it says of which file, or else of `final`.
     """
+    final = _real(final)
     aside, old = (final.with_name(f".{final.name}.{kind}") for kind in ("tmp", "old"))
     with hold(final.with_name(f".{final.name}{LOCK}"), made=final):
         _put_back(old, final)
@@ -98,6 +101,11 @@ def new_folder(final: Path, replace: bool = False, way: str = "remove it") -> It
                 error.filename = str(final)
             raise
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _real(path: Path) -> Path:
+    """What a link leads to, and "." by its name; any other path as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() or not path.name else path
 
 
 def _put_back(old: Path, final: Path) -> None:

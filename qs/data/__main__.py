@@ -28,6 +28,7 @@ from qs.data.documents import MAX_DOCUMENT, DocumentReader, left_out
 from qs.data.prepare import prepare_dataset
 from qs.files import write_json
 from qs.model.tokenizer import train_tokenizer
+from qs.model.tokenizer_files import JSON_FILE, MODEL_FILE
 from qs.output import progress
 
 
@@ -107,6 +108,9 @@ def _train_tokenizer(
     vocab: int,
     symbol: list[str],
 ) -> None:
+    if any((Path(out) / name).is_file() for name in (MODEL_FILE, JSON_FILE)):
+        advice = "remove it or choose another name"
+        raise ValueError(f"{out}: expected a folder without a tokenizer, found one; {advice}")
     reader = DocumentReader(sources, fields, max_document)
     model = train_tokenizer(reader, out, vocab, symbols=symbol)
     print(f"{model.vocab_size:,} tokens; {left_out([reader])}\n{reader.sources.report()}\n{out}")

@@ -6,6 +6,7 @@ files do not depend on the number of processes.
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -26,12 +27,15 @@ from qs.atomic import new_folder
 from qs.data.dataset import FORMAT, META, SPLITS, Shard, Split, split_by_hash
 from qs.data.documents import MAX_DOCUMENT, DocumentReader, left_out
 from qs.data.sources import NAMED
+from qs.data.synthetic import RECIPE
 from qs.files import write_json
 from qs.interrupts import kept_from_children
 from qs.model.folders import resolve
 from qs.model.tokenizer import Tokenizer
 
 CHUNK = 1 << 20  # characters of text in the task of a worker
+# files of a dataset, and the recipe of its text, which may lie beside them
+OWN = re.compile(rf"{META}|{RECIPE}|({'|'.join(SPLITS)})-\d+\.(bin|idx)")
 
 
 class EncodedDocument(NamedTuple):
@@ -116,7 +120,7 @@ def prepare_dataset(
             `heldout`; at least one unless 0, and not all unless 1, if there are two or more.
         workers: processes that tokenize; None means one for each core.
         shard_tokens: tokens in a shard at most; a longer document has its own shard.
-        overwrite: replace a dataset that is there, once the new one is complete.
+        overwrite: replace a dataset that is there, and nothing else, once the new one is complete.
         heldout_sources: the split `heldout`, if given; then `heldout` draws nothing.
 
     Returns:
@@ -155,6 +159,12 @@ def prepare_dataset(
         "seed": seed,
     }
     ours = (out / META).is_file()  # any other folder is refused by new_folder
+    others = [path.name for path in out.iterdir() if not OWN.fullmatch(path.name)] if ours else []
+    if overwrite and others:
+        raise ValueError(
+            f"{out}: expected a dataset alone to replace, found {min(others)} beside it; move "
+            "what is not of the dataset elsewhere, or choose another name"
+        )
     way = "replace it with --overwrite" if ours else "remove it"
     with new_folder(out, overwrite and ours, way) as folder, ExitStack() as shards:
         writers = {split: ShardWriter(folder, split, shard_tokens) for split in SPLITS}

@@ -312,6 +312,42 @@ def test_an_existing_folder_is_replaced_only_on_request_and_only_if_it_is_a_data
     assert (out / "train-00000.bin").exists()
 
 
+def test_what_a_person_keeps_beside_a_dataset_is_never_removed_with_it(tmp_path, folder):
+    out = make(tmp_path, folder, ["a", "b"])
+    (out / "world.json").write_text("{}")
+    source = write(out / "raw.jsonl", ["c", "d", "e"])
+    before = contents(out)
+    with pytest.raises(ValueError, match="out: expected a dataset alone .*found raw.jsonl beside"):
+        prepare_dataset([source], out, folder, workers=1, overwrite=True)
+    assert contents(out) == before
+    source = source.rename(tmp_path / "raw.jsonl")
+    prepare_dataset([source], out, folder, workers=1, overwrite=True)
+    assert contents(out) != before
+
+
+def test_a_dataset_is_replaced_where_a_link_leads(tmp_path, folder, monkeypatch):
+    out = make(tmp_path, folder, ["a", "b"])
+    (tmp_path / "link").symlink_to("out")
+    source = write(tmp_path / "in.jsonl", ["c", "d", "e"])
+    prepare_dataset([source], tmp_path / "link", folder, workers=1, overwrite=True)
+    assert sum(TokenDataset(out, split).documents for split in ("train", "heldout")) == 3
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "link", "out"]
+    monkeypatch.chdir(out)
+    with pytest.raises(ValueError, match="out: expected a new folder, found one; replace it"):
+        prepare_dataset([source], ".", folder, workers=1)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
+def test_a_tokenizer_that_is_there_is_never_replaced(tmp_path, capsys, name):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / name).write_text("of a model")
+    source = str(write(tmp_path / "in.jsonl", ["a b ab ba"] * 99))
+    assert main(["tokenizer", source, f"--out={tmp_path / 't'}", "--vocab=264"]) == 2
+    assert "t: expected a folder without a tokenizer, found one;" in capsys.readouterr().err
+    assert contents(tmp_path / "t") == {name: b"of a model"}
+
+
 @pytest.mark.parametrize(
     "wrong", [{"heldout": 1.5}, {"heldout": -1}, {"workers": 0}, {"shard_tokens": 0}, {"seed": -1}]
 )
