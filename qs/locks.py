@@ -57,8 +57,8 @@ def hold(path: Path, wait: bool = False, made: Path | None = None) -> Iterator[N
         now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         holder = {"process": os.getpid(), "host": socket.gethostname(), "since": now}
         file.truncate(0)
-        file.write(json.dumps(holder).encode())
-        file.flush()
+        with contextlib.suppress(OSError):  # of a full disk tells what is written next, by name
+            os.write(file.fileno(), json.dumps(holder).encode())
         try:
             yield
         finally:

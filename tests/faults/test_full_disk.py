@@ -94,6 +94,17 @@ def test_the_words_of_a_person_outlive_a_full_disk(tmp_path, size):
     assert os.listdir(tmp_path) == ["page.md"]
 
 
+def test_a_lock_without_room_lets_what_is_written_say_where(tmp_path):
+    def act():
+        try:
+            files.add_results(tmp_path, {"after": 1})
+        except OSError as error:
+            return int(error.filename == str(tmp_path / files.RESULTS) and error.errno)
+
+    assert within(0, act) == errno.EFBIG
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("command", ["prepare", "synthetic"])
 def test_a_dataset_without_room_is_named_and_leaves_nothing(tiny, tmp_path, command):
     given = {
