@@ -7,7 +7,8 @@
 That is the harness's own command line, `lm-eval`, with one model more. Its `--model_args`:
 
     pretrained=RUN        a run, a checkpoint, or a name in weights/
-    think=false           without thoughts
+    think=true|false      whether to think [a model that was trained to does, another one where
+                          thoughts or think_when are given]
     thoughts=N            n: tokens in one thought [the run's]
     think_when=WHEN       always, never, or entropy>X in nats, decided by the base prediction
     samples=K             probabilities are means over K thoughts at each position [1]
@@ -62,7 +63,7 @@ class Arguments:
     pretrained: str
     think: bool | None = None
     thoughts: int | None = None
-    think_when: str = "always"
+    think_when: str | None = None
     samples: int = setting(1, "K", least=1)
     think_temperature: float = setting(0.0, "of thoughts", least=0, temperature=True)
     max_length: int = setting(0, "tokens; 0: all that the model was made for", least=0)
@@ -74,7 +75,7 @@ class Arguments:
     def __post_init__(self) -> None:
         check_types("--model_args", Arguments, vars(self))
         check_limits(self)
-        think_above(self.think_when)
+        think_above(self.think_when or "always")
         if self.samples > 1 and self.think_temperature == 0:
             raise ValueError(
                 f"samples={self.samples}: greedy thoughts are all the same; add think_temperature=1"
@@ -122,15 +123,11 @@ class Adapter:
         own = ANY_TEXT | {"thoughts": self.arguments.thoughts, "seed": self.arguments.seed}
         device = "auto" if self.arguments.device == "cuda:0" else self.arguments.device
         self.opened = open_model(self.arguments.pretrained, **own, device=device)
-        n, think = self.opened.quiet.config.thoughts, self.arguments.think
-        think = self.opened.config.run.thinks if think is None else think
-        self.thinking = Thinking(
-            when=self.arguments.think_when if think and n else "never",
-            samples=self.arguments.samples,
-            temperature=self.arguments.think_temperature,
-            seed=self.arguments.seed,
-        )
-        when = self.thinking.when
+        n, given = self.opened.quiet.config.thoughts, self.arguments
+        asked = given.thoughts is not None or given.think_when is not None
+        think = (self.opened.thinks or asked) if given.think is None else given.think
+        when = (given.think_when or "always") if think and n else "never"
+        self.thinking = Thinking(when, given.samples, given.think_temperature, given.seed)
         room = self.opened.quiet.model.config.max_positions - (0 if when == "never" else n + 2)
         self.max_length = min(room, self.arguments.max_length or room)
         self.tally: Counter[str] = Counter(tokens=0, thoughts=0, cut=0)

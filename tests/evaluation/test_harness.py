@@ -335,10 +335,14 @@ def test_a_device_that_is_none_is_refused(trained):
         harness_model()(pretrained=str(trained), device="mps")
 
 
-def test_a_plain_run_does_not_think_unless_told_to(tiny, installed, tmp_path):
+def test_what_was_not_trained_to_think_does_not_unless_told_to(tiny, installed, tmp_path):
     plain = run(tmp_path, tiny.flags(tmp_path, "--objective=plain", "--steps=1"))
-    assert opened(plain).thinking.when == "never"
-    assert opened(plain, think=True).thinking.when == "always"
+    for folder in (plain, tiny.weights):
+        assert opened(folder).thinking.when == "never"
+        assert opened(folder, think=True).thinking.when == "always"
+        assert opened(folder, thoughts=3).thinking.when == "always"
+        assert opened(folder, think_when="entropy>1").thinking.when == "entropy>1"
+        assert opened(folder, think=False, thoughts=3).thinking.when == "never"
     assert opened(tiny.weights, thoughts=0).thinking.when == "never"
     assert opened(tiny.weights, thoughts=5).opened.quiet.config.thoughts == 5
 
