@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from qs.digests import damage
-from qs.files import OPTIMIZER, TRAINER, names_in, places, read_object, saved_steps
+from qs.files import LOG, MADE, OPTIMIZER, TRAINER, names_in, places, read_object, saved_steps
 from qs.output import there
 
 MODEL = "model"  # what names of files with weights begin with
@@ -48,14 +48,19 @@ def resolve(name: str | Path, root: str | Path = "weights") -> Path:
     Of a Hugging Face cache it is the one folder in `snapshots/`.
 
     Raises:
-        ValueError: if there is none (see `find`), no step of a run is whole, there are several
-            snapshots, or it only holds runs.
+        ValueError: if there is none (see `find`), a run has saved no step or none is whole, there
+            are several snapshots, or it only holds runs.
     """
     folder = find(name, root)
     steps = saved_steps(folder)
     if steps:
         weights_of = functools.partial(damage_of_step, training=False)
         return first_whole(folder, reversed(steps.values()), weights_of)
+    if any((folder / name).is_file() for name in (LOG, MADE)):
+        raise ValueError(
+            f"{folder}: expected a run that has saved a checkpoint (step_*/), found one that has "
+            "none yet; give another model"
+        )
     snapshots = sorted(path for path in folder.glob("snapshots/*") if path.is_dir())
     if len(snapshots) > 1:
         raise ValueError(

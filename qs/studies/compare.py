@@ -17,6 +17,7 @@ from qs.data.arithmetic import LONGEST
 from qs.evaluation.heldout import measure_heldout
 from qs.evaluation.statistics import mean_estimate, rate_interval
 from qs.inference.decoding import Decoding
+from qs.model import folders
 from qs.output import progress
 from qs.presets import ANY_TEXT, PRESETS
 from qs.quietstar.load import Opened, open_model
@@ -130,10 +131,11 @@ def compare_models(models: Sequence[str], task: Comparable, count: int, device: 
     Raises:
         ValueError: a model cannot be opened, or knows another kind of text.
     """
+    named = [str(folders.resolve(model)) for model in models]  # all, before the first is asked
     rows, tokenizers = [], set()
     bundled = PRESETS["tiny"].run
     text = {"data": bundled.data, "seq": bundled.seq, "eval_rows": bundled.eval_rows}
-    for model in progress(models, task, unit=" models"):
+    for model in progress(named, task, unit=" models"):
         opened = open_model(model, **ANY_TEXT | text, device=device)
         tokenizers.add(opened.tokenizer.hash)
         if task == "world":

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from checkpoints import SMALL, as_mistral, filled, run_folder, shard
 
+from qs.config import Config
+from qs.files import new_run
 from qs.model.config import read_model_config
 from qs.model.folders import INDEX, resolve
 from qs.model.weights import save, stored_tensors
@@ -29,6 +31,13 @@ def test_names_resolve_to_folders_and_runs_to_their_newest_complete_step(tmp_pat
     (tmp_path / "unfinished" / "step_000001").mkdir(parents=True)
     with pytest.raises(ValueError, match="found none; no checkpoint of .*unfinished is whole"):
         resolve("unfinished", root=tmp_path)
+
+
+def test_a_run_that_has_saved_nothing_yet_is_no_model(tmp_path):
+    run = new_run(tmp_path, "run", Config())
+    (run / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="run: expected a run that has saved a checkpoint"):
+        resolve(run)
 
 
 def test_a_missing_checkpoint_is_refused_with_the_command_that_gets_it(tmp_path):

@@ -75,6 +75,12 @@ def test_a_checkpoint_that_does_not_say_where_its_run_stood_is_refused(tmp_path,
         training_cost(saved(folder, 1, **state))
 
 
+def test_every_model_is_there_before_the_first_is_asked(monkeypatch):
+    monkeypatch.setattr("qs.studies.compare.open_model", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(ValueError, match="nosuch: expected a checkpoint, found no such folder"):
+        compare_models(["sums", "nosuch"], "arithmetic", 2, "cpu")
+
+
 def test_the_bundled_model_of_sums_knows_short_ones_in_writing_only():
     opened = open_model("sums", **ONE_THOUGHT, device="cpu", seq=2)
     written = decoded_answers(opened, "arithmetic", 6, written=True, think=False)
