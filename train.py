@@ -33,7 +33,7 @@ from typing import Any
 from qs import cli, files, output
 from qs.bench.plan import plan_table
 from qs.cli import Parser, parse
-from qs.config import Config, ThoughtConfig
+from qs.config import Config, RunConfig, ThoughtConfig
 from qs.data.dataset import DATA_DOWNLOADS, resolve_data
 from qs.evaluation.heldout import HeldoutScore, heldout_score, read_score, run_scores
 from qs.evaluation.page import PAGE, PAGE_ROWS, write_thoughts
@@ -143,7 +143,13 @@ def settings(argv: list[str]) -> tuple[Config, Path | None, str | None]:
 def longer(run: Path) -> str:
     """What to do where a run shall go on otherwise than it was set."""
     config = files.read_config(run)
-    begin = f"{cli.typed('train.py')} --weights {run} --data {config.run.data}"
+    begin = f"{cli.typed('train.py')} --weights {run}"
+    if config.run.objective != RunConfig.objective:
+        begin += f" --objective {config.run.objective}"
+    if config.run.bootstraps:  # it has read no text
+        begin += f" --task {config.star.task}{' --no-rationalize' * (not config.star.rationalize)}"
+    else:
+        begin += f" --data {config.run.data}"
     for name in ("mix_weight", "mix_space", "end"):  # without which its thoughts are others
         if (value := getattr(config.thinking, name)) != getattr(ThoughtConfig(), name):
             begin += f" --{name.replace('_', '-')} {value}"

@@ -307,6 +307,23 @@ def test_a_finished_run_says_so_and_loads_nothing(straight, monkeypatch, capsys)
     assert "held-out" in printed
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--data=x"], "--data x"),
+        (["--data=x", "--objective=plain"], "--objective plain --data x"),
+        (["--objective=star"], "--objective star --task arithmetic"),
+        (
+            ["--objective=star", "--task=world", "--no-rationalize"],
+            "--objective star --task world --no-rationalize",
+        ),
+    ],
+)
+def test_a_run_is_trained_on_by_its_own_objective(given, told, tmp_path):
+    run = files.new_run(tmp_path, "run", train.settings(given)[0])
+    assert train.longer(run).endswith(f"python train.py --weights {run} {told} --steps N ...")
+
+
 def test_scores_that_are_damaged_are_refused_in_one_line(straight, tmp_path, capsys):
     copy = shutil.copytree(straight["quiet"], tmp_path / "copy")
     (copy / "results.json").write_text('{"before": null, "after": {"text": 3}}')
