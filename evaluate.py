@@ -51,7 +51,7 @@ from qs.presets import ANY_TEXT
 from qs.quietstar.load import Opened, open_model
 from qs.settings import check_limits, setting
 from qs.studies.compare import Comparable, compare_models
-from qs.studies.control_runs import CONTROLS, CONTROLS_PAGE, run_controls, told_file
+from qs.studies.control_runs import CONTROLS_PAGE, controls_missing, run_controls, told_file
 from qs.studies.controls import Selection, add_selection, keep_comments
 from qs.studies.ladder import KEYS, LADDER_PAGE, RUNGS, run_ladder, rung_list
 from qs.studies.plots import draw_rounds, draw_run
@@ -191,7 +191,7 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def controls(args: argparse.Namespace) -> None:
-    """Train what a run is to be compared with, unless it is there, and measure all of it.
+    """Train what a run on text of the bundled kind is compared with, and measure all of it.
 
     Written to controls.json and controls.md in the run; what is left out, names of files tell.
     """
@@ -205,7 +205,7 @@ def controls(args: argparse.Namespace) -> None:
 def ladder(args: argparse.Namespace) -> None:
     """Train a run's heirs, one change a row until RLP: ladder.md of the run, after every seed.
 
-    Rows and seeds that were trained before stay in it.
+    Of text of the bundled kind. Rows and seeds that were trained before stay in it.
     """
     with hold(files.run_folder(args.run) / CONTROLS_LOCK):
         page = run_ladder(args.run, args.only, args.seeds, args.jobs, TRAIN, args.line)
@@ -238,7 +238,7 @@ def plot(args: argparse.Namespace) -> None:
     deciles = by_decile(token_table(opened)) if opened.config.run.thinks else []
     for path in draw_run(opened.run, deciles):
         print(f"written to {path}")
-    if not (opened.run / CONTROLS).is_file():
+    if controls_missing(opened.run):
         print(f"no thought-length curve: make it with python evaluate.py controls {opened.run}")
 
 

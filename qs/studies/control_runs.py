@@ -16,7 +16,7 @@ from qs.cli import to_args
 from qs.config import RunConfig
 from qs.data.dataset import TokenDataset, resolve_data
 from qs.environment import environment
-from qs.evaluation.heldout import Measured, heldout_data, measure_heldout
+from qs.evaluation.heldout import Measured, heldout_data, measure_heldout, run_scores
 from qs.evaluation.synthetic import heldout_text, rewarded
 from qs.evaluation.tokens import TextRows
 from qs.model import folders
@@ -91,6 +91,14 @@ def run_controls(
 def told_file(path: Path, selection: Selection) -> Path:
     """Where results of a selection are written, where those of everything are at `path`."""
     return path.with_stem(path.stem + selection.told)
+
+
+def controls_missing(run: Path) -> bool:
+    """Whether a run that can have `CONTROLS` has none: it thinks, about text of known answers."""
+    if files.read_config(run).run.objective != "quiet" or (run / CONTROLS).is_file():
+        return False
+    _, after = run_scores(run)
+    return after is not None and bool(after.answers)
 
 
 def time_told(

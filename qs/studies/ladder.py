@@ -19,7 +19,7 @@ import numpy as np
 from qs import files
 from qs.cli import listed
 from qs.config import Config
-from qs.evaluation.heldout import other_change, run_scores
+from qs.evaluation.heldout import HeldoutScore, other_change, run_scores
 from qs.model import folders
 from qs.model.config import ModelConfig, read_model_config
 from qs.studies.control_runs import check_jobs, run_of, train_all, trained_by, trainings_told
@@ -180,6 +180,7 @@ def run_ladder(
     own = _folder(run, RUNGS[0].key, first)
     jobs = _jobs(rows, own)
     check_jobs(run, _jobs(told, own))
+    _scores(run)  # its rows are measured on the same text
     shape = read_model_config(folders.resolve(config.run.weights))
 
     def work(job: BaselineRun) -> float:
@@ -261,13 +262,25 @@ def _trained(run: Path, job: BaselineRun) -> Path | None:
     return folder if folder and files.read_results(folder).get("after") else None
 
 
+def _scores(run: Path) -> tuple[HeldoutScore, HeldoutScore]:
+    """Of a run's answers, before and after training.
+
+    Raises:
+        ValueError: they were not measured.
+    """
+    before, after = run_scores(run)
+    if not before or not after or not after.answers:
+        raise ValueError(
+            f"{run / files.RESULTS}: expected scores of answers before and after training; this is "
+            "measured on text that python -m qs.data synthetic made, with --eval-rows above 0"
+        )
+    return before, after
+
+
 def _line(title: str, config: Config, shape: ModelConfig, trained: Sequence[Path]) -> Line:
     seeds = []
     for folder in trained:
-        before, after = run_scores(folder)
-        if not before or not after or not after.answers:
-            path = folder / files.RESULTS
-            raise ValueError(f"{path}: expected scores of answers before and after training")
+        before, after = _scores(folder)
         answers, change = after.answers[-1], other_change(before, after)
         gold, nll = answers.gold_mix, answers.nll_mix
         if not after.thinks:

@@ -12,6 +12,7 @@ from qs import files
 from qs.model.tokenizer import Tokenizer
 from qs.studies.control_runs import (
     check_jobs,
+    controls_missing,
     run_of,
     text_with_answers,
     time_told,
@@ -49,6 +50,18 @@ def trained(world, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     flags = [f"--data={world.data}", f"--weights={world.weights}", f"--out={out}", "--preset=tiny"]
     return run(out, [*flags, *FLAGS])
+
+
+def test_controls_are_missing_only_where_they_can_be_made(trained, tmp_path):
+    assert controls_missing(trained)
+    for objective, answers in (("quiet", 0), ("plain", 1)):
+        config = files.read_config(trained).changed(objective=objective)
+        run = files.new_run(tmp_path, objective, config)
+        assert not controls_missing(run)  # not finished
+        after = files.read_results(trained)["after"]
+        after["answers"] = after["answers"][:answers]
+        files.add_results(run, {"before": None, "after": after})
+        assert not controls_missing(run)
 
 
 def test_every_seed_trains_the_same_baselines_in_folders_of_their_own(trained):

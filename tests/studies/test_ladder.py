@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from tiny import make_world, run
+from tiny import make, make_world, run
 
 import evaluate
 from qs import files
@@ -120,6 +120,14 @@ def test_rows_are_trained_once_and_told_seed_by_seed(trained, capsys):
     assert evaluate.main(["ladder", str(trained), "--only=quiet"]) == 2  # they are checked, too
     assert "with --objective=plain, found --objective=pause; move " in capsys.readouterr().err
     config.write_text(stored)
+
+
+def test_text_without_known_answers_is_refused_before_anything_is_trained(tmp_path, capsys):
+    own, out = make(tmp_path / "own"), tmp_path / "out"
+    trained = run(out, own.flags(out, "--steps=1"))
+    assert evaluate.main(["ladder", str(trained), "--only=plain"]) == 2
+    assert "expected scores of answers before and after training; this" in capsys.readouterr().err
+    assert not (trained / "ladder").exists()
 
 
 def test_what_is_no_row_or_no_run_is_refused(trained, tmp_path, capsys):
