@@ -68,7 +68,7 @@ def plan_table(config: Config, sizes: str) -> Table:
         f"scored at a time: {planned.rows} row(s), {planned.anchors} of their anchors",
         *([f"does not fit: {problem}" for problem in problems] or ["fits"]),
         f"{total / 1e12:,.2f} TFLOP a step ({phases})",
-        f"about {total / rate:,.2g} s a step at {said}"
+        f"about {float(f'{total / rate:.2g}'):,g} s a step at {said}"
         + ", and 1 to 3 s for the optimiser on the host" * planned.offload,
     ]
     title = f"{config.run.weights}, {config.run.batch} rows of {config.run.seq} tokens: {unit}"

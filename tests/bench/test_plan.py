@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from tiny import make, train
 
@@ -39,6 +41,7 @@ def test_the_main_command_is_foretold_on_a_machine_with_nothing_on_it(
     assert "does not fit" not in said
     said = told(capsys, "--data", "owm", "--plan", "--device", "cpu")
     assert "use a machine with more memory, or a GPU" in said
+    assert re.search(r"about \d+,\d{3} s a step", said)
     assert not list(tmp_path.iterdir())
 
 
