@@ -237,8 +237,9 @@ def heldout_data(run: RunConfig, tokenizer: Tokenizer) -> TokenDataset:
         if run.objective != "star" or run.data != RunConfig().data:
             raise
         raise ValueError(
-            "a run of STaR was trained on questions, and has no text to be scored on: name one "
-            "with --data NAME (bundled: tiny), or ask questions with python evaluate.py tasks"
+            "a run of STaR was trained on questions, and has no text to be scored on: name some "
+            "that was prepared for its tokenizer with --data NAME, or ask questions with python "
+            "evaluate.py tasks"
         ) from None
     data = TokenDataset(folder, "heldout")
     data.check_tokenizer(tokenizer)

@@ -6,12 +6,13 @@ import re
 
 import pytest
 import torch
-from tiny import make_world
+from tiny import ROOT, make_world
 
 from qs.config import Config, RunConfig, ThoughtConfig
 from qs.data.dataset import TokenDataset
 from qs.evaluation.heldout import (
     HeldoutScore,
+    heldout_data,
     heldout_score,
     measure_heldout,
     other_change,
@@ -49,6 +50,12 @@ def quiet(world):
 def text(world):
     data = TokenDataset(world.data, "heldout")
     return heldout_text(data, Tokenizer(world.tokenizer), 48, 1000)
+
+
+def test_no_text_is_named_that_the_tokenizer_of_star_did_not_prepare(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="on: name some that was prepared for its tokenizer with"):
+        heldout_data(RunConfig(objective="star"), Tokenizer(ROOT / "weights" / "sums"))
 
 
 def test_the_change_of_other_tokens_is_paired_by_row(quiet, text):
