@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -174,7 +175,10 @@ def training_jobs(run: Path, seeds: int, selection: Selection = EVERYTHING) -> l
 def run_of(job: BaselineRun) -> Path | None:
     """The run folder that a training made, finished or not."""
     folders = (path.parent for path in Path(job.config.run.out).glob(f"*/{files.CONFIG}"))
-    return max(folders, default=None)
+    # the one that got furthest; else the newest, unless a clock was set back
+    return max(
+        folders, key=lambda made: (max(files.saved_steps(made), default=0), made), default=None
+    )
 
 
 def missing_of(jobs: Iterable[BaselineRun]) -> list[BaselineRun]:
@@ -231,15 +235,26 @@ def train_all(jobs: Sequence[BaselineRun], script: Path, at_once: int) -> dict[B
         if made is not None and files.saved_steps(made):
             flags = ["--resume", str(made)]
         command = [sys.executable, str(script), *flags]
-        process = subprocess.run(command, capture_output=True, text=True, env=environment)
+        heard: dict[str, Any] = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        with subprocess.Popen(command, env=environment, **heard) as process:
+            running.append(process)
+            said = process.communicate()[1]
         if process.returncode:
-            last = (process.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            last = (said.strip().splitlines() or ["it said nothing"])[-1]
             raise ValueError(f"{job}, failed: {last}")
 
-    if missing := missing_of(jobs):
-        with ThreadPoolExecutor(at_once) as pool:  # whose map cancels what waits, where one fails
-            trainings = pool.map(lambda job: train(job, run_of(job)), missing)
+    missing, running = missing_of(jobs), list[subprocess.Popen[str]]()
+    if not missing:
+        return {job: made for job in jobs if (made := run_of(job)) is not None}
+    with ThreadPoolExecutor(at_once) as pool:  # whose map cancels what waits, where one fails
+        trainings = pool.map(lambda job: train(job, run_of(job)), missing)
+        try:
             list(progress(trainings, "training", len(missing), unit=" runs"))
+        except KeyboardInterrupt:  # not heard by trainings where it was sent to this process alone
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in running:
+                process.terminate()  # which saves and ends
+            raise
     return {job: made for job in jobs if (made := run_of(job)) is not None}
 
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -182,6 +184,50 @@ def test_a_failed_training_is_one_line(trained, tmp_path):
     script.write_text("import sys\nsys.exit('error: no luck')\n")
     with pytest.raises(ValueError, match=r"training .*, seed 3, failed: error: no luck"):
         train_all([job], script, 1)
+
+
+STOPPED = """
+import pathlib, signal, sys, time
+def stop(number, frame):
+    pathlib.Path({notes!r}, "stopped").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path({notes!r}, "began").touch()
+time.sleep(60)
+"""
+
+
+def test_a_signal_to_the_command_alone_ends_its_trainings(trained, tmp_path, monkeypatch):
+    jobs = [elsewhere(trained, tmp_path / name) for name in "abc"]
+    script = tmp_path / "script.py"
+    script.write_text(STOPPED.format(notes=str(tmp_path)))
+
+    def interrupt(number, frame):
+        if (tmp_path / "began").exists():
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+    began = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_all(jobs, script, 1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - began < 30
+    assert (tmp_path / "stopped").exists()
+
+
+def test_of_several_folders_of_a_training_the_furthest_is_taken(trained, tmp_path):
+    job = elsewhere(trained, tmp_path)
+    first = files.new_run(job.config.run.out, "20261025-021000", job.config)
+    assert run_of(job) == first
+    begun_later = files.new_run(job.config.run.out, "20261025-025900", job.config)
+    assert run_of(job) == begun_later
+    (first / "step_000001").mkdir()  # it was begun when the clock had been set back
+    assert run_of(job) == first
 
 
 def test_threads_that_a_person_chose_are_kept(trained, monkeypatch, tmp_path):
