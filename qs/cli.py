@@ -26,8 +26,8 @@ from qs.settings import MOST
 from qs.unused import check_used, flag, used
 
 OUT_OF_MEMORY = (
-    "out of memory: lower --micro-batch (the batch stays the same), --seq, --thoughts or --samples,"
-    " or pass --recompute"
+    "out of memory: lower --micro-batch (the batch stays the same), or what of --batch, --seq, "
+    "--thoughts and --samples the command has, or pass --recompute to train.py"
 )
 COMPILERS = ("torch._dynamo.", "torch._inductor.", "triton.")  # who raises what cannot be compiled
 KEPT = "what is finished is kept: the same command does the rest"

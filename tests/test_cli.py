@@ -170,7 +170,7 @@ def test_flags_of_some_fields_leave_no_trace_where_they_are_not_given():
     [
         (ValueError("--seq 1"), "--seq 1", 2),
         (OSError(28, "disk full"), "disk full", 2),
-        (MemoryError(), "out of memory", 2),
+        (MemoryError(), "what of --batch, --seq, --thoughts and --samples the command has", 2),
         (torch.OutOfMemoryError("CUDA"), "out of memory", 2),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory", 2),
         (KeyboardInterrupt(), "interrupted by SIGINT", 130),
