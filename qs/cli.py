@@ -29,6 +29,11 @@ OUT_OF_MEMORY = (
     "out of memory: lower --micro-batch (the batch stays the same), or what of --batch, --seq, "
     "--thoughts and --samples the command has, or pass --recompute to train.py"
 )
+NO_THREAD = "can't start new thread"  # as Python says it
+THREADLESS = (
+    "expected to start a thread, found no room for one: raise the limit of processes (ulimit -u, a "
+    "container's) or of memory (ulimit -v)"
+)
 COMPILERS = ("torch._dynamo.", "torch._inductor.", "triton.")  # who raises what cannot be compiled
 KEPT = "what is finished is kept: the same command does the rest"
 CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")  # as argparse says it
@@ -151,6 +156,8 @@ def _mendable(error: Exception, kept: str) -> str | None:
     """What to say about an error that a person can mend; None: it is a bug."""
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return OUT_OF_MEMORY
+    if isinstance(error, RuntimeError) and str(error) == NO_THREAD:
+        return f"{THREADLESS}; {kept}"
     if type(error).__module__.startswith(COMPILERS):
         cause = getattr(error, "inner_exception", error)
         line = f"{type(cause).__name__}: {cause}".partition("\n")[0]  # hundreds follow it

@@ -30,6 +30,6 @@ def commit() -> str | None:
 def _git(folder: Path, *words: str) -> str:
     try:
         done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True)
-    except FileNotFoundError:  # no git on this machine
+    except OSError:  # no git on this machine, or none that may run
         return ""
     return done.stdout.strip()

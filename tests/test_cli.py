@@ -6,10 +6,15 @@ import argparse
 import dataclasses
 import re
 import signal
+import sys
+import threading
+import time
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import torch
+from faulty import forked
 from hypothesis import given
 from hypothesis import strategies as st
 from settings import OUT_OF_RANGE, SETTINGS, configs
@@ -173,6 +178,7 @@ def test_flags_of_some_fields_leave_no_trace_where_they_are_not_given():
         (MemoryError(), "what of --batch, --seq, --thoughts and --samples the command has", 2),
         (torch.OutOfMemoryError("CUDA"), "out of memory", 2),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory", 2),
+        (RuntimeError("can't start new thread"), "found no room for one: raise the limit", 2),
         (KeyboardInterrupt(), "interrupted by SIGINT", 130),
         (KeyboardInterrupt(signal.SIGHUP), "interrupted by SIGHUP", 129),
     ],
@@ -187,6 +193,19 @@ def test_what_a_person_can_mend_is_one_line(capsys, error: BaseException, line: 
     assert printed.err.startswith("error: ")
     assert line in printed.err
     assert printed.err.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no limit of memory, or no /proc")
+def test_a_thread_that_cannot_be_had_is_one_line():
+    def command(argv: list[str]) -> None:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        size = pages * resource.getpagesize() + 2**20  # a thread's stack is larger
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        threading.Thread(target=time.sleep, args=(1,)).start()
+
+    assert forked(lambda: cli.main(command, [])) == 2
 
 
 class Layer(torch.nn.Module):

@@ -20,3 +20,6 @@ def test_code_that_a_repository_does_not_hold_has_no_commit(tmp_path, monkeypatc
     assert environment.commit() == git("rev-parse", "HEAD")
     monkeypatch.setenv("PATH", "")
     assert environment.commit() is None
+    (tmp_path / "git").touch()  # and may not run
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment.commit() is None
