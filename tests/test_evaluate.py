@@ -65,6 +65,21 @@ def test_a_checkpoint_that_is_no_run_is_measured_and_nothing_is_written(tiny, ca
     assert "with thoughts" in capsys.readouterr().out
 
 
+def test_a_checkpoint_that_was_copied_out_of_its_run_is_measured_as_any_other(
+    tiny, trained, tmp_path, capsys
+):
+    step = trained / "step_000006"
+    copy = shutil.copytree(step, tmp_path / step.name)
+    flags = ["--rows", "2", "--seq", "16", "--data", str(tiny.data)]
+    assert evaluate.main([str(copy), *flags]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [step.name]
+    assert evaluate.main([str(copy)]) == 2
+    assert "step_000006 is no run, so give --data" in capsys.readouterr().err
+    (tmp_path / "log.jsonl").touch()  # a run that has lost its settings is not taken as another
+    assert evaluate.main([str(copy), *flags]) == 2
+    assert "expected the folder of a run, found no config.json" in capsys.readouterr().err
+
+
 def test_an_exported_run_scores_as_the_run(tiny, trained, tmp_path, capsys):
     out = tmp_path / "released"
     assert main.main(["export", str(trained), "--layout", "quietstar", f"--out={out}"]) == 0

@@ -310,6 +310,8 @@ def open_model(
     changes = {name: value for name, value in settings.items() if value is not None}
     folder = folders.resolve(model)
     home = folder.parent if (folder / files.TRAINER).is_file() else None
+    if home and not any((home / name).exists() for name in (files.CONFIG, files.LOG)):
+        home = None  # a checkpoint that was copied or moved out of its run
     if reads and home is None and "data" not in changes:
         raise ValueError(f"{folder} is no run, so give --data: a name in data/ or a folder")
     config = files.read_config(home) if home else Config()
