@@ -116,7 +116,8 @@ def asked_alike(exam: Exam, other: dict[str, Any]) -> bool:
 
 def how_asked(exam: dict[str, Any]) -> str:
     """Model and settings of answers, in words."""
-    names = ("temperature", "max_tokens", "seed") if exam.get("votes") else ("samples", "seed")
+    names = ("samples", "seed") if exam.get("thoughts") else ()  # else nothing was drawn
+    names = ("temperature", "max_tokens", "seed") if exam.get("votes") else names
     told = [f"{exam.get('model')}, n {exam.get('thoughts')}"]
     told += [f"{name.replace('_', ' ')} {exam.get(name)}" for name in names]
     return ", ".join(told) if exam else "unknown"

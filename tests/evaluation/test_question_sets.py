@@ -19,6 +19,7 @@ from qs.evaluation.exam_results import (
     against_table,
     answers_of,
     exam_table,
+    how_asked,
     summary,
 )
 from qs.evaluation.gold_probability import item
@@ -269,6 +270,13 @@ def test_two_models_are_compared_on_the_questions_that_both_answered(opened, tmp
     answered = run(own, *opened, NUMBERS[3:], tmp_path / "own").lines
     found = against(answered, answers_of(own, tmp_path / "other", NUMBERS[3:]))
     assert (found.facts["questions"], found.facts["left_out"]) == (1, 1)
+
+
+def test_nothing_is_told_of_draws_where_nothing_was_drawn():
+    plain = dataclasses.asdict(dataclasses.replace(EXAM, thoughts=0))
+    assert how_asked(plain) == "m, n 0"
+    assert how_asked(plain | {"votes": 2}) == "m, n 0, temperature 0.9, max tokens 384, seed 0"
+    assert how_asked(dataclasses.asdict(EXAM)) == "m, n 2, samples 2, seed 0"
 
 
 def test_of_several_files_the_one_that_was_asked_alike_is_compared_with(tmp_path):
