@@ -24,6 +24,7 @@ if __name__ == "__main__":  # before PyTorch, which takes a second
 
 import contextlib
 import dataclasses
+import shlex
 import signal
 import sys
 import time
@@ -49,7 +50,6 @@ from qs.training.heartbeat import AGAIN
 from qs.training.records import bar_text, collapse_warning
 from qs.training.trainer import Trainer
 
-RESUME = f"go on with: {cli.typed('train.py')} --resume"
 STOPPING = "finishing this step, then saving; again to quit without saving"
 
 
@@ -98,7 +98,7 @@ def go(argv: list[str], held: contextlib.ExitStack) -> int:
     if trainer.asked_to_stop:
         number = trainer.stop or signal.SIGTERM  # of this process, or of another one
         done = f"{trainer.state.step} of {config.run.steps} steps"
-        trainer.say(f"stopped by {number.name} after {done}, saved; {RESUME} {trainer.folder}")
+        trainer.say(f"stopped by {number.name} after {done}, saved; {go_on(trainer.folder)}")
         return 128 + number
     report(trainer, before, measure(trainer, "after"))
     return 0
@@ -140,16 +140,21 @@ def settings(argv: list[str]) -> tuple[Config, Path | None, str | None]:
     return parse(argv, parser), None, parser.parse_args(argv).plan
 
 
+def go_on(run: Path) -> str:
+    """What to do where a run was stopped."""
+    return f"go on with: {cli.typed('train.py', '--resume', run)}"
+
+
 def longer(run: Path) -> str:
     """What to do where a run shall go on otherwise than it was set."""
     config = files.read_config(run)
-    begin = f"{cli.typed('train.py')} --weights {run}"
+    begin = cli.typed("train.py", "--weights", run)
     if config.run.objective != RunConfig.objective:
         begin += f" --objective {config.run.objective}"
     if config.run.bootstraps:  # it has read no text
         begin += f" --task {config.star.task}{' --no-rationalize' * (not config.star.rationalize)}"
     else:
-        begin += f" --data {config.run.data}"
+        begin += f" --data {shlex.quote(config.run.data)}"
     for name in ("mix_weight", "mix_space", "end"):  # without which its thoughts are others
         if (value := getattr(config.thinking, name)) != getattr(ThoughtConfig(), name):
             begin += f" --{name.replace('_', '-')} {value}"
@@ -304,7 +309,7 @@ def bootstrap(config: Config, folder: Path | None, held: contextlib.ExitStack) -
         with stopping(run):
             rounds = run.go()
     except Stopped:
-        print(f"\nstopped by {run.stop.name}; what is finished is kept\n{RESUME} {run.folder}")
+        print(f"\nstopped by {run.stop.name}; what is finished is kept\n{go_on(run.folder)}")
         return 128 + run.stop
     files.add_results(run.folder, {"rounds": rounds})
     print("\n" + terminal(rounds_table(rounds)))

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import errno
 import re
+import shlex
 import signal
 import sys
 import types
@@ -44,11 +45,15 @@ ENDING = [  # signals that end a command; Windows has no SIGHUP
 ]
 
 
-def typed(program: str) -> str:
-    """What a person types for train.py, evaluate.py or `python -m ..`; a wheel has commands."""
+def typed(program: str, *words: object) -> str:
+    """What a person types for train.py, evaluate.py or `python -m ..`; a wheel has commands.
+
+    `words` follow, quoted where a shell would take them apart.
+    """
     program = program.removeprefix("python ")
     script, ending, rest = program.partition(".py")
-    return f"qs-{script}{rest}" if ending and HOME == BUNDLE else f"python {program}"
+    line = f"qs-{script}{rest}" if ending and HOME == BUNDLE else f"python {program}"
+    return " ".join([line, *(shlex.quote(str(word)) for word in words)])
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -230,15 +231,16 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
         patch.setattr(
             qs.training.trainer, "train_step", at_step(2, lambda: os.kill(os.getpid(), number))
         )
-        found = run(tmp_path / "out", tiny.flags(tmp_path / "out", *FLAGS[objective]), status)
+        out = tmp_path / "my runs"
+        found = run(out, tiny.flags(out, *FLAGS[objective]), status)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
     assert [*files.saved_steps(found)] == [2, 3]
     assert len(log(found)) == 3
     last = capsys.readouterr().out.splitlines()[-1]
-    command = f"python train.py --resume {found}"
+    command = f"python train.py --resume '{found}'"
     name = signal.Signals(number).name
     assert last == f"stopped by {name} after 3 of 6 steps, saved; go on with: {command}"
-    assert train.main(command.split()[2:]) == 0
+    assert train.main(shlex.split(command)[2:]) == 0
     same_run(found, straight[objective])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qs import files
-from qs.cli import to_args
+from qs.cli import to_args, typed
 from qs.config import RunConfig
 from qs.data.dataset import TokenDataset, resolve_data
 from qs.environment import environment
@@ -197,7 +197,7 @@ def check_jobs(run: Path, jobs: Sequence[BaselineRun]) -> None:
     if not files.finished(run):
         raise ValueError(
             f"{run}: expected a finished run, with the checkpoint of step "
-            f"{config.steps}; finish it with python train.py --resume {run}"
+            f"{config.steps}; finish it with {typed('train.py', '--resume', run)}"
         )
     data = TokenDataset(resolve_data(config.data))
     check_data(run, files.made_by(run), data, "or train the run again")
