@@ -90,7 +90,8 @@ class Part(NamedTuple):
         if self.lesson:
             step = learn(quiet, *self[:5], self.lesson)
         else:
-            step = quiet(*self[:2], None, *self[2:4], targets=self.targets)
+            text = self.tokens, self.documents
+            step = quiet(*text, None, self.anchors, self.thoughts, targets=self.targets)
         return step, self.of(quiet.means(step, counts))
 
 
