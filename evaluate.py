@@ -239,7 +239,7 @@ def plot(args: argparse.Namespace) -> None:
     for path in draw_run(opened.run, deciles):
         print(f"written to {path}")
     if controls_missing(opened.run):
-        print(f"no thought-length curve: make it with python evaluate.py controls {opened.run}")
+        print(f"no thought-length curve: {cli.typed('evaluate.py controls', opened.run)} makes it")
 
 
 def open_by(args: argparse.Namespace, reads: bool = True) -> Opened:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -245,7 +246,7 @@ def read_config(run: Path) -> Config:
     if written.get(CONFIG, digest := _values_digest(values)) != digest:
         raise ValueError(
             f"{run / CONFIG}: expected the settings that training wrote, found another value; put "
-            f"it back, or begin a new run from the weights with --weights {run}"
+            f"it back, or begin a new run from the weights with --weights {shlex.quote(str(run))}"
         )
     return config
 

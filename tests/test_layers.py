@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +111,12 @@ def test_a_room_imports_only_the_rooms_that_it_may(path: Path):
 def test_nothing_imports_a_script(path: Path):
     scripts = {script.stem for script in SCRIPTS} | {"train", "evaluate"}
     assert not packages(imports(tree_of(path))) & scripts
+
+
+@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=name_of)
+def test_folders_are_quoted_in_commands_that_a_person_is_told_to_type(path: Path):
+    unquoted = r"\.py [a-z]+ \{|--(weights|resume) \{(?!shlex)"
+    assert not re.search(unquoted, path.read_text())
 
 
 @pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=name_of)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -100,8 +101,8 @@ def first_whole(
         newest = newest or found
         passed.append(step)
     weights = not all(damage_of_step(step, training=False) for step in passed)
-    advice = f", or begin a new run from its weights with --weights {run}" if weights else ""
-    raise ValueError(f"{newest}; no checkpoint of {run} is whole: start it again{advice}")
+    begin = f", or begin a new run from its weights with --weights {shlex.quote(str(run))}"
+    raise ValueError(f"{newest}; no checkpoint of {run} is whole: start it again{begin * weights}")
 
 
 def damage_of_step(step: Path, training: bool = True) -> str:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qs import files
-from qs.cli import listed
+from qs.cli import listed, typed
 from qs.config import Config
 from qs.evaluation.heldout import HeldoutScore, other_change, run_scores
 from qs.model import folders
@@ -250,7 +250,7 @@ def read_ladder(run: Path) -> dict[str, list[Line]]:
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: expected the tables of a ladder, found something else ({error!r}); run "
-            f"python evaluate.py ladder {run} again"
+            f"{typed('evaluate.py ladder', run)} again"
         ) from None
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from qs import files
 from qs.atomic import write_bytes
+from qs.cli import typed
 from qs.evaluation.hard_tokens import Decile
 from qs.evaluation.heldout import AnswerScore
 from qs.evaluation.statistics import Estimate
@@ -66,7 +67,7 @@ def draw_run(run: Path, deciles: Sequence[Decile], out: Path | None = None) -> l
     """
     config = files.read_config(run)
     if config.run.bootstraps:
-        raise ValueError(f"{run} is a run of STaR: draw it with python evaluate.py rounds {run}")
+        raise ValueError(f"{run} is a run of STaR: draw it with {typed('evaluate.py rounds', run)}")
     steps, answers = read_steps(run), read_answers(run)
     thinking = "pause tokens" if config.run.objective == "pause" else "thoughts"
     unit = "nats" if config.thought.reward == "information-gain" else "a share"
@@ -171,7 +172,7 @@ def read_curves(run: Path, n: int) -> Curves:
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: expected thought lengths in the tables {TRAINED!r} and {LENGTH!r}, found "
-            f"something else ({error!r}); run python evaluate.py controls {run} again"
+            f"something else ({error!r}); run {typed('evaluate.py controls', run)} again"
         ) from None
     return Curves(n, *curves, flat={r.name: r for r in trained if r.name in (PLAIN, PAUSES)})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def check_begun_with(
     Raises:
         ValueError: what was expected and found.
     """
-    begin = f"or begin a new run from its weights with --weights {run}"
+    begin = f"or begin a new run from its weights with --weights {shlex.quote(str(run))}"
     check_data(run, made, data, begin)
     now = parts_of(quiet)
     if distributed.anywhere((before := made.get("parts", now)) != now):
