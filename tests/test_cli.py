@@ -201,8 +201,9 @@ def test_a_thread_that_cannot_be_had_is_one_line():
         import resource
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        size = pages * resource.getpagesize() + 2**20  # a thread's stack is larger
+        size = pages * resource.getpagesize() + 2**20
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        threading.stack_size(2**28)  # more, and more than stacks of ended threads are
         threading.Thread(target=time.sleep, args=(1,)).start()
 
     assert forked(lambda: cli.main(command, [])) == 2

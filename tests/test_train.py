@@ -1237,7 +1237,7 @@ def test_running_out_of_memory_names_the_settings_to_lower(
         refused(
             capsys,
             ["--resume", stopped],
-            "memory: lower --micro-batch .* --seq, --thoughts or --samples, or pass --recompute",
+            "lower --micro-batch .* --seq, --thoughts and --samples .*, or pass --recompute",
         )
     assert {n: contents(stopped / n) for n in saved} == saved
     assert train.main(["--resume", str(stopped)]) == 0

@@ -266,7 +266,7 @@ def test_a_run_is_evaluated_and_is_the_weights_of_another(model, straight, tmp_p
 def test_a_run_without_a_text_of_its_own_says_so(straight, capsys):
     assert evaluate.main(["score", str(straight)]) == 2
     error = capsys.readouterr().err
-    assert "trained on questions, and has no text to be scored on: name one with --data" in error
+    assert "trained on questions, and has no text to be scored on: name some that was" in error
     assert evaluate.main(["score", str(straight), "--data", "nowhere"]) == 2
     assert "--data nowhere: expected a prepared dataset" in capsys.readouterr().err
 
