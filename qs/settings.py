@@ -126,7 +126,7 @@ def check_names(where: str, found: typing.Iterable[str], expected: typing.Iterab
         )
 
 
-def typed(where: str, record: type, values: dict[str, Any]) -> Any:
+def read_record(where: str, record: type, values: dict[str, Any]) -> Any:
     """A record with values that were read as JSON; what has a default may be missing.
 
     Raises:

@@ -15,7 +15,7 @@ from settings import OUT_OF_RANGE, SETTINGS, configs
 from qs.config import GROUPS, Config, RunConfig, ThoughtConfig
 from qs.model.config import ModelConfig
 from qs.presets import PRESETS
-from qs.settings import check_names, typed
+from qs.settings import check_names, read_record
 
 
 @given(config=configs())
@@ -221,8 +221,8 @@ def test_a_record_takes_values_of_its_types_alone():
         ends: list[float] | None = None
 
     values = {"name": "a", "size": 1, "ends": [0.5, 1]}
-    assert typed("x", Record, values) == Record("a", 1, [0.5, 1])
-    assert typed("x", Record, {"name": "a"}) == Record("a")
+    assert read_record("x", Record, values) == Record("a", 1, [0.5, 1])
+    assert read_record("x", Record, {"name": "a"}) == Record("a")
     for wrong in (
         {"name": 1},
         {"size": True},
@@ -232,4 +232,4 @@ def test_a_record_takes_values_of_its_types_alone():
         {"x": 1},
     ):
         with pytest.raises(ValueError, match=f"x.*{next(iter(wrong))}"):
-            typed("x", Record, {"name": "a"} | wrong)
+            read_record("x", Record, {"name": "a"} | wrong)

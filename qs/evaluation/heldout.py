@@ -18,7 +18,7 @@ from qs.evaluation.synthetic import AnswerTable, heldout_text, measure_answers
 from qs.evaluation.tokens import Change, NllScore, RowSums, TextRows, measure_tokens, nll_score
 from qs.model.tokenizer import Tokenizer
 from qs.quietstar.algorithm import QuietStar
-from qs.settings import is_of, typed
+from qs.settings import is_of, read_record
 
 ALL = "all"  # the kind that stands for all kinds together
 
@@ -82,13 +82,13 @@ class HeldoutScore:
         """
         if values is None:
             return None
-        text, rows = typed("text", NllScore, values["text"]), values.get("other_rows", [])
-        other = None if values["other"] is None else typed("other", NllScore, values["other"])
+        text, rows = read_record("text", NllScore, values["text"]), values.get("other_rows", [])
+        other = None if values["other"] is None else read_record("other", NllScore, values["other"])
         if not is_of(rows, list[list[float]]) or {len(row) for row in rows} - {2}:
             raise TypeError(f"expected rows of two numbers, found {rows}")
         if not isinstance(values["answers"], list):
             raise TypeError(f"expected a list of answers, found {values['answers']}")
-        answers = tuple(typed("answers", AnswerScore, each) for each in values["answers"])
+        answers = tuple(read_record("answers", AnswerScore, each) for each in values["answers"])
         plain = {score.nll_mix is None for score in (text, other, *answers) if score is not None}
         if len(plain | {each.gold_mix is None for each in answers}) > 1:
             raise TypeError("expected all with thoughts or all without, found some of each")

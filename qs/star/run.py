@@ -35,7 +35,7 @@ from qs.output import progress
 from qs.quietstar.algorithm import QuietStar
 from qs.quietstar.load import choose_placement, load
 from qs.quietstar.shape import read
-from qs.settings import typed
+from qs.settings import read_record
 from qs.star.records import round_records, rounds_table
 from qs.star.round import (
     Attempt,
@@ -251,7 +251,7 @@ class StarRun:
             ValueError: they are at other problems.
         """
         path = self._texts(number) / name
-        made = [typed(str(path), Attempt, line) for line in JsonLines(path).records()]
+        made = [read_record(str(path), Attempt, line) for line in JsonLines(path).records()]
         asked = [(p.id, p.hinted if hint else p.prompt, p.gold) for p in problems[: len(made)]]
         if [(a.id, a.prompt, a.gold) for a in made] != asked:
             raise ValueError(

@@ -18,7 +18,7 @@ from qs.inference.decoding import Decoding, Generated, OutputToken
 from qs.inference.write import Written
 from qs.model.tokenizer import train_tokenizer
 from qs.quietstar.load import choose_placement, load
-from qs.settings import typed
+from qs.settings import read_record
 from qs.star.round import (
     Attempt,
     Example,
@@ -176,11 +176,11 @@ def test_accuracy_is_of_each_group_and_of_all(marks):
 
 def test_an_attempt_is_read_back_and_other_lines_are_named():
     one = Attempt("i", "", "1", True, "p", None, None, False, 0)
-    assert typed("x.jsonl", Attempt, dataclasses.asdict(one)) == one
+    assert read_record("x.jsonl", Attempt, dataclasses.asdict(one)) == one
     line = dataclasses.asdict(one) | {"thought": "z"}
     del line["gold"]
     with pytest.raises(ValueError, match=r"x.jsonl: 1 missing \(gold\), 1 unexpected \(thought\)"):
-        typed("x.jsonl", Attempt, line)
+        read_record("x.jsonl", Attempt, line)
 
 
 # ---- generation ----------------------------------------------------------------------------------
