@@ -33,15 +33,10 @@ sys.exit(train.main(sys.argv[2:]))
 @pytest.mark.parametrize(
     ("how", "victim", "says"),
     [
-        # torchrun, which ends the others, may be quicker than they are to find out
-        (
-            signal.SIGKILL,
-            1,
-            ("rank 0 of 2: another rank has ended", "interrupted by "),
-        ),
-        (signal.SIGSTOP, 1, ("rank 1 of 2 (process {pid} on ",)),
+        (signal.SIGKILL, 1, "error: rank 0 of 2: another rank has ended or is out of reach ("),
+        (signal.SIGSTOP, 1, "error: rank 1 of 2 (process {pid} on "),
         pytest.param(
-            *(signal.SIGSTOP, 0, ("rank 0 of 2 (process {pid} on ",)), marks=pytest.mark.slow
+            *(signal.SIGSTOP, 0, "error: rank 0 of 2 (process {pid} on "), marks=pytest.mark.slow
         ),
     ],
     ids=["killed", "stopped", "first-stopped"],
@@ -50,7 +45,9 @@ def test_a_lost_rank_ends_the_job_with_words_of_ours(tiny, tmp_path, how, victim
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(root=str(ROOT)))
     flags = tiny.flags(tmp_path / "out", "--steps=100000", "--eval-rows=0", "--save-every=2")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    # it looks after its ranks seldom enough that they find out first, and are not ended by it
+    command = [*torchrun, "--nproc-per-node=2", "--monitor-interval=2"]
     with subprocess.Popen(
         [*command, str(script), str(tmp_path), *flags],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -70,7 +67,7 @@ def test_a_lost_rank_ends_the_job_with_words_of_ours(tiny, tmp_path, how, victim
         job.communicate(timeout=60)
     assert time.monotonic() - began < 60
     assert job.returncode
-    assert said.startswith(tuple(f"error: {each.format(pid=pid)}" for each in says)), said
+    assert said.startswith(says.format(pid=pid)), said
     assert heartbeat.AGAIN in said
     (run,) = (tmp_path / "out").iterdir()
     assert train.files.saved_steps(run)
