@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -238,12 +239,15 @@ def train_all(jobs: Sequence[BaselineRun], script: Path, at_once: int) -> dict[B
         heard: dict[str, Any] = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         with subprocess.Popen(command, env=environment, **heard) as process:
             running.append(process)
+            if interrupted.is_set():
+                process.terminate()
             said = process.communicate()[1]
         if process.returncode:
             last = (said.strip().splitlines() or ["it said nothing"])[-1]
             raise ValueError(f"{job}, failed: {last}")
 
     missing, running = missing_of(jobs), list[subprocess.Popen[str]]()
+    interrupted = threading.Event()
     if not missing:
         return {job: made for job in jobs if (made := run_of(job)) is not None}
     with ThreadPoolExecutor(at_once) as pool:  # whose map cancels what waits, where one fails
@@ -252,6 +256,7 @@ def train_all(jobs: Sequence[BaselineRun], script: Path, at_once: int) -> dict[B
             list(progress(trainings, "training", len(missing), unit=" runs"))
         except KeyboardInterrupt:  # not heard by trainings where it was sent to this process alone
             pool.shutdown(wait=False, cancel_futures=True)
+            interrupted.set()  # first: a training not yet in `running` ends itself
             for process in running:
                 process.terminate()  # which saves and ends
             raise

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -197,16 +198,28 @@ time.sleep(60)
 """
 
 
-def test_a_signal_to_the_command_alone_ends_its_trainings(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("when", ["trains", "is being started"])
+def test_a_signal_to_the_command_alone_ends_its_trainings(trained, tmp_path, monkeypatch, when):
     jobs = [elsewhere(trained, tmp_path / name) for name in "abc"]
     script = tmp_path / "script.py"
     script.write_text(STOPPED.format(notes=str(tmp_path)))
 
+    class Late(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            if when == "is being started":
+                while not interrupted:
+                    time.sleep(0.01)
+                time.sleep(0.5)  # for those that had started to be ended
+
     def interrupt(number, frame):
         if (tmp_path / "began").exists():
             signal.setitimer(signal.ITIMER_REAL, 0)
+            interrupted.append(True)
             raise KeyboardInterrupt
 
+    interrupted = []
+    monkeypatch.setattr("qs.studies.control_runs.subprocess.Popen", Late)
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
     began = time.monotonic()
