@@ -91,8 +91,9 @@ class Flags:
 def score(args: argparse.Namespace) -> None:
     """Score held-out text with and without thoughts: answers, where they are known, and all tokens.
 
-    NLL is in nats a token, one thought sampled before each. Of a run, evaluation.json keeps it;
-    measured otherwise than the run does at its end, a file whose name tells how.
+    NLL is in nats a token, one thought sampled before each, where the model was trained to think or
+    --thoughts says so. Of a run, evaluation.json keeps it; measured otherwise than the run does at
+    its end, a file whose name tells how.
     """
     opened = open_by(args)
     folder, run, config, placement, quiet, tokenizer = opened
@@ -157,10 +158,9 @@ def text(args: argparse.Namespace) -> None:
     """
     opened = open_by(args)
     if not opened.config.run.thinks:
-        raise ValueError(
-            f"{args.model} was trained with --objective {opened.config.run.objective}: text "
-            "expects a model that thinks"
-        )
+        why = f"was trained with --objective {opened.config.run.objective}"
+        why = why if opened.run else "does not unasked: give --thoughts N"
+        raise ValueError(f"text expects a model that thinks, and {args.model} {why}")
     out, environment = begin_results(args, opened)
     facts, tables = measure_hard_tokens(opened)
     name = f"text{settings_told(opened.config, opened.run, opened.folder)}"
@@ -248,9 +248,7 @@ def open_by(args: argparse.Namespace, reads: bool = True) -> Opened:
     own = {name: getattr(args, name) for name in names if name in args}
     settings = own if reads else ANY_TEXT | own
     opened = open_model(args.model, reads, device=args.device, eval_rows=args.rows, **settings)
-    if reads:
-        effects.check_reading(vars(args), opened)
-    return opened
+    return effects.as_it_reads(vars(args), opened) if reads else opened
 
 
 def begin_results(args: argparse.Namespace, opened: Opened) -> tuple[Path, dict[str, object]]:

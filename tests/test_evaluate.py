@@ -183,6 +183,22 @@ def test_a_model_that_was_not_trained_to_think_does_where_it_is_asked_to(
 ):
     assert evaluate.main(["score", str(plain)]) == 0
     assert "thought none, in rows of 16\n" in capsys.readouterr().out
+    text = [str(tiny.weights), f"--data={tiny.data}", "--seq=16", "--rows=2"]
+    for flags, told in ([], "none, in"), (["--thoughts=2", "--show=1"], "2 tokens, in"):
+        assert evaluate.main(["score", *text, *flags]) == 0
+        printed = capsys.readouterr().out
+        assert f"thought {told} rows of 16" in printed
+        assert ("gain by thinking" in printed) == bool(flags)
+    assert evaluate.main(["text", *text, "--thoughts=2", f"--out={tmp_path / 'text'}"]) == 0
+    capsys.readouterr()
+    unasked = f"{tiny.weights} has none unasked: give --thoughts N, or leave it out"
+    for flag in "--show=1", "--sample-temperature=1":
+        assert evaluate.main(["score", *text, flag]) == 2
+        assert unasked in capsys.readouterr().err
+    not_asked, trained = "does not unasked: give --thoughts N", "was trained with --objective plain"
+    for model, why in (tiny.weights, not_asked), (plain, trained):
+        assert evaluate.main(["text", str(model), *text[1:]]) == 2
+        assert f"a model that thinks, and {model} {why}\n" in capsys.readouterr().err
     for model in (plain, tiny.weights):
         for flags, thoughts in ([], 0), (["--thoughts=2"], 2), (["--think-when=always"], 2):
             assert evaluate.main(["generate", str(model), "1", "--max-tokens=2", *flags]) == 0

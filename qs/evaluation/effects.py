@@ -24,22 +24,29 @@ def check_exam(given: Mapping[str, Any]) -> None:
     refuse(given, idle)
 
 
-def check_reading(given: Mapping[str, Any], opened: Opened) -> None:
-    """Refuse settings of thoughts about held-out text where there are none, or none is drawn.
+def as_it_reads(given: Mapping[str, Any], opened: Opened) -> Opened:
+    """The model as it reads held-out text: without thoughts, where it was not trained to think.
 
     Raises:
-        ValueError: as `refuse` does.
+        ValueError: settings of thoughts are given where there are none, or none is drawn.
     """
     config, idle = opened.config, ()
-    why = f"--objective {config.run.objective}"
+    why, unasked = f"--objective {config.run.objective}", False
     if not config.run.thinks:
         idle = ("thoughts", "show", "sample_temperature")
+    elif unasked := not opened.thinks and "thoughts" not in given:
+        idle = ("show", "sample_temperature")
     elif not config.sampled:
         idle = ("sample_temperature",)
         why = why if config.run.pauses else "--thoughts 0"
     asked = {name for name in given if name != "show" or given[name]}
     told = f"sampled thoughts, and {opened.folder} has none by its {why}: leave it out"
-    refuse(asked, dict.fromkeys(idle, told))
+    refuse(asked, dict.fromkeys(idle, _unasked(opened) if unasked else told))
+    return opened._replace(config=config.changed(objective="plain")) if unasked else opened
+
+
+def _unasked(opened: Opened) -> str:
+    return f"thoughts, and {opened.folder} has none unasked: give --thoughts N, or leave it out"
 
 
 def asked_to_think(given: Mapping[str, Any], opened: Opened, *of_thoughts: str) -> bool:
@@ -50,6 +57,5 @@ def asked_to_think(given: Mapping[str, Any], opened: Opened, *of_thoughts: str) 
     """
     if opened.config.thought.thoughts and (opened.thinks or "thoughts" in given):
         return True
-    told = f"thoughts, and {opened.folder} has none unasked: give --thoughts N, or leave it out"
-    refuse(given, dict.fromkeys(of_thoughts, told))
+    refuse(given, dict.fromkeys(of_thoughts, _unasked(opened)))
     return False
