@@ -72,7 +72,8 @@ def new_folder(final: Path, replace: bool = False, way: str = "remove it") -> It
     do about one that is not to be replaced.
 
     Raises:
-        ValueError: `final` exists already and is not to be replaced, or another process makes it.
+        ValueError: `final` exists already and is not to be replaced, another process makes it, or
+            it is the root.
         OSError: the disk refuses; it says of which file, or else of `final`.
     """
     final = _real(final)
@@ -105,7 +106,10 @@ def new_folder(final: Path, replace: bool = False, way: str = "remove it") -> It
 
 def _real(path: Path) -> Path:
     """What a link leads to, and "." by its name; any other path as it is."""
-    return Path(os.path.realpath(path)) if path.is_symlink() or not path.name else path
+    real = Path(os.path.realpath(path)) if path.is_symlink() or not path.name else path
+    if not real.name:
+        raise ValueError(f"{path}: expected something to be made in a folder, found the root")
+    return real
 
 
 def _put_back(old: Path, final: Path) -> None:

@@ -173,3 +173,11 @@ def test_a_folder_that_takes_nothing_is_named(tmp_path, deep):
     (tmp_path / "lock").mkdir()
     with pytest.raises(OSError, match=rf"no file can be made in it .*'{tmp_path}'"):
         hold(tmp_path / "lock").__enter__()
+
+
+def test_the_root_is_no_name_for_what_is_made():
+    message = r"^/: expected something to be made in a folder"
+    with pytest.raises(ValueError, match=message), new_folder(Path("/"), replace=True):
+        pass
+    with pytest.raises(ValueError, match=message):
+        write_bytes(Path("/"), b"1")

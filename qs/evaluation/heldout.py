@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -277,6 +278,6 @@ def settings_told(used: Config, run: Path | None, checkpoint: Path) -> str:
 
 def _named(value: str) -> str:
     """A value that a name of a file can tell from all others: `a/b` is not `a-b`."""
-    if re.fullmatch(r"[A-Za-z0-9.]+", value):
+    if re.fullmatch(r"[A-Za-z0-9.]{1,60}", value):
         return value
-    return f"{value}-{hashlib.sha256(value.encode()).hexdigest()[:8]}"
+    return f"{value[-60:]}-{hashlib.sha256(os.fsencode(value)).hexdigest()[:8]}"

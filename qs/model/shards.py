@@ -45,15 +45,16 @@ def open_file(file: Path) -> Any:
     """A memory-mapped safetensors file; `with` closes it.
 
     Raises:
-        ValueError: it is missing or damaged.
+        ValueError: it is missing or damaged, or its path is one that safetensors cannot open.
     """
+    advice = "get the file again"
     try:
         check_plain(file)
         return safe_open(file, "pt")
     except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{file}: expected a safetensors file, found: {error}; get the file again"
-        ) from None
+        if any("\udc80" <= character <= "\udcff" for character in str(file)):  # a byte as it is
+            advice = "give what is on that path a name in UTF-8"
+        raise ValueError(f"{file}: expected a safetensors file, found: {error}; {advice}") from None
 
 
 def files_of(folder: Path, stem: str) -> tuple[list[Path], dict[str, str]]:

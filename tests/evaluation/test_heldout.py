@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 
 import pytest
@@ -150,6 +151,10 @@ def test_names_of_files_tell_folders_of_data_apart(tmp_path):
     ]
     names.append(settings_told(SETTINGS.changed(data="a", seq=9), run, run / "step_000001"))
     assert settings_told(SETTINGS.changed(data="a"), None, run / "step_000001") == ""
+    long = [f"{'deep/' * 100}{name}" for name in ("a", "b", os.fsdecode(b"caf\xe9"))]
+    told = [settings_told(SETTINGS.changed(data=data), run, run / "step_000001") for data in long]
+    assert len(set(told)) == len(long)
+    assert all(each.isascii() and len(each) < 120 for each in told)
     assert len({*names}) == len(names)
     assert names[-2:] == ["-data-a", "-data-a-seq-9"]
     assert all(re.fullmatch(r"-data-a[a-z0-9-]*", name) for name in names)

@@ -144,3 +144,16 @@ def test_a_pipe_that_an_index_names_is_refused_instead_of_waited_for(tmp_path):
     files, listed = shards.files_of(tmp_path, "model")
     with pytest.raises(ValueError, match=r"a\.safetensors: expected .* found: .*no plain file"):
         shards.headers(files, listed)
+
+
+def test_a_path_that_safetensors_cannot_open_is_told_from_a_damaged_file(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    shards.write(folder, "x", {"t": torch.zeros(1)}, lambda name: torch.zeros(1))
+    with pytest.raises(ValueError, match="UTF-8; give what is on that path a name in UTF-8$"):
+        shards.open_file(folder / "x.safetensors")
+    folder = folder.rename(tmp_path / "café")
+    (folder / "y.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="; get the file again$"):
+        shards.open_file(folder / "y.safetensors")
+    shards.open_file(folder / "x.safetensors")
