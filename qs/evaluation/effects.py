@@ -31,18 +31,19 @@ def as_it_reads(given: Mapping[str, Any], opened: Opened) -> Opened:
         ValueError: settings of thoughts are given where there are none, or none is drawn.
     """
     config, idle = opened.config, ()
-    why, unasked = f"--objective {config.run.objective}", False
+    asked = {name for name in given if name != "show" or given[name]}
+    if config.run.thinks and not opened.thinks and "thoughts" not in given:
+        refuse(asked, dict.fromkeys(("show", "sample_temperature"), _unasked(opened)))
+        return opened._replace(config=opened.unasked)
+    why = f"--objective {config.run.objective}"
     if not config.run.thinks:
         idle = ("thoughts", "show", "sample_temperature")
-    elif unasked := not opened.thinks and "thoughts" not in given:
-        idle = ("show", "sample_temperature")
     elif not config.sampled:
         idle = ("sample_temperature",)
         why = why if config.run.pauses else "--thoughts 0"
-    asked = {name for name in given if name != "show" or given[name]}
     told = f"sampled thoughts, and {opened.folder} has none by its {why}: leave it out"
-    refuse(asked, dict.fromkeys(idle, _unasked(opened) if unasked else told))
-    return opened._replace(config=config.changed(objective="plain")) if unasked else opened
+    refuse(asked, dict.fromkeys(idle, told))
+    return opened
 
 
 def _unasked(opened: Opened) -> str:

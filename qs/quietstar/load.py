@@ -288,6 +288,11 @@ class Opened(NamedTuple):
         """Whether it thinks by itself: that is what it was trained to do."""
         return self.config.run.thinks and holds_thoughts(stored_tensors(self.folder))
 
+    @property
+    def unasked(self) -> Config:
+        """Settings to measure it with unasked: without thoughts, if it was not trained to think."""
+        return self.config if self.thinks else self.config.changed(objective="plain")
+
 
 def open_model(
     model: str,

@@ -112,7 +112,7 @@ def decoded_answers(
 
 def _known_answers(opened: Opened) -> tuple[Answers, Answers]:
     """Probability of the answers in text of the bundled kind, without and with a thought."""
-    config = opened.config if opened.thinks else opened.config.changed(objective="plain")
+    config = opened.unasked
     try:
         text = text_with_answers(config.run, opened.tokenizer)
     except ValueError as error:
